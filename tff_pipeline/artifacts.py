@@ -1,0 +1,213 @@
+"""Where everything lies on disk, and how it gets there without ever being half there.
+
+A directory that a stage writes is built aside and renamed. It holds `manifest.json`, which says what made it, from
+what, with which settings, and the SHA-256 of every file; and `COMPLETE`, written last, which holds the SHA-256 of the
+manifest. What lacks either, or does not match, is not used.
+
+    <workdir>/
+      silos/<silo>/keys/            the silo's secrets (client ids, sampling); never leave the silo
+      silos/<silo>/snapshots/<id>/  prepared data; snapshot.json beside them names the current one
+      runs/<id>/                    base weights, state by round, metrics, evaluation; run.json in runs/ names the newest
+      ledgers/<population>.jsonl    what every population has been charged
+      models/<name>/<version>/      exported versions
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tff_pipeline.errors import ArtifactError
+
+MANIFEST = "manifest.json"
+COMPLETE = "COMPLETE"
+_VERSIONED = ("tff-pipeline", "tensorflow", "tensorflow-text", "tensorflow-federated", "tensorflow-privacy", "tf-keras", "transformers", "apache-beam", "dp-accounting", "numpy")
+
+
+class Workdir:
+    """The layout above, as paths. Creates nothing."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def silo(self, name: str) -> Path:
+        return self.root / "silos" / name
+
+    def silo_keys(self, name: str) -> Path:
+        return self.silo(name) / "keys"
+
+    def snapshots(self, name: str) -> Path:
+        return self.silo(name) / "snapshots"
+
+    def current_snapshot(self, name: str) -> Path:
+        """The file that names the silo's current snapshot: {"id": ...}."""
+        return self.silo(name) / "snapshot.json"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    def ledger(self, population: str) -> Path:
+        return self.root / "ledgers" / f"{population}.jsonl"
+
+    def model(self, name: str) -> Path:
+        return self.root / "models" / name
+
+
+def canonical_json(value: Any) -> bytes:
+    """`value` as JSON with sorted keys and no spaces: equal values give equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def fingerprint(value: Any) -> str:
+    """16 hex digits (64 bits) that identify a JSON value."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()[:16]
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of what shapes an artifact."""
+    found = {}
+    for package in _VERSIONED:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def now() -> str:
+    """UTC, ISO 8601, whole seconds."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def sync_directory(path: Path) -> None:
+    """Makes renames and new names in `path` survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Writes a file so that `path` holds either what it held before or all of `data`, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises ArtifactError where the file is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: no such file; the stage that writes it has not finished here.") from None
+    except ValueError as error:
+        raise ArtifactError(f"{path}: not valid JSON ({error}); expected what this project wrote there. Remove it and run its stage again.") from None
+
+
+@contextmanager
+def staged(final: Path, manifest: Callable[[], Mapping[str, Any]]) -> Iterator[Path]:
+    """Builds the directory `final` aside, and renames it when the block ends well.
+
+    `manifest()` is called at the end of the block; the checksums of all files are added to what it returns. An
+    existing complete `final` is an error; an incomplete one (there is none after a rename) is replaced. Leftovers of
+    an earlier attempt that was killed are removed.
+
+    Yields:
+      The directory to write into.
+    """
+    if (final / COMPLETE).exists():
+        raise ArtifactError(f"{final}: is there already and complete; artifacts are never overwritten. Remove it first if it must be made again.")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in final.parent.glob(f".staging-{final.name}-*"):
+        shutil.rmtree(leftover)
+    aside = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".staging-{final.name}-"))
+    try:
+        yield aside
+        seal(aside, manifest())
+        if final.exists():
+            shutil.rmtree(final)
+        os.rename(aside, final)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    sync_directory(final.parent)
+
+
+def seal(directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Writes manifest (with the checksum and size of every file) and completion mark, and syncs everything to disk."""
+    directory.chmod(0o755)
+    files = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_dir():
+            sync_directory(path)
+        elif path.name not in (MANIFEST, COMPLETE) or path.parent != directory:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            files[path.relative_to(directory).as_posix()] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+    write_json(directory / MANIFEST, {**manifest, "created": now(), "versions": versions(), "files": files})
+    write_atomic(directory / COMPLETE, sha256_file(directory / MANIFEST).encode() + b"\n")
+
+
+def is_complete(directory: Path) -> bool:
+    return (directory / COMPLETE).exists() and (directory / MANIFEST).exists()
+
+
+def read_manifest(directory: Path, *, check_files: bool = False) -> dict[str, Any]:
+    """The manifest of a complete artifact; with `check_files` every file is read and compared too.
+
+    Raises:
+      ArtifactError: naming what is missing or does not match.
+    """
+    if not is_complete(directory):
+        raise ArtifactError(f"{directory}: not complete (no {COMPLETE} beside {MANIFEST}); expected the finished output of a stage. Run that stage again.")
+    if sha256_file(directory / MANIFEST) != (directory / COMPLETE).read_text().strip():
+        raise ArtifactError(f"{directory / MANIFEST}: has changed since it was written (its SHA-256 differs from {COMPLETE}). Remove the directory and run its stage again.")
+    manifest = read_json(directory / MANIFEST)
+    if check_files:
+        for name, expected in manifest["files"].items():
+            path = directory / name
+            if not path.is_file():
+                raise ArtifactError(f"{path}: missing; {MANIFEST} lists it. Remove the directory and run its stage again.")
+            if path.stat().st_size != expected["bytes"] or sha256_file(path) != expected["sha256"]:
+                raise ArtifactError(f"{path}: has changed since it was written (size or SHA-256 differs from {MANIFEST}). Remove the directory and run its stage again.")
+    return manifest
+
+
+def secret(path: Path, derived: Callable[[], bytes] | None = None) -> bytes:
+    """The 32-byte secret in `path`, made on first use: from the operating system, or `derived` in a seeded run."""
+    try:
+        value = path.read_bytes()
+    except FileNotFoundError:
+        value = derived() if derived else os.urandom(32)
+        write_atomic(path, value, mode=0o600)
+    if len(value) != 32:
+        raise ArtifactError(f"{path}: holds {len(value)} bytes; expected a secret of 32. Restore it from a backup: without it clients cannot be recognised.")
+    return value

@@ -1,0 +1,368 @@
+"""The configuration: one TOML file, read once into frozen types. configs/README.md explains every key.
+
+Unknown keys are errors that name the nearest known key. Relative paths are relative to the file.
+"""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from tff_pipeline.errors import ConfigError
+
+SPLITS = ("train", "validation", "test")
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class PipelineSection(_Section):
+    name: str
+    workdir: str = "workdir"
+    seed: int | None = None
+
+
+class TaskSection(_Section):
+    kind: Literal["sequence_classification", "token_classification"] = "sequence_classification"
+    labels: str | tuple[str, ...] = "auto"
+
+
+class SiloSection(_Section):
+    name: str
+    input: str | tuple[str, ...] | dict[str, str | tuple[str, ...]]
+    format: Literal["csv", "tsv", "jsonl", "parquet", "conll"]
+    text: str = "text"
+    label: str = "label"
+    client: str = ""
+    group: str = ""
+    columns: tuple[str, ...] = ()
+    quoting: bool = True
+
+    @property
+    def inputs_by_split(self) -> dict[str, tuple[str, ...]]:
+        """Glob patterns by split; the key "" means that clients are split by the hash of their id."""
+        given = self.input if isinstance(self.input, dict) else {"": self.input}
+        return {split: (globs,) if isinstance(globs, str) else tuple(globs) for split, globs in given.items()}
+
+
+class PrepareSection(_Section):
+    max_length: int = 128
+    max_examples_per_client: int = 100
+    splits: dict[str, float] = msgspec.field(default_factory=lambda: {"train": 0.8, "validation": 0.1, "test": 0.1})
+    max_reject_share: float = 0.05
+    shards: int = 1
+
+
+class ModelSection(_Section):
+    checkpoint: str
+    pooling: Literal["mean", "pooler"] = "mean"
+    trainable: Literal["full", "head"] = "head"
+    vocabulary: str = ""
+    lower_case: bool | None = None
+    hidden_size: int = 64
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 2
+    intermediate_size: int = 128
+
+
+class TrainingSection(_Section):
+    rounds: int
+    clients_per_round: float
+    local_epochs: int = 1
+    batch_size: int = 16
+    algorithm: Literal["fedavg", "fedprox"] = "fedavg"
+    proximal_strength: float | None = None
+    weighting: Literal["uniform", "examples"] = "uniform"
+    client_optimizer: Literal["sgd", "adam"] = "sgd"
+    client_learning_rate: float = 0.1
+    server_optimizer: Literal["sgd", "adam"] = "sgd"
+    server_learning_rate: float = 1.0
+    server_momentum: float = 0.9
+    keep_states: int = 3
+
+
+class PrivacySection(_Section):
+    mechanism: Literal["gaussian", "none"]
+    unit: Literal["client"] = "client"
+    clip_norm: float | None = None
+    noise_multiplier: float | None = None
+    target_epsilon: float | None = None
+    delta: float | None = None
+    population: str = ""
+    budget_epsilon: float | None = None
+
+
+class SecureSumSection(_Section):
+    bits: Literal[32] = 32
+
+
+class RuntimeSection(_Section):
+    kind: Literal["local", "reference"] = "local"
+    devices: str | tuple[str, ...] = "auto"
+    clients_in_parallel: int = 0
+
+
+class ExportSection(_Section):
+    name: str = ""
+    base_path: str = ""
+
+
+class Config(_Section):
+    """A whole configuration, checked. `path` is the file it came from."""
+
+    path: str
+    pipeline: PipelineSection
+    silos: tuple[SiloSection, ...]
+    model: ModelSection
+    training: TrainingSection
+    privacy: PrivacySection
+    task: TaskSection = TaskSection()
+    prepare: PrepareSection = PrepareSection()
+    secure_sum: SecureSumSection = SecureSumSection()
+    runtime: RuntimeSection = RuntimeSection()
+    export: ExportSection = ExportSection()
+
+    @property
+    def workdir(self) -> Path:
+        return Path(self.pipeline.workdir)
+
+    @property
+    def population(self) -> str:
+        """The name under which the clients' privacy budget is kept."""
+        return self.privacy.population or self.pipeline.name
+
+    @property
+    def model_name(self) -> str:
+        return self.export.name or self.pipeline.name
+
+    def silo(self, name: str) -> SiloSection:
+        for silo in self.silos:
+            if silo.name == name:
+                return silo
+        known = ", ".join(silo.name for silo in self.silos)
+        raise ConfigError(f"{self.path}: there is no silo {name!r}; the file names {known}.")
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads `path`, applies `--set` overrides ("section.key=value", value in TOML or a bare word), checks everything.
+
+    Raises:
+      ConfigError: naming the file and key, what was found, what was expected and what to do.
+    """
+    path = Path(path)
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file. --config takes a TOML file; configs/quickstart.toml is one to start from.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}.") from None
+    for override in overrides:
+        _override(raw, override)
+    raw["path"] = str(path)
+    config = _convert(raw, path)
+    _check(config)
+    return _absolute(config, path.resolve().parent)
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {override!r}: expected section.key=value, as in --set training.rounds=5.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    *parents, last = key.strip().split(".")
+    place: Any = raw
+    for parent in parents:
+        if isinstance(place, list):
+            if not parent.isdigit() or int(parent) >= len(place):
+                raise ConfigError(f"--set {override!r}: {parent!r} is not an index below {len(place)}, as in silos.0.input.")
+            place = place[int(parent)]
+        else:
+            place = place.setdefault(parent, {})
+        if not isinstance(place, dict | list):
+            raise ConfigError(f"--set {override!r}: {parent!r} is a value, not a section.")
+    if not isinstance(place, dict):
+        raise ConfigError(f"--set {override!r}: expected an index and a key, as in silos.0.input.")
+    place[last] = value
+
+
+def _convert(raw: Mapping[str, Any], path: Path) -> Config:
+    try:
+        return msgspec.convert(raw, Config)
+    except msgspec.ValidationError as error:
+        message = str(error)
+        where = match.group(1) if (match := re.search(r"at `\$\.?(.*?)`$", message)) else ""
+        message = re.sub(r" - at `\$.*`$", "", message)
+        hint = ""
+        if match := re.search(r"unknown field `(.*?)`", message):
+            unknown, known = match.group(1), _known_keys(where)
+            near = difflib.get_close_matches(unknown, known, n=1)
+            hint = f" Did you mean `{near[0]}`?" if near else f" Known keys there: {', '.join(known)}."
+            message = f"there is no key `{unknown}`" + (f" in [{where}]" if where else "")
+        elif where:
+            message = f"{where}: {message[:1].lower()}{message[1:]}"
+        else:
+            message = message[:1].lower() + message[1:]
+        raise ConfigError(f"{path}: {message}.{hint} configs/README.md explains every key.") from None
+
+
+def _known_keys(where: str) -> list[str]:
+    section: Any = Config
+    for part in filter(None, re.split(r"[.\[]", where)):
+        if part.rstrip("]").isdigit() or part == "...]":
+            continue
+        hints = {field.name: field.type for field in msgspec.structs.fields(section)}
+        found = hints.get(part, Config)
+        section = SiloSection if part == "silos" else found
+        if not (isinstance(section, type) and issubclass(section, msgspec.Struct)):
+            return []
+    return [field.name for field in msgspec.structs.fields(section) if field.name != "path"]
+
+
+def _check(config: Config) -> None:
+    """Everything the types cannot say."""
+
+    def require(condition: bool, key: str, found: object, expected: str) -> None:
+        if not condition:
+            raise ConfigError(f"{config.path}: {key} is {found!r}; expected {expected}.")
+
+    name = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+    for key, value in (("pipeline.name", config.pipeline.name), ("privacy.population", config.population), ("export.name", config.model_name)):
+        require(bool(name.fullmatch(value)), key, value, "letters, digits, '.', '_' and '-', since it names a folder")
+    require(bool(config.silos), "silos", [], "at least one [[silos]] table")
+    names = [silo.name for silo in config.silos]
+    for index, silo in enumerate(config.silos):
+        require(bool(name.fullmatch(silo.name)), f"silos[{index}].name", silo.name, "letters, digits, '.', '_' and '-', since it names a folder")
+        require(names.count(silo.name) == 1, f"silos[{index}].name", silo.name, "a name of its own: another silo has it too")
+        for split in silo.inputs_by_split:
+            require(split in ("", *SPLITS), f"silos[{index}].input", split, f"a glob, or globs by split with the keys {', '.join(SPLITS)}")
+        require(
+            (silo.format == "conll") == (config.task.kind == "token_classification"),
+            f"silos[{index}].format",
+            silo.format,
+            "conll for task.kind = token_classification, and only there",
+        )
+
+    prepare, training, model = config.prepare, config.training, config.model
+    require(8 <= prepare.max_length <= 512, "prepare.max_length", prepare.max_length, "8 to 512 tokens")
+    require(prepare.max_examples_per_client >= 1, "prepare.max_examples_per_client", prepare.max_examples_per_client, "at least 1")
+    require(prepare.shards >= 1, "prepare.shards", prepare.shards, "at least 1")
+    require(0 <= prepare.max_reject_share <= 1, "prepare.max_reject_share", prepare.max_reject_share, "a share between 0 and 1")
+    require(
+        set(prepare.splits) <= set(SPLITS) and prepare.splits.get("train", 0) > 0 and abs(sum(prepare.splits.values()) - 1) < 1e-9 and min(prepare.splits.values()) >= 0,
+        "prepare.splits",
+        prepare.splits,
+        f"shares of {', '.join(SPLITS)} that add up to 1, with some for train",
+    )
+    require(training.rounds >= 1, "training.rounds", training.rounds, "at least 1")
+    require(training.clients_per_round > 0, "training.clients_per_round", training.clients_per_round, "above 0: the expected number of clients in a round")
+    require(training.local_epochs >= 1, "training.local_epochs", training.local_epochs, "at least 1")
+    require(training.batch_size >= 1, "training.batch_size", training.batch_size, "at least 1")
+    require(training.keep_states >= 1, "training.keep_states", training.keep_states, "at least 1")
+    require(training.client_learning_rate > 0, "training.client_learning_rate", training.client_learning_rate, "above 0")
+    require(training.server_learning_rate > 0, "training.server_learning_rate", training.server_learning_rate, "above 0")
+    require(0 <= training.server_momentum < 1, "training.server_momentum", training.server_momentum, "at least 0 and below 1")
+    require(
+        (training.algorithm == "fedprox") == (training.proximal_strength is not None) and (training.proximal_strength or 1) > 0,
+        "training.proximal_strength",
+        training.proximal_strength,
+        'a number above 0 with algorithm = "fedprox", and nothing with "fedavg"',
+    )
+    if model.checkpoint == "random":
+        require(bool(model.vocabulary), "model.vocabulary", model.vocabulary, 'a vocabulary file (one wordpiece a line) with checkpoint = "random"')
+        require(model.hidden_size % model.num_attention_heads == 0, "model.hidden_size", model.hidden_size, "a multiple of model.num_attention_heads")
+    require(config.runtime.clients_in_parallel >= 0, "runtime.clients_in_parallel", config.runtime.clients_in_parallel, "0 (as many as fit the machine) or more")
+    devices = config.runtime.devices
+    require(
+        devices in ("auto", "CPU") or (not isinstance(devices, str) and len(devices) > 0 and all(re.fullmatch(r"(GPU|CPU):\d+", device) for device in devices)),
+        "runtime.devices",
+        devices,
+        '"auto", "CPU" or a list such as ["GPU:0"]',
+    )
+    _check_privacy(config, require)
+
+
+def _check_privacy(config: Config, require: Any) -> None:
+    privacy = config.privacy
+    numbers = {key: getattr(privacy, key) for key in ("clip_norm", "noise_multiplier", "target_epsilon", "delta", "budget_epsilon")}
+    if privacy.mechanism == "none":
+        for key, value in numbers.items():
+            require(value is None or key == "clip_norm", f"privacy.{key}", value, 'nothing with mechanism = "none", which promises nothing')
+        return
+    for key in ("clip_norm", "delta"):
+        require(
+            numbers[key] is not None,
+            f"privacy.{key}",
+            numbers[key],
+            f'a number with mechanism = "{privacy.mechanism}". For a run without privacy, write mechanism = "none"',
+        )
+    for key, value in numbers.items():
+        require(value is None or value > 0, f"privacy.{key}", value, "a number above 0")
+    require(privacy.delta < 1, "privacy.delta", privacy.delta, "below 1; usually well under one in the number of clients")
+    require(
+        (privacy.noise_multiplier is None) != (privacy.target_epsilon is None),
+        "privacy.noise_multiplier",
+        privacy.noise_multiplier,
+        "exactly one of privacy.noise_multiplier and privacy.target_epsilon",
+    )
+    require(
+        config.training.weighting == "uniform",
+        "training.weighting",
+        config.training.weighting,
+        '"uniform" with privacy on: a weight is something a client can change beyond its clip',
+    )
+
+
+def _absolute(config: Config, base: Path) -> Config:
+    """Makes every path in the configuration absolute; addresses with a scheme (gs://, s3://) stay as they are."""
+
+    def path(value: str) -> str:
+        return value if not value or "://" in value else str(base / Path(value).expanduser())
+
+    def globs(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        return path(value) if isinstance(value, str) else tuple(map(path, value))
+
+    def silo_input(value: Any) -> Any:
+        return {split: globs(each) for split, each in value.items()} if isinstance(value, dict) else globs(value)
+
+    replace = msgspec.structs.replace
+    labels, checkpoint = config.task.labels, config.model.checkpoint
+    if isinstance(labels, str) and labels != "auto":
+        labels = path(labels)
+    if checkpoint.startswith(("./", "../", "/", "~")) or (base / checkpoint).is_dir():
+        checkpoint = path(checkpoint)
+    return replace(
+        config,
+        path=str(Path(config.path).resolve()),
+        pipeline=replace(config.pipeline, workdir=path(config.pipeline.workdir)),
+        task=replace(config.task, labels=labels),
+        silos=tuple(replace(silo, input=silo_input(silo.input)) for silo in config.silos),
+        model=replace(config.model, checkpoint=checkpoint, vocabulary=path(config.model.vocabulary)),
+        export=replace(config.export, base_path=path(config.export.base_path)),
+    )
+
+
+def known_labels(config: Config) -> tuple[str, ...] | None:
+    """The labels the configuration lists (in place or in a file, one a line), or None for "auto".
+
+    Raises:
+      ConfigError: if the file cannot be read, or a label is empty or listed twice.
+    """
+    labels = config.task.labels
+    if labels == "auto":
+        return None
+    if isinstance(labels, str):
+        try:
+            labels = tuple(line.strip() for line in Path(labels).read_text(encoding="utf-8").splitlines() if line.strip())
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f'{config.path}: task.labels names {labels!r}, which cannot be read ({type(error).__name__}); expected "auto", a list, or a file with one label a line.') from None
+    if not labels or len(set(labels)) != len(labels) or not all(labels):
+        raise ConfigError(f"{config.path}: task.labels holds {len(labels)} labels, {len(set(labels))} of them different; expected at least one, none empty, none twice.")
+    return labels
