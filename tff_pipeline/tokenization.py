@@ -102,7 +102,7 @@ class Tokenizer:
         """string [batch] to int32 [batch, (length)], in eager code or inside a graph. Uses core and BERT-tokenizer ops only."""
         import tensorflow as tf
 
-        pieces = self._tokenizer().tokenize(texts).merge_dims(-2, -1)[:, : self.max_length - 2]
+        pieces = self._tokenizer().tokenize(texts)[:, : self.max_length - 2]
         count = tf.shape(texts)[0]
         first, last = tf.fill([count, 1], self.cls_id), tf.fill([count, 1], self.sep_id)
         return tf.concat([first, pieces, last], axis=1)
@@ -131,7 +131,7 @@ class Tokenizer:
         import tensorflow as tf
 
         with tf.device("CPU"):
-            pieces = self._tokenizer().tokenize(tf.constant(list(words))).merge_dims(-2, -1).to_list()
+            pieces = self._tokenizer().tokenize(tf.constant(list(words))).to_list()
         ids, first = [self.cls_id], [-1]
         for index, word in enumerate(pieces):
             word = word or [self.unk_id]
