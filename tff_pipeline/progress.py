@@ -4,6 +4,7 @@ Everything goes to standard error; standard output belongs to results. No event 
 """
 
 import json
+import logging
 import os
 import sys
 import time
@@ -25,6 +26,9 @@ def silence_libraries() -> None:
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
+    # transformers' embedding layer drops the result of an assertion in every graph it is built into; TensorFlow
+    # reports each with twenty lines.
+    logging.getLogger("tensorflow").addFilter(lambda record: "Object was never used" not in str(record.msg))
 
 
 class Progress:

@@ -1,0 +1,1 @@
+"""BERT with a classification head, and the wrapper through which TFF trains it."""

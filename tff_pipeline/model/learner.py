@@ -1,0 +1,98 @@
+"""The model as TFF trains it: a `tff.learning.models.VariableModel` over token ids, or over a frozen encoder's features.
+
+TFF's `from_keras_model` accepts only tf.keras models, and transformers uses tf-keras, so the wrapper is written here.
+Two kinds:
+
+* `TextLearner` trains the whole network on tokens.
+* `FeatureLearner` trains a linear head on float32 features; the encoder is frozen, so its output for a text never
+  changes and is computed once a run and silo. For token classification a labelled token is an instance of its own.
+
+Metrics are sums, so that a secure sum can add them up: loss and accuracy over instances, and `finite_clients`, the
+clients whose update was finite (TFF zeroes the others' updates and resets their metrics).
+"""
+
+import collections
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tff_pipeline.model.network import Network, zero_initializers
+from tff_pipeline.records import IGNORED
+
+
+class _Learner(tff.learning.models.VariableModel):
+    """What both kinds share; `input_spec` is (inputs, labels) as tf.TensorSpecs."""
+
+    def __init__(self, logits: Callable[[tf.Tensor], tf.Tensor], trainable: list[tf.Variable], inputs: tf.TensorSpec, labels: tf.TensorSpec):
+        self._logits, self._trainable, self._spec = logits, trainable, (inputs, labels)
+        with tf.init_scope():
+            self._loss = tf.Variable(0.0, trainable=False, name="loss")
+            self._correct = tf.Variable(0, trainable=False, dtype=tf.int64, name="correct")
+            self._instances = tf.Variable(0, trainable=False, dtype=tf.int64, name="instances")
+            self._finite = tf.Variable(0, trainable=False, dtype=tf.int64, name="finite")
+
+    trainable_variables = property(lambda self: self._trainable)
+    non_trainable_variables = property(lambda self: [])
+    local_variables = property(lambda self: [self._loss, self._correct, self._instances, self._finite])
+    input_spec = property(lambda self: self._spec)
+
+    def predict_on_batch(self, x: tf.Tensor, training: bool = True) -> tf.Tensor:
+        return self._logits(x)
+
+    def forward_pass(self, batch_input: Any, training: bool = True) -> tff.learning.models.BatchOutput:
+        inputs, labels = batch_input
+        logits = self._logits(inputs)
+        counted = tf.not_equal(labels, IGNORED)
+        safe_labels = tf.where(counted, labels, tf.zeros_like(labels))
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=safe_labels, logits=logits)
+        losses = tf.where(counted, losses, tf.zeros_like(losses))
+        instances = tf.reduce_sum(tf.cast(counted, tf.int64))
+        hits = tf.logical_and(counted, tf.equal(tf.argmax(logits, axis=-1, output_type=labels.dtype), safe_labels))
+        self._loss.assign_add(tf.reduce_sum(losses))
+        self._correct.assign_add(tf.reduce_sum(tf.cast(hits, tf.int64)))
+        self._instances.assign_add(instances)
+        self._finite.assign(1)
+        mean = tf.reduce_sum(losses) / tf.maximum(tf.cast(instances, tf.float32), 1.0)
+        return tff.learning.models.BatchOutput(loss=mean, predictions=logits, num_examples=instances)
+
+    def report_local_unfinalized_metrics(self) -> Any:
+        return collections.OrderedDict(
+            loss=[self._loss, self._instances], accuracy=[self._correct, self._instances], instances=[self._instances], finite_clients=[self._finite]
+        )
+
+    def metric_finalizers(self) -> Any:
+        @tf.function
+        def mean(total_and_count: Any) -> tf.Tensor:
+            return tf.math.divide_no_nan(tf.cast(total_and_count[0], tf.float32), tf.cast(total_and_count[1], tf.float32))
+
+        @tf.function
+        def total(value: Any) -> tf.Tensor:
+            return value[0]
+
+        return collections.OrderedDict(loss=mean, accuracy=mean, instances=total, finite_clients=total)
+
+    def reset_metrics(self) -> None:
+        for variable in self.local_variables:
+            variable.assign(tf.zeros_like(variable))
+
+
+class TextLearner(_Learner):
+    """Trains a whole `Network`. Batches are tokens int32 [batch, length] and labels int32 [batch] or [batch, length]."""
+
+    def __init__(self, build: Callable[[], Network]):
+        with zero_initializers():
+            network = build()
+        labels = tf.TensorSpec([None] if network.task == "sequence_classification" else [None, None], tf.int32)
+        super().__init__(network, network.variables, tf.TensorSpec([None, None], tf.int32), labels)
+
+
+class FeatureLearner(_Learner):
+    """Trains a linear head. Batches are features float32 [batch, hidden] and labels int32 [batch]."""
+
+    def __init__(self, *, hidden_size: int, labels: int):
+        kernel = tf.Variable(tf.zeros([hidden_size, labels]), name="kernel")
+        bias = tf.Variable(tf.zeros([labels]), name="bias")
+        spec = tf.TensorSpec([None, hidden_size], tf.float32), tf.TensorSpec([None], tf.int32)
+        super().__init__(lambda features: tf.matmul(features, kernel) + bias, [kernel, bias], *spec)

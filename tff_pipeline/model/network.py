@@ -1,0 +1,167 @@
+"""BERT and its head: built from the configuration, loaded from a checkpoint, split into what is trained and what is not.
+
+The network is transformers' own `TFBertForSequenceClassification` or `TFBertForTokenClassification` on tf-keras.
+Sequence classification pools in one of two ways:
+
+* "pooler": the checkpoint's own pooler over [CLS], as transformers does;
+* "mean": the mean of the token vectors, normalised per text to mean 0 and variance 1 (statistics of the data would be
+  a release of their own). Sentence encoders such as all-MiniLM were trained that way.
+
+Dropout is off: its random draws would make a resumed run differ from an uninterrupted one, and the clip and the noise
+regularise already. The head starts at zero.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+from transformers import BertConfig, TFBertForSequenceClassification, TFBertForTokenClassification
+
+from tff_pipeline.config import ModelSection
+from tff_pipeline.errors import ArtifactError, ConfigError
+from tff_pipeline.tokenization import Tokenizer, checkpoint_folder
+
+Task = Literal["sequence_classification", "token_classification"]
+_NORM_EPSILON = 1e-6
+
+
+def bert_config(model: ModelSection, tokenizer: Tokenizer) -> BertConfig:
+    """The encoder's sizes: the checkpoint's, or the configuration's for checkpoint = "random".
+
+    Raises:
+      ConfigError: if the checkpoint is not a BERT, or its sizes do not fit the tokenizer.
+    """
+    if model.checkpoint == "random":
+        config = BertConfig(
+            vocab_size=len(tokenizer.vocabulary),
+            hidden_size=model.hidden_size,
+            num_hidden_layers=model.num_hidden_layers,
+            num_attention_heads=model.num_attention_heads,
+            intermediate_size=model.intermediate_size,
+            max_position_embeddings=max(64, tokenizer.max_length),
+        )
+    else:
+        config = BertConfig.from_pretrained(str(checkpoint_folder(model.checkpoint)))
+        if config.model_type != "bert":
+            raise ConfigError(f"model.checkpoint {model.checkpoint!r} is a {config.model_type!r} model; expected a BERT.")
+    if len(tokenizer.vocabulary) > config.vocab_size:
+        raise ConfigError(f"the vocabulary has {len(tokenizer.vocabulary)} entries, the checkpoint embeds {config.vocab_size}; expected the checkpoint's own vocabulary.")
+    if tokenizer.max_length > config.max_position_embeddings:
+        raise ConfigError(f"prepare.max_length is {tokenizer.max_length}, the checkpoint has {config.max_position_embeddings} positions; expected at most that.")
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = config.classifier_dropout = 0.0
+    config.pad_token_id = tokenizer.pad_id
+    return config
+
+
+class Network:
+    """An encoder and a head over token ids.
+
+    Args:
+      config: the encoder's sizes.
+      labels: number of labels C.
+      task: what is classified, texts or tokens.
+      pooling: "mean" or "pooler"; token classification has no pooling.
+    """
+
+    def __init__(self, config: BertConfig, *, labels: int, task: Task, pooling: str):
+        self.task, self.pooling, self.labels = task, pooling, labels
+        config.num_labels = labels
+        kind = TFBertForSequenceClassification if task == "sequence_classification" else TFBertForTokenClassification
+        self.transformer = kind(config)
+        self.transformer.build_in_name_scope()
+        self.pad_id = config.pad_token_id
+        self.hidden_size = config.hidden_size
+
+    @property
+    def head_variables(self) -> list[tf.Variable]:
+        """Kernel float32 [hidden, C] and bias float32 [C]."""
+        return list(self.transformer.classifier.trainable_variables)
+
+    @property
+    def encoder_variables(self) -> list[tf.Variable]:
+        """All that the head's input depends on; an unused pooler is left out."""
+        used = self.transformer.bert.trainable_variables
+        return [variable for variable in used if self.pooling == "pooler" or "/pooler/" not in variable.name]
+
+    @property
+    def variables(self) -> list[tf.Variable]:
+        """Encoder, then head: the order in which weights are stored and aggregated."""
+        return self.encoder_variables + self.head_variables
+
+    def features(self, tokens: tf.Tensor) -> tf.Tensor:
+        """What the head sees: int32 [batch, length] to float32 [batch, hidden], or [batch, length, hidden] for tokens."""
+        mask = tf.cast(tf.not_equal(tokens, self.pad_id), tf.int32)
+        outputs = self.transformer.bert(input_ids=tokens, attention_mask=mask, training=False)
+        if self.task == "token_classification":
+            return outputs[0]
+        if self.pooling == "pooler":
+            return outputs[1]
+        weights = tf.cast(mask, tf.float32)[:, :, tf.newaxis]
+        mean = tf.reduce_sum(outputs[0] * weights, axis=1) / tf.maximum(tf.reduce_sum(weights, axis=1), 1.0)
+        centre, variance = tf.nn.moments(mean, axes=[-1], keepdims=True)
+        return (mean - centre) * tf.math.rsqrt(variance + _NORM_EPSILON)
+
+    def head(self, features: tf.Tensor) -> tf.Tensor:
+        """float32 [..., hidden] to logits, float32 [..., C]."""
+        kernel, bias = self.head_variables
+        return tf.tensordot(features, kernel, axes=1) + bias
+
+    def __call__(self, tokens: tf.Tensor) -> tf.Tensor:
+        """int32 [batch, length] to logits, float32 [batch, C] or [batch, length, C]."""
+        return self.head(self.features(tokens))
+
+    def set_weights(self, values: Sequence[np.ndarray]) -> None:
+        """Assigns `variables`. Raises ArtifactError where number or shapes differ."""
+        shapes = [tuple(variable.shape) for variable in self.variables]
+        if [value.shape for value in values] != shapes:
+            raise ArtifactError(f"the stored weights are {len(values)} arrays that do not fit the {len(shapes)} variables of this model; expected the configuration the run was made with.")
+        for variable, value in zip(self.variables, values, strict=True):
+            variable.assign(value)
+
+
+@contextmanager
+def zero_initializers() -> Iterator[None]:
+    """Makes variables start at zero: inside a TFF graph every client would draw millions of random numbers only to overwrite them."""
+
+    def creator(next_creator: Any, **kwargs: Any) -> tf.Variable:
+        initial = kwargs["initial_value"]
+        shape, dtype = kwargs.get("shape"), kwargs.get("dtype")
+        if callable(initial) and shape is not None and dtype is not None:
+            kwargs["initial_value"] = lambda: tf.zeros(shape, dtype)
+        return next_creator(**kwargs)
+
+    with tf.variable_creator_scope(creator):
+        yield
+
+
+def base_network(model: ModelSection, tokenizer: Tokenizer, *, labels: int, task: Task, seed: int | None) -> Network:
+    """The network before training: the checkpoint's encoder (or a random one), and a head of zeros.
+
+    A random encoder is drawn from `seed`, or from the operating system where there is none.
+    """
+    if model.checkpoint == "random":
+        tf_keras.utils.set_random_seed(seed if seed is not None else int.from_bytes(os.urandom(4), "big"))
+    network = Network(bert_config(model, tokenizer), labels=labels, task=task, pooling=model.pooling)
+    if model.checkpoint != "random":
+        _load_encoder(network, checkpoint_folder(model.checkpoint), model.checkpoint)
+    for variable in network.head_variables:
+        variable.assign(tf.zeros_like(variable))
+    return network
+
+
+def _load_encoder(network: Network, folder: Path, name: str) -> None:
+    kind = type(network.transformer)
+    try:
+        loaded, report = kind.from_pretrained(str(folder), num_labels=network.labels, ignore_mismatched_sizes=True, output_loading_info=True)
+    except OSError as error:
+        raise ConfigError(f"model.checkpoint {name!r}: no weights TensorFlow can load ({error.__class__.__name__}); expected model.safetensors or tf_model.h5 in the folder.") from error
+    missing = [key for key in report["missing_keys"] if "classifier" not in key and (network.pooling == "pooler" or "pooler" not in key)]
+    if missing:
+        raise ConfigError(f"model.checkpoint {name!r} lacks {len(missing)} of the encoder's weights, {missing[0]!r} first; expected a whole BERT.")
+    for ours, theirs in zip(network.transformer.bert.weights, loaded.bert.weights, strict=True):
+        ours.assign(theirs)

@@ -1,0 +1,1 @@
+"""The guarantee: one plan from the configuration, its accounting, its randomness, its ledger, its sentences."""

@@ -1,0 +1,140 @@
+"""One frozen plan from the configuration: clip, sampling, noise, denominator and accounting event, built together.
+
+The sampler, the aggregator, the noise, the ledger and the statement are all made from it, so they cannot disagree.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+from tff_pipeline.config import Config
+from tff_pipeline.errors import PrivacyError
+from tff_pipeline.privacy import accounting
+
+# tff.aggregators.SecureSumFactory quantises each float to this many levels (its documented resolution).
+_LEVELS = 2**32 - 1
+# Without a clip an update still has to fit a range to be quantised; a coordinate beyond it is cut.
+_RANGE_WITHOUT_CLIP = 8.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrivacyPlan:
+    """What a run does for privacy. Two plans with the same numbers give the same guarantee.
+
+    Attributes:
+      mechanism: "gaussian" or "none".
+      unit: what a neighbouring population has one more or one fewer of.
+      clients: size of the population, N.
+      expected_cohort: expected number of clients in a round, q N.
+      sampling_probability: of each client in each round, q; draws are independent (Poisson sampling).
+      rounds: number of rounds T.
+      clip_norm: L2 bound C on one client's update, or None.
+      value_range: coordinates are quantised on [-value_range, value_range].
+      noise_multiplier: z, the noise's standard deviation over the sensitivity; 0 for "none".
+      delta: the failure probability the guarantee is stated at, or None.
+      dimension: number of coordinates of an update, d.
+      max_examples_per_client: the contribution bound that preparation enforced.
+      local_epochs: passes over a client's examples in a round.
+    """
+
+    mechanism: str
+    unit: str
+    clients: int
+    expected_cohort: float
+    sampling_probability: float
+    rounds: int
+    clip_norm: float | None
+    value_range: float
+    noise_multiplier: float
+    delta: float | None
+    dimension: int
+    max_examples_per_client: int
+    local_epochs: int
+
+    @property
+    def private(self) -> bool:
+        return self.mechanism != "none"
+
+    @property
+    def denominator(self) -> float:
+        """What the noised sum is divided by: the expected cohort, which no client changes."""
+        return self.expected_cohort
+
+    @property
+    def sensitivity(self) -> float:
+        """Most by which one client changes the sum, in L2, after clipping and quantisation.
+
+        C (1 + 2**-23) for a clipped record whose float32 coordinates are each off by at most 2**-24 of themselves, plus
+        sqrt(d) times one quantisation step (twice the rounding error, to be on the side of more noise).
+        """
+        if self.clip_norm is None:
+            return math.inf
+        step = 2 * self.value_range / _LEVELS
+        return self.clip_norm * (1 + 2**-23) + math.sqrt(self.dimension) * step
+
+    @property
+    def noise_stddev(self) -> float:
+        """Standard deviation of the noise on each coordinate of the sum, before division; 0 for "none"."""
+        return self.noise_multiplier * self.sensitivity if self.private else 0.0
+
+    @property
+    def grain(self) -> float:
+        """The power of two that the noised sum is rounded to, about a millionth of the noise; 0 for "none"."""
+        return 2.0 ** math.floor(math.log2(self.noise_stddev) - 20) if self.private else 0.0
+
+    @property
+    def round_event(self) -> dict[str, Any]:
+        """One round as the ledger charges it."""
+        if not self.private:
+            return {"kind": "none"}
+        return {"kind": "poisson_gaussian", "sampling_probability": self.sampling_probability, "noise_multiplier": self.noise_multiplier}
+
+    def epsilon(self, rounds: int | None = None) -> float:
+        """Epsilon at the plan's delta after `rounds` rounds (all of them by default); infinite without privacy."""
+        if not self.private or self.delta is None:
+            return math.inf
+        return accounting.epsilon([(self.round_event, self.rounds if rounds is None else rounds)], self.delta)
+
+    def as_json(self) -> dict[str, Any]:
+        """Every number of the plan, and what follows from them."""
+        derived = {"denominator": self.denominator, "noise_stddev": self.noise_stddev, "grain": self.grain, "round_event": self.round_event}
+        return {**dataclasses.asdict(self), **derived, "sensitivity": self.sensitivity if self.private else None}
+
+
+def make(config: Config, *, clients: int, dimension: int) -> PrivacyPlan:
+    """The plan of a run on a population of `clients` whose updates have `dimension` coordinates.
+
+    With `target_epsilon` the smallest noise is found that stays at or under it.
+
+    Raises:
+      PrivacyError: if the cohort is larger than the population, or no noise reaches the target.
+    """
+    privacy, training = config.privacy, config.training
+    if clients < 1:
+        raise PrivacyError("the population has no training clients; expected at least one. Look at the rejected rows of each silo's snapshot.")
+    probability = training.clients_per_round / clients
+    if probability > 1:
+        raise PrivacyError(f"training.clients_per_round is {training.clients_per_round:g}, the population has {clients} training clients; expected at most that many.")
+    noise_multiplier = 0.0
+    if privacy.mechanism != "none":
+        assert privacy.delta is not None
+        if privacy.noise_multiplier is not None:
+            noise_multiplier = privacy.noise_multiplier
+        else:
+            assert privacy.target_epsilon is not None
+            noise_multiplier = accounting.calibrate(privacy.target_epsilon, privacy.delta, sampling_probability=probability, rounds=training.rounds)
+    return PrivacyPlan(
+        mechanism=privacy.mechanism,
+        unit=privacy.unit,
+        clients=clients,
+        expected_cohort=training.clients_per_round,
+        sampling_probability=probability,
+        rounds=training.rounds,
+        clip_norm=privacy.clip_norm,
+        value_range=privacy.clip_norm or _RANGE_WITHOUT_CLIP,
+        noise_multiplier=noise_multiplier,
+        delta=privacy.delta,
+        dimension=dimension,
+        max_examples_per_client=config.prepare.max_examples_per_client,
+        local_epochs=training.local_epochs,
+    )

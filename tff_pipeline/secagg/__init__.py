@@ -1,0 +1,1 @@
+"""The secure-aggregation protocol: keys, masks, sums. No network, no TensorFlow."""

@@ -1,0 +1,89 @@
+"""Pairwise masks: the server adds up what the silos send and learns the sum, and nothing else.
+
+The protocol is the first half of Bonawitz et al. 2017 ("Practical Secure Aggregation for Privacy-Preserving Machine
+Learning", section 4.0.1), for parties that do not drop out within a round: every pair of silos u < v agrees on a secret
+by X25519 and expands it, with HKDF-SHA256 and ChaCha20, into a mask m(u, v) for each round; u adds it, v subtracts it,
+
+    y_u = x_u + sum over v > u of m(u, v) - sum over v < u of m(v, u)      (mod 2**64)
+
+so that the masks cancel in the sum over all silos and any proper subset looks uniform. Numbers are uint64, a ring that
+holds the exact sum of 2**32 values of 32 bits.
+
+A server that is curious but follows the protocol learns only the sum, if at least two silos do not collude with it.
+With a single silo there is nothing to hide in: its sum is the sum. A server that swaps public keys is not resisted here;
+silos on a network have to authenticate each other's keys.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from tff_pipeline.errors import PrivacyError
+
+
+class Party:
+    """One silo's side. Its private key is drawn from the operating system and never leaves the object.
+
+    Args:
+      name: unique among the parties; the order of names decides who adds and who subtracts.
+      session: identifies the run; part of every key's derivation.
+    """
+
+    def __init__(self, name: str, session: str):
+        self.name, self._session = name, session
+        self._private = X25519PrivateKey.generate()
+        self.public_key = self._private.public_key().public_bytes_raw()
+        self._shared: dict[str, bytes] = {}
+        self._used: set[int] = set()
+
+    def agree(self, public_keys: Mapping[str, bytes]) -> None:
+        """Takes the public keys of all parties, its own among them.
+
+        Raises:
+          PrivacyError: if its own key is missing or is not the one it sent.
+        """
+        if public_keys.get(self.name) != self.public_key:
+            raise PrivacyError(f"silo {self.name}: the list of public keys does not hold the key this silo sent; expected it unchanged. No mask is made with such a list.")
+        self._shared = {name: self._private.exchange(X25519PublicKey.from_public_bytes(key)) for name, key in public_keys.items() if name != self.name}
+
+    def mask(self, values: Sequence[np.ndarray], round_number: int) -> list[np.ndarray]:
+        """`values`, uint64 arrays of any shape, masked for one round.
+
+        Raises:
+          PrivacyError: if this round was masked before: two reports under one mask would show their difference.
+        """
+        if round_number in self._used:
+            raise PrivacyError(f"silo {self.name}: round {round_number} was masked before; expected one report a round, since two under one mask reveal their difference.")
+        self._used.add(round_number)
+        masked = [np.array(value, np.uint64) for value in values]
+        for peer, shared in self._shared.items():
+            keystream = self._keystream(peer, shared, round_number)
+            for value in masked:
+                mask = np.frombuffer(keystream.update(bytes(8 * value.size)), np.uint64).reshape(value.shape)
+                if self.name < peer:
+                    value += mask
+                else:
+                    value -= mask
+        return masked
+
+    def _keystream(self, peer: str, shared: bytes, round_number: int):  # noqa: ANN202 (a cryptography context)
+        low, high = sorted((self.name, peer))
+        info = "\0".join(("tff-pipeline mask", self._session, str(round_number), low, high)).encode()
+        key = HKDF(SHA256(), length=32, salt=None, info=info).derive(shared)
+        return Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
+
+
+def introduce(parties: Sequence[Party]) -> None:
+    """Gives every party everybody's public key: what a server relays."""
+    public_keys = {party.name: party.public_key for party in parties}
+    for party in parties:
+        party.agree(public_keys)
+
+
+def add_up(reports: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+    """The server's side: the sum of all parties' reports, array by array, modulo 2**64. The masks cancel."""
+    return [np.add.reduce([np.asarray(part) for part in parts], dtype=np.uint64) for parts in zip(*reports, strict=True)]

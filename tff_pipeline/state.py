@@ -1,0 +1,129 @@
+"""What a run keeps on disk: its description, its base weights, its state by round, and the trained model.
+
+    runs/<id>/
+      run.json                what the run is made from: configuration, snapshots, labels, plan, guarantee
+      base/                   the network's weights before training
+      keys/                   the secret of the server's noise; removed when the run is finished
+      states/round-00012/     the server's state after 12 rounds; the newest k are kept
+      rounds.jsonl            metrics by round
+      trained/                the weights after the last round
+      evaluation.json         written by `evaluate`
+
+Every directory that holds arrays has its own manifest and checksums, and is renamed into place when it is whole.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from tff_pipeline.artifacts import is_complete, read_json, read_manifest, staged
+from tff_pipeline.config import Config
+from tff_pipeline.errors import ArtifactError
+from tff_pipeline.tokenization import Tokenizer
+
+if TYPE_CHECKING:
+    from tff_pipeline.model.network import Network
+
+FORMAT = 1
+
+
+def save_arrays(directory: Path, arrays: Sequence[np.ndarray], *, kind: str, names: Sequence[str] | None = None, **facts: Any) -> None:
+    """Writes arrays and their manifest as one atomic artifact. Bytes become fixed-length strings; nothing is pickled."""
+
+    def manifest() -> Mapping[str, Any]:
+        return {"kind": kind, "format": FORMAT, "names": list(names) if names is not None else None, **facts}
+
+    with staged(directory, manifest) as aside:
+        plain = {f"{index:05d}": np.asarray(array) if np.asarray(array).dtype != object else np.asarray(array).astype(np.bytes_) for index, array in enumerate(arrays)}
+        np.savez(aside / "arrays.npz", **plain)
+
+
+def load_arrays(directory: Path, *, kind: str) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """The arrays and the manifest, after comparing checksums.
+
+    Raises:
+      ArtifactError: if the artifact is incomplete, damaged, or of another kind or format.
+    """
+    manifest = read_manifest(directory, check_files=True)
+    if (manifest.get("kind"), manifest.get("format")) != (kind, FORMAT):
+        raise ArtifactError(f"{directory}: holds {manifest.get('kind')!r} of format {manifest.get('format')!r}; expected {kind!r} of format {FORMAT}.")
+    with np.load(directory / "arrays.npz") as stored:
+        return [stored[key] for key in sorted(stored.files)], manifest
+
+
+class StateStore:
+    """The server's state by round, newest last; older than the newest `keep` are removed."""
+
+    def __init__(self, run: Path, *, keep: int):
+        self._states, self._keep = run / "states", keep
+
+    def save(self, round_number: int, arrays: Sequence[np.ndarray], names: Sequence[str]) -> None:
+        """Saves the state after `round_number` rounds, in the foreground: a save that fails fails the run."""
+        directory = self._states / f"round-{round_number:05d}"
+        if is_complete(directory):
+            return
+        save_arrays(directory, arrays, kind="state", names=names, round=round_number)
+        for old in self._rounds()[: -self._keep]:
+            shutil.rmtree(self._states / f"round-{old:05d}")
+
+    def latest(self, names: Sequence[str]) -> tuple[int, list[np.ndarray]] | None:
+        """Round number and arrays of the newest state, or None before the first.
+
+        Raises:
+          ArtifactError: if it is damaged, or was made by a process with another state.
+        """
+        rounds = self._rounds()
+        if not rounds:
+            return None
+        directory = self._states / f"round-{rounds[-1]:05d}"
+        arrays, manifest = load_arrays(directory, kind="state")
+        if manifest["names"] != list(names):
+            raise ArtifactError(f"{directory}: holds the state of another learning process (its fields differ); expected that of this configuration and version. Start a new run.")
+        return rounds[-1], arrays
+
+    def _rounds(self) -> list[int]:
+        found = (path for path in self._states.glob("round-*") if is_complete(path))
+        return sorted(int(path.name.removeprefix("round-")) for path in found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A trained model as later stages use it. `facts` is run.json."""
+
+    network: "Network"
+    tokenizer: Tokenizer
+    labels: tuple[str, ...]
+    facts: dict[str, Any]
+
+
+def config_of(run: Path) -> Config:
+    """The configuration a run was made with, as it was then."""
+    return msgspec.convert(read_json(run / "run.json")["config"], Config)
+
+
+def load_trained(run: Path) -> Trained:
+    """The model of a finished run.
+
+    Raises:
+      ArtifactError: if training has not finished, or something is damaged or does not fit.
+    """
+    from tff_pipeline.model.network import Network, bert_config
+
+    facts, config = read_json(run / "run.json"), config_of(run)
+    if not is_complete(run / "trained"):
+        raise ArtifactError(f"{run}: training has not finished here (there is no complete trained/). Run `tff-pipeline train` with the run's configuration; it goes on where it stopped.")
+    base, _ = load_arrays(run / "base", kind="weights")
+    trained, _ = load_arrays(run / "trained", kind="weights")
+    tokenizer = Tokenizer.from_config(config.model, config.prepare.max_length)
+    if tokenizer.fingerprint != facts["tokenizer"]:
+        raise ArtifactError(f"{run}: was trained with tokenizer {facts['tokenizer']}, the checkpoint's is now {tokenizer.fingerprint}; expected the same vocabulary. Restore the checkpoint.")
+    labels = tuple(facts["labels"])
+    network = Network(bert_config(config.model, tokenizer), labels=len(labels), task=config.task.kind, pooling=config.model.pooling)
+    # What was not trained comes first in the network's order, and is as it was.
+    network.set_weights([*base[: len(base) - len(trained)], *trained])
+    return Trained(network, tokenizer, labels, facts)
