@@ -2,8 +2,8 @@
 
 The noise is not drawn in the graph: TensorFlow's stateful generators are seeded with 32 bits. It is an input. The
 aggregator's state has a place for it, which the training loop fills before every round with numbers from the operating
-system's generator, and which is NaN otherwise: a round whose noise was forgotten gives NaN weights, not weights without
-privacy.
+system's generator, and which is NaN otherwise: the sum of a round whose noise was forgotten is NaN, TFF's finalizer
+leaves the weights as they were, and the training loop stops. Nothing without noise comes out.
 """
 
 import collections

@@ -3,6 +3,7 @@
 Unknown keys are errors that name the nearest known key. Relative paths are relative to the file.
 """
 
+import argparse
 import difflib
 import re
 import tomllib
@@ -366,3 +367,10 @@ def known_labels(config: Config) -> tuple[str, ...] | None:
     if not labels or len(set(labels)) != len(labels) or not all(labels):
         raise ConfigError(f"{config.path}: task.labels holds {len(labels)} labels, {len(set(labels))} of them different; expected at least one, none empty, none twice.")
     return labels
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """--config, --set and --json, which every command takes."""
+    parser.add_argument("--config", required=True, metavar="FILE", help="the configuration, a TOML file; configs/README.md explains every key")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key, as in training.rounds=5; may be given several times")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")

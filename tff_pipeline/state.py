@@ -5,7 +5,7 @@
       base/                   the network's weights before training
       keys/                   the secret of the server's noise; removed when the run is finished
       states/round-00012/     the server's state after 12 rounds; the newest k are kept
-      rounds.jsonl            metrics by round
+      rounds.csv              metrics by round, a view of what the newest state holds; tensorboard/ is another
       trained/                the weights after the last round
       evaluation.json         written by `evaluate`
 
@@ -62,17 +62,20 @@ class StateStore:
     def __init__(self, run: Path, *, keep: int):
         self._states, self._keep = run / "states", keep
 
-    def save(self, round_number: int, arrays: Sequence[np.ndarray], names: Sequence[str]) -> None:
-        """Saves the state after `round_number` rounds, in the foreground: a save that fails fails the run."""
+    def save(self, round_number: int, arrays: Sequence[np.ndarray], names: Sequence[str], history: Sequence[Mapping[str, Any]]) -> None:
+        """Saves the state after `round_number` rounds, in the foreground: a save that fails fails the run.
+
+        The metrics of all rounds so far are saved with it, so that they are never ahead of the state or behind it.
+        """
         directory = self._states / f"round-{round_number:05d}"
         if is_complete(directory):
             return
-        save_arrays(directory, arrays, kind="state", names=names, round=round_number)
+        save_arrays(directory, arrays, kind="state", names=names, round=round_number, history=list(history))
         for old in self._rounds()[: -self._keep]:
             shutil.rmtree(self._states / f"round-{old:05d}")
 
-    def latest(self, names: Sequence[str]) -> tuple[int, list[np.ndarray]] | None:
-        """Round number and arrays of the newest state, or None before the first.
+    def latest(self, names: Sequence[str]) -> tuple[list[np.ndarray], list[dict[str, Any]]] | None:
+        """The newest state and the metrics of its rounds (one entry a round), or None before the first.
 
         Raises:
           ArtifactError: if it is damaged, or was made by a process with another state.
@@ -84,7 +87,7 @@ class StateStore:
         arrays, manifest = load_arrays(directory, kind="state")
         if manifest["names"] != list(names):
             raise ArtifactError(f"{directory}: holds the state of another learning process (its fields differ); expected that of this configuration and version. Start a new run.")
-        return rounds[-1], arrays
+        return arrays, manifest["history"]
 
     def _rounds(self) -> list[int]:
         found = (path for path in self._states.glob("round-*") if is_complete(path))

@@ -1,0 +1,48 @@
+"""The guarantee in sentences, from the plan and nothing else."""
+
+from tff_pipeline.privacy.plan import PrivacyPlan
+
+
+def sentences(plan: PrivacyPlan, *, seeded: bool, silos: int, reference: bool = False) -> list[str]:
+    """What a privacy officer reads, one statement a sentence group.
+
+    Args:
+      plan: the run's.
+      seeded: whether `pipeline.seed` is set.
+      silos: number of silos; with one there is nothing for its sum to hide in.
+      reference: whether the run is simulated under TFF's own executor, whose secure sum is plaintext.
+    """
+    said = []
+    if plan.private:
+        said.append(
+            f"Guarantee: the trained model is ({plan.epsilon():.4g}, {plan.delta:g})-differentially private for the client: adding or removing one client, with all its texts, "
+            f"changes the probability of any set of outcomes by at most a factor of e^epsilon, plus delta."
+        )
+        said.append(
+            f"Mechanism: {plan.rounds} rounds; in each, every one of {plan.clients} clients takes part independently with probability {plan.sampling_probability:.6g} (Poisson sampling), "
+            f"its update is clipped to an L2 norm of {plan.clip_norm:g}, and Gaussian noise of standard deviation {plan.noise_stddev:.6g} ({plan.noise_multiplier:g} times the sensitivity, "
+            f"quantisation included) is added to the sum at the server. The noised sum is divided by {plan.denominator:g}, the expected cohort."
+        )
+        said.append(
+            "Accounting: the privacy loss distributions of dp_accounting, composed over the rounds, neighbours by adding or removing one client. A round that was repeated after a crash is the same draw "
+            "and is charged once."
+        )
+    else:
+        said.append('No guarantee: privacy.mechanism is "none". Epsilon is infinite; the model may remember its training texts.')
+    said.append(f"Contribution bound: at most {plan.max_examples_per_client} examples of a client are kept, and each is used {plan.local_epochs} time(s) in a round the client takes part in.")
+    if reference:
+        said.append("Simulation: under runtime.kind = \"reference\" the secure sum is TFF's plaintext stand-in. It protects nothing; use it on text you may see.")
+    elif silos == 1:
+        said.append("Secure sum: there is one silo, so its masked sum is its sum. The server sees it.")
+    else:
+        said.append(
+            f"Secure sum: what a silo sends is masked with keys agreed pairwise among the {silos} silos; a server that follows the protocol learns the sum over all silos before the noise, and nothing of a single "
+            "silo. The server is trusted to add the noise, and the silos to sample and clip as stated."
+        )
+    if seeded:
+        said.append("Seed: pipeline.seed is set, so sampling and noise can be recomputed by anyone who knows it. The guarantee holds only against someone who does not.")
+    said.append(
+        "Not covered: the choice of hyperparameters; the operator's training metrics and cohort sizes, which are secure sums without noise; evaluation on held-out clients; label names and the counts in the "
+        "manifests, which are treated as public."
+    )
+    return said

@@ -1,0 +1,77 @@
+"""What every runtime does, so that the training loop and the contract tests need not know which one it is.
+
+The server's state is a flat list of arrays in the order of `Compiled.state_names`; a cohort is, for each silo, the rows
+of its clients. `local` runs the compiled form's graphs in TensorFlow sessions of this process; `reference` runs the
+uncompiled process under TFF's own executor, and is the oracle.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from tff_pipeline.aggregation import NOISE
+from tff_pipeline.learning import Compiled
+
+State = list[np.ndarray]
+Cohorts = Mapping[str, Sequence[int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundResult:
+    """The state after a round, and its metrics by the last parts of their TFF names ("loss", "accuracy", ...)."""
+
+    state: State
+    metrics: dict[str, float]
+
+
+class Runtime(Protocol):
+    """Runs rounds. Used in a `with` block; nothing it starts outlives the block."""
+
+    def initial_state(self) -> State:
+        """The state before the first round, with weights of zero and no noise supplied."""
+        ...
+
+    def run_round(self, state: State, cohorts: Cohorts, *, round_number: int, on_client: Callable[[], None] = ...) -> RoundResult:
+        """One round. `on_client` is called as each client's work ends."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def weights_of(compiled: Compiled, state: State) -> list[np.ndarray]:
+    """The trained weights in a state, in the model's order."""
+    return [np.asarray(state[place]) for place in _places(compiled, "global_model_weights/trainable/")]
+
+
+def with_weights(compiled: Compiled, state: State, weights: Sequence[np.ndarray]) -> State:
+    """A copy of the state that holds other weights."""
+    return _replaced(state, _places(compiled, "global_model_weights/trainable/"), weights)
+
+
+def with_noise(compiled: Compiled, state: State, noise: Sequence[np.ndarray]) -> State:
+    """A copy of the state with the noise of the coming round (float64, one array a weight) in its place."""
+    return _replaced(state, noise_places(compiled), noise)
+
+
+def noise_places(compiled: Compiled) -> list[int]:
+    """Where in the state the aggregator expects the noise; nowhere for an aggregator without."""
+    return _places(compiled, f"/{NOISE}/")
+
+
+def named_metrics(compiled: Compiled, values: Sequence[np.ndarray]) -> dict[str, float]:
+    """Scalars of the round by name; TFF's bookkeeping of the metrics' own secure sums is left out."""
+    named = zip(compiled.metric_names, values, strict=True)
+    return {name.rsplit("/", 1)[-1]: float(value) for name, value in named if "secure_sum_measurements" not in name and np.ndim(value) == 0}
+
+
+def _places(compiled: Compiled, part: str) -> list[int]:
+    return [place for place, name in enumerate(compiled.state_names) if part in name]
+
+
+def _replaced(state: State, places: Sequence[int], values: Sequence[np.ndarray]) -> State:
+    changed = list(state)
+    for place, value in zip(places, values, strict=True):
+        changed[place] = value
+    return changed

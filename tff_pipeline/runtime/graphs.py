@@ -1,0 +1,120 @@
+"""A computation of the compiled form as a TensorFlow graph in a session of its own.
+
+TFF's MapReduceForm gives each of its parts as one GraphDef with named parameters and results. Values that stay the same
+over many calls are held as variables of the session; the rest is fed. A client's dataset is a variant tensor, made in
+the same graph from what is fed for the client.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+v1 = tf.compat.v1
+
+
+class SessionGraph:
+    """One computation, ready to be called many times. Close it when it is done with.
+
+    Args:
+      computation: a TFF computation that is plain TensorFlow.
+      held: hold the tensor parameters as variables, set by `hold`, instead of feeding them.
+      specs: what `feed` will be for a computation that takes a dataset.
+      batches: makes the dataset from placeholders of those specs.
+      device: where operations go that can go there, such as "GPU:0"; "" leaves it to TensorFlow.
+      threads: of TensorFlow, for one call; 0 lets it use all cores.
+    """
+
+    def __init__(
+        self,
+        computation: Any,
+        *,
+        held: bool = False,
+        specs: Sequence[tf.TensorSpec] = (),
+        batches: Callable[[Sequence[tf.Tensor]], tf.data.Dataset] | None = None,
+        device: str = "",
+        threads: int = 0,
+    ):
+        proto = tff.framework.serialize_computation(computation).tensorflow
+        graph_def = v1.GraphDef()
+        proto.graph_def.Unpack(graph_def)
+        parameters = _leaves(proto.parameter) if proto.HasField("parameter") else []
+        tensors = [name for kind, name in parameters if kind == "tensor"]
+        datasets = [name for kind, name in parameters if kind == "sequence"]
+        with tf.Graph().as_default() as graph, tf.device(device or None):
+            input_map: dict[str, tf.Tensor] = {}
+            self._fed = [v1.placeholder(spec.dtype, spec.shape) for spec in specs]
+            if datasets:
+                assert batches is not None
+                with tf.device("CPU:0"):
+                    input_map |= {name: tf.data.experimental.to_variant(batches(self._fed)) for name in datasets}
+            self._held: list[tuple[tf.Tensor, tf.Operation]] = []
+            if held:
+                input_map |= {name: self._variable(graph_def, name) for name in tensors}
+            v1.import_graph_def(graph_def, input_map=input_map, name="")
+            self._parameters = [] if held else [graph.get_tensor_by_name(name) for name in tensors]
+            self._results = [graph.get_tensor_by_name(name) for _, name in _leaves(proto.result)]
+            self._initialize = graph.get_operation_by_name(proto.initialize_op) if proto.initialize_op else None
+        self._graph = graph
+        options = v1.ConfigProto(intra_op_parallelism_threads=threads, inter_op_parallelism_threads=threads, allow_soft_placement=True)
+        options.gpu_options.allow_growth = True
+        self._session = v1.Session(graph=graph, config=options)
+        self._reset: list[tf.Operation] | None = None
+
+    @property
+    def result_types(self) -> list[tuple[np.dtype, tuple[int, ...]]]:
+        """dtype and shape of every result."""
+        return [(tensor.dtype.as_numpy_dtype, tuple(tensor.shape)) for tensor in self._results]
+
+    @property
+    def parameter_types(self) -> list[tuple[np.dtype, tuple[int, ...]]]:
+        """dtype and shape of every parameter that is fed."""
+        return [(tensor.dtype.as_numpy_dtype, tuple(tensor.shape)) for tensor in self._parameters]
+
+    def hold(self, values: Sequence[np.ndarray]) -> None:
+        """Sets the parameters of a graph that holds them."""
+        feed = {place: value for (place, _), value in zip(self._held, values, strict=True)}
+        self._session.run([assign for _, assign in self._held], feed)
+
+    def reset_only(self, variables: Sequence[str]) -> None:
+        """From now on, only variables with these last names start anew on each call.
+
+        For a computation that overwrites its other variables before it reads them, as TFF's client work does with the
+        weights: filling millions of them with zeros for each client would be for nothing.
+        """
+        assert self._initialize is not None
+        self._session.run(self._initialize)
+        starts = [op for op in self._graph.get_operations() if op.type == "AssignVariableOp" and op.name.endswith("/Assign")]
+        self._reset = [op for op in starts if op.name.split("/")[-2] in variables]
+        assert len(self._reset) == len(variables), [op.name for op in self._reset]
+
+    def __call__(self, parameters: Sequence[Any] = (), fed: Sequence[Any] = ()) -> list[np.ndarray]:
+        """Runs the computation once."""
+        feed = dict(zip(self._parameters, parameters, strict=True)) | dict(zip(self._fed, fed, strict=True))
+        if self._reset is not None:
+            self._session.run(self._reset)
+        elif self._initialize is not None:
+            self._session.run(self._initialize, feed)
+        # A string scalar comes out as bytes.
+        return [np.asarray(result) for result in self._session.run(self._results, feed)]
+
+    def close(self) -> None:
+        self._session.close()
+
+    def _variable(self, graph_def: v1.GraphDef, name: str) -> tf.Tensor:
+        node = next(node for node in graph_def.node if node.name == name.split(":")[0])
+        dtype, shape = tf.as_dtype(node.attr["dtype"].type), tf.TensorShape(node.attr["shape"].shape)
+        variable = v1.get_variable(f"held_{len(self._held)}", shape=shape, dtype=dtype, use_resource=True, trainable=False)
+        place = v1.placeholder(dtype, shape)
+        self._held.append((place, variable.assign(place).op))
+        return variable.read_value()
+
+
+def _leaves(binding: Any) -> list[tuple[str, str]]:
+    """("tensor" | "sequence", tensor name) of a TFF binding, in order."""
+    kind = binding.WhichOneof("binding")
+    if kind == "struct":
+        return [leaf for element in binding.struct.element for leaf in _leaves(element)]
+    return [(kind, binding.tensor.tensor_name if kind == "tensor" else binding.sequence.variant_tensor_name)]

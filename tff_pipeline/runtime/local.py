@@ -1,0 +1,157 @@
+"""All silos in this process, on its devices: the compiled form's own graphs in TensorFlow sessions.
+
+    broadcast = prepare(state)                                server
+    report_s  = sum over the silo's cohort of work(client)    silo: integers only
+                + masks                                       silo (secagg)
+    state     = update(state, sum of reports)                 server
+"""
+
+import os
+import queue
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tff_pipeline.errors import TrainingError
+from tff_pipeline.learning import Compiled
+from tff_pipeline.runtime.base import Cohorts, RoundResult, State, named_metrics
+from tff_pipeline.runtime.clients import Clients
+from tff_pipeline.runtime.graphs import SessionGraph
+from tff_pipeline.secagg.masking import Party, add_up, introduce
+
+# The learner's sums; everything else the client work overwrites before it reads.
+_METRIC_VARIABLES = ("loss", "correct", "instances", "finite")
+
+
+class LocalRuntime:
+    """Runs rounds for silos that are all in this process.
+
+    Args:
+      compiled: the process.
+      silos: the training clients of each silo.
+      devices: "auto" (every GPU, or else the CPU), "CPU", or names such as ["GPU:0"].
+      clients_in_parallel: how many clients are worked on at a time on each device; 0 chooses.
+      session: identifies the run to the secure sum.
+    """
+
+    def __init__(self, compiled: Compiled, silos: Sequence[Clients], *, devices: str | Sequence[str] = "auto", clients_in_parallel: int = 0, session: str = ""):
+        self._compiled = compiled
+        self._silos: Mapping[str, Clients] = {silo.name: silo for silo in silos}
+        self._prepare, self._update = SessionGraph(compiled.form.prepare), SessionGraph(compiled.form.update)
+        places = choose_devices(devices)
+        per_device = clients_in_parallel or _clients_in_parallel(silos[0], places)
+        threads = max(1, (os.cpu_count() or 1) // per_device) if per_device > 1 else 0
+        first = silos[0]
+        self._workers: queue.SimpleQueue[SessionGraph] = queue.SimpleQueue()
+        self._all_workers = []
+        for device in places * per_device:
+            worker = SessionGraph(compiled.form.work, held=True, specs=first.specs(), batches=first.batches, device=device, threads=threads)
+            worker.reset_only(_METRIC_VARIABLES)
+            self._all_workers.append(worker)
+            self._workers.put(worker)
+        self._threads = ThreadPoolExecutor(len(self._all_workers), thread_name_prefix="client")
+        self._parties = {name: Party(name, session) for name in self._silos}
+        introduce(list(self._parties.values()))
+        self._slots = self._all_workers[0].result_types
+
+    def __enter__(self) -> "LocalRuntime":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def initial_state(self) -> State:
+        graph = SessionGraph(self._compiled.initialize)
+        try:
+            return graph()
+        finally:
+            graph.close()
+
+    def run_round(self, state: State, cohorts: Cohorts, *, round_number: int, on_client: Callable[[], None] = lambda: None) -> RoundResult:
+        self._broadcast(state)
+        reports = []
+        for name, party in self._parties.items():
+            total = self._silo_sum(self._silos[name], cohorts.get(name, ()), on_client)
+            reports.append(party.mask(total, round_number))
+        return self._finish(state, add_up(reports))
+
+    def secure_sums(self, state: State, cohorts: Cohorts) -> list[np.ndarray]:
+        """The sum of every secure slot over all cohorts, uint64 modulo 2**64, without masks; the contract tests compare it."""
+        self._broadcast(state)
+        return add_up([self._silo_sum(silo, cohorts.get(name, ()), lambda: None) for name, silo in self._silos.items()])
+
+    def close(self) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        for graph in (self._prepare, self._update, *self._all_workers):
+            graph.close()
+
+    def _broadcast(self, state: State) -> None:
+        broadcast = self._prepare(state)
+        for worker in self._all_workers:
+            worker.hold(broadcast)
+
+    def _silo_sum(self, silo: Clients, rows: Sequence[int], on_client: Callable[[], None]) -> list[np.ndarray]:
+        """What happens inside a silo: the sum of its cohort's reports, in the ring. Integer addition: no order matters."""
+        total = [np.zeros(shape, np.uint64) for _, shape in self._slots]
+
+        def work(row: int) -> list[np.ndarray]:
+            worker = self._workers.get()
+            try:
+                return worker(fed=silo.feed(row))
+            finally:
+                self._workers.put(worker)
+
+        # Reads of one silo are not thread-safe when records come from files, so they happen in `feed` under one lock.
+        for report in _bounded_map(self._threads, work, rows, ahead=2 * len(self._all_workers)):
+            for place, part in zip(total, report, strict=True):
+                np.add(place, part.astype(np.uint64), out=place)
+            on_client()
+        return total
+
+    def _finish(self, state: State, sums: Sequence[np.ndarray]) -> RoundResult:
+        signed = [total.view(np.int64).astype(dtype) for total, (dtype, _) in zip(sums, self._slots, strict=True)]
+        results = self._update([*state, *signed])
+        after = results[: len(state)]
+        return RoundResult(after, named_metrics(self._compiled, results[len(state) :]))
+
+
+def _bounded_map(threads: ThreadPoolExecutor, function: Callable[[int], Any], items: Sequence[int], *, ahead: int) -> Any:
+    """`map` on threads that never has more than `ahead` results waiting; the first error cancels the rest."""
+    pending: list[Any] = []
+    remaining = iter(items)
+    try:
+        for item in remaining:
+            pending.append(threads.submit(function, int(item)))
+            if len(pending) >= ahead:
+                yield pending.pop(0).result()
+        while pending:
+            yield pending.pop(0).result()
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+def choose_devices(asked: str | Sequence[str]) -> list[str]:
+    """The devices to use, as TensorFlow names them ("GPU:0").
+
+    Raises:
+      TrainingError: if one that was asked for is not there, naming those that are.
+    """
+    present = [device.name.removeprefix("/physical_device:") for device in tf.config.list_physical_devices() if device.device_type in ("CPU", "GPU")]
+    graphics = [name for name in present if name.startswith("GPU")]
+    if asked == "auto":
+        return graphics or ["CPU:0"]
+    wanted = ["CPU:0"] if asked == "CPU" else [asked] if isinstance(asked, str) else list(asked)
+    missing = [name for name in wanted if name not in present]
+    if missing:
+        raise TrainingError(f"runtime.devices asks for {', '.join(missing)}, which TensorFlow does not see; expected some of {', '.join(present)}. `tff-pipeline doctor` shows what is there.")
+    return wanted
+
+
+def _clients_in_parallel(clients: Clients, devices: Sequence[str]) -> int:
+    """A head's client is a few small products: cores are best used one a client. A BERT fills all cores by itself."""
+    small = clients.specs()[0].dtype == tf.float32
+    return max(1, os.cpu_count() or 1) if small and all(device.startswith("CPU") for device in devices) else 1

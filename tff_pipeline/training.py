@@ -1,0 +1,373 @@
+"""The training stage: snapshots in, a run out. It sees a runtime only as `runtime.base.Runtime`.
+
+Every random draw of a round follows from secrets that are kept until the run is finished, and the state is saved after
+every round; so a run that was killed goes on where it stopped, charges nothing twice and ends as it would have.
+"""
+
+import argparse
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from tff_pipeline import artifacts, config as configuration
+from tff_pipeline.artifacts import Workdir, is_complete, read_json, seal, secret, write_atomic, write_json
+from tff_pipeline.config import Config
+from tff_pipeline.errors import ArtifactError, TrainingError
+from tff_pipeline.privacy import plan as planning
+from tff_pipeline.privacy import randomness, statement
+from tff_pipeline.privacy.ledger import Ledger
+from tff_pipeline.privacy.plan import PrivacyPlan
+from tff_pipeline.progress import Progress
+from tff_pipeline.sampling import cohort
+from tff_pipeline.silos import Snapshot, check_compatible, load_snapshot, union_labels
+from tff_pipeline.state import FORMAT, StateStore, load_arrays, save_arrays
+from tff_pipeline.tokenization import Tokenizer
+
+_EPSILONS_SHOWN = 20  # how often a run works out the epsilon so far: half a second each time
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Everything a run is determined by, worked out before anything is written or trained."""
+
+    config: Config
+    snapshots: tuple[Snapshot, ...]
+    tokenizer: Tokenizer
+    labels: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        """The same for the same settings and data, so that a killed run is found again and a finished one is not repeated."""
+        config = self.config
+        parts = {
+            "format": FORMAT,
+            **{name: msgspec.to_builtins(getattr(config, name)) for name in ("task", "model", "training", "privacy", "secure_sum")},
+            "max_length": config.prepare.max_length,
+            "runtime": config.runtime.kind,
+            "seed": config.pipeline.seed,
+            "population": config.population,
+            "snapshots": {snapshot.silo: snapshot.id for snapshot in self.snapshots},
+            "labels": self.labels,
+            "tokenizer": self.tokenizer.fingerprint,
+        }
+        # How many states are kept changes nothing about the result.
+        parts["training"].pop("keep_states")
+        return artifacts.fingerprint(parts)
+
+    @property
+    def folder(self) -> Path:
+        return Workdir(self.config.workdir).runs / self.id
+
+    @property
+    def clients(self) -> int:
+        return sum(snapshot.clients("train") for snapshot in self.snapshots)
+
+
+def job(config: Config) -> Job:
+    """Reads what `prepare` wrote and checks that it fits the configuration and itself.
+
+    Raises:
+      ArtifactError, ConfigError: saying which silo does not fit and what to run.
+    """
+    workdir = Workdir(config.workdir)
+    snapshots = tuple(load_snapshot(workdir, silo.name) for silo in config.silos)
+    tokenizer = Tokenizer.from_config(config.model, config.prepare.max_length)
+    check_compatible(snapshots, tokenizer, config)
+    labels = configuration.known_labels(config) or union_labels(snapshots)
+    if len(labels) < 2:
+        raise ArtifactError(f"the silos' snapshots hold {len(labels)} different label(s); expected at least 2 to tell apart. Look at silos[].label in {config.path}.")
+    return Job(config, snapshots, tokenizer, labels)
+
+
+def train(config: Config, *, progress: Progress) -> Path:
+    """Trains, or goes on training, the run of this configuration; a finished one is left as it is.
+
+    Returns:
+      The run's folder, complete.
+
+    Raises:
+      PrivacyError: if the plan cannot be accounted for, or the budget does not suffice.
+      TrainingError: if a round's result cannot be used; the last good state is kept.
+    """
+    work = job(config)
+    run = work.folder
+    if is_complete(run):
+        progress.event("train", f"run {run.name} is finished already", run=run.name, finished_before=True)
+        return run
+    ledger = Ledger(Workdir(config.workdir).ledger(config.population), config.population)
+    with ledger.exclusively():
+        _run(work, ledger, progress)
+    return run
+
+
+def _run(work: Job, ledger: Ledger, progress: Progress) -> None:
+    """1. base weights  2. plan and budget  3. description  4. process and runtime  5. rounds  6. seal."""
+    from tff_pipeline.model.network import base_network
+
+    config, run = work.config, work.folder
+    network = base_network(config.model, work.tokenizer, labels=len(work.labels), task=config.task.kind, seed=config.pipeline.seed)
+    if not is_complete(run / "base"):
+        save_arrays(run / "base", [variable.numpy() for variable in network.variables], kind="weights", checkpoint=config.model.checkpoint)
+    base, _ = load_arrays(run / "base", kind="weights")
+    network.set_weights(base)
+    initial = base if config.model.trainable == "full" else base[-2:]
+
+    plan = planning.make(config, clients=work.clients, dimension=sum(array.size for array in initial))
+    if config.privacy.budget_epsilon is not None and plan.delta is not None:
+        ledger.require_budget(config.privacy.budget_epsilon, plan.delta, planned=plan.round_event, rounds=plan.rounds, run=run.name)
+    facts = _describe(work, plan)
+    progress.event("privacy", facts["guarantee"]["statement"][0], epsilon=facts["guarantee"]["epsilon"], delta=plan.delta, noise_multiplier=plan.noise_multiplier)
+
+    with _compiled_runtime(work, network, plan, initial, progress) as (compiled, runtime):
+        _rounds(work, plan, ledger, compiled, runtime, initial, progress)
+    _finish(work, facts)
+    progress.event("train", f"run {run.name} is finished", run=run.name, rounds=plan.rounds)
+
+
+def _describe(work: Job, plan: PrivacyPlan) -> dict[str, Any]:
+    """Writes run.json, once; and which run is the newest."""
+    config, run = work.config, work.folder
+    path = run / "run.json"
+    if not path.exists():
+        epsilon = plan.epsilon()
+        said = statement.sentences(plan, seeded=config.pipeline.seed is not None, silos=len(work.snapshots), reference=config.runtime.kind == "reference")
+        write_json(
+            path,
+            {
+                "id": run.name,
+                "name": config.pipeline.name,
+                "created": artifacts.now(),
+                "config": msgspec.to_builtins(config),
+                "snapshots": {snapshot.silo: {"id": snapshot.id, "path": str(snapshot.path), "clients": snapshot.clients("train"), "examples": snapshot.count("train")} for snapshot in work.snapshots},
+                "labels": list(work.labels),
+                "tokenizer": work.tokenizer.fingerprint,
+                "rounds": plan.rounds,
+                "plan": plan.as_json() | {"round_event": plan.round_event},
+                "guarantee": {"mechanism": plan.mechanism, "epsilon": epsilon if math.isfinite(epsilon) else None, "delta": plan.delta, "statement": said},
+                "versions": artifacts.versions(),
+            },
+        )
+    write_json(run.parent / "run.json", {"id": run.name})
+    return read_json(path)
+
+
+@contextlib.contextmanager
+def _compiled_runtime(work: Job, network: Any, plan: PrivacyPlan, initial: Sequence[np.ndarray], progress: Progress) -> Iterator[tuple[Any, Any]]:
+    """The compiled process and a runtime for it, over every silo's clients."""
+    from tff_pipeline import learning
+    from tff_pipeline.model.learner import FeatureLearner, TextLearner
+    from tff_pipeline.model.network import Network, bert_config
+
+    config = work.config
+    started = time.monotonic()
+    shapes = [array.shape for array in initial]
+    if config.model.trainable == "head":
+
+        def model() -> Any:
+            return FeatureLearner(hidden_size=network.hidden_size, labels=len(work.labels))
+    else:
+
+        def model() -> Any:
+            return TextLearner(lambda: Network(bert_config(config.model, work.tokenizer), labels=len(work.labels), task=config.task.kind, pooling=config.model.pooling))
+
+    compiled = learning.build(model, config.training, plan, shapes)
+    progress.event("compile", f"learning process built and checked in {time.monotonic() - started:.1f} s", seconds=round(time.monotonic() - started, 2))
+    with contextlib.ExitStack() as stack:
+        silos = _silo_clients(work, network, stack, progress)
+        if config.runtime.kind == "reference":
+            from tff_pipeline.runtime.reference import ReferenceRuntime
+
+            runtime: Any = ReferenceRuntime(compiled, silos)
+        else:
+            from tff_pipeline.runtime.local import LocalRuntime
+
+            runtime = LocalRuntime(compiled, silos, devices=config.runtime.devices, clients_in_parallel=config.runtime.clients_in_parallel, session=work.id)
+        yield compiled, stack.enter_context(runtime)
+
+
+def _silo_clients(work: Job, network: Any, stack: contextlib.ExitStack, progress: Progress) -> list[Any]:
+    from tff_pipeline.runtime.clients import TextClients
+    from tff_pipeline.runtime.features import feature_clients
+
+    config, training = work.config, work.config.training
+    maps = {snapshot.silo: snapshot.label_map(work.labels) for snapshot in work.snapshots}
+    if config.model.trainable == "head":
+        with progress.bar("encode", sum(snapshot.count("train") for snapshot in work.snapshots)) as bar:
+            return [
+                feature_clients(snapshot, network, maps[snapshot.silo], _features_folder(work, snapshot), batch_size=training.batch_size, epochs=training.local_epochs, bar=bar)
+                for snapshot in work.snapshots
+            ]
+    return [
+        TextClients(
+            snapshot.silo,
+            stack.enter_context(snapshot.reader("train")),
+            maps[snapshot.silo],
+            pad_id=work.tokenizer.pad_id,
+            batch_size=training.batch_size,
+            epochs=training.local_epochs,
+            token_labels=config.task.kind == "token_classification",
+        )
+        for snapshot in work.snapshots
+    ]
+
+
+def _rounds(work: Job, plan: PrivacyPlan, ledger: Ledger, compiled: Any, runtime: Any, initial: Sequence[np.ndarray], progress: Progress) -> None:
+    from tff_pipeline.runtime.base import noise_places, weights_of, with_noise, with_weights
+
+    run, config = work.folder, work.config
+    hidden = set(noise_places(compiled))
+    kept = [place for place in range(len(compiled.state_names)) if place not in hidden]
+    names = [compiled.state_names[place] for place in kept]
+    store = StateStore(run, keep=config.training.keep_states)
+    state = with_weights(compiled, runtime.initial_state(), initial)
+    history: list[dict[str, Any]] = []
+    if saved := store.latest(names):
+        for place, array in zip(kept, saved[0], strict=True):
+            state[place] = array
+        history = saved[1]
+        progress.event("resume", f"going on after round {len(history)} of {plan.rounds}", round=len(history), rounds=plan.rounds)
+    secrets = _Secrets(work)
+    board = _TensorBoard(run / "tensorboard")
+    with progress.bar("train", plan.rounds) as bar:
+        bar.advance(len(history))
+        for number in range(len(history), plan.rounds):
+            started = time.monotonic()
+            cohorts = {
+                snapshot.silo: cohort(secrets.sampling(snapshot.silo), round_number=number, clients=snapshot.clients("train"), probability=plan.sampling_probability)
+                for snapshot in work.snapshots
+            }
+            if plan.private:
+                ledger.charge(run=run.name, round_number=number + 1, event=plan.round_event)
+            noised = with_noise(compiled, state, secrets.noise(number, plan, compiled.shapes)) if hidden else state
+            result = runtime.run_round(noised, cohorts, round_number=number)
+            sampled = sum(len(rows) for rows in cohorts.values())
+            _require_usable(number + 1, sampled, result.metrics, weights_of(compiled, result.state), run)
+            state = result.state
+            entry = _entry(number + 1, sampled, result.metrics, plan, time.monotonic() - started)
+            history.append(entry)
+            store.save(number + 1, [state[place] for place in kept], names, history)
+            _write_history(run / "rounds.csv", history)
+            board.write(entry)
+            bar.advance(**{key: entry[key] for key in ("round", "loss", "accuracy", "clients", "epsilon", "seconds") if entry[key] is not None}, rounds=plan.rounds, left_s=round(_left(history, plan.rounds)))
+    if not is_complete(run / "trained"):
+        save_arrays(run / "trained", weights_of(compiled, state), kind="weights", rounds=plan.rounds)
+
+
+class _Secrets:
+    """What the run's random draws follow from: a secret in each silo for its sampling, and the server's for the noise."""
+
+    def __init__(self, work: Job):
+        self._work, self._seed = work, work.config.pipeline.seed
+
+    def sampling(self, silo: str) -> bytes:
+        return self._secret(_sampling_key(self._work, silo), f"sampling/{silo}")
+
+    def noise(self, number: int, plan: PrivacyPlan, shapes: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        if not plan.private:
+            return [np.zeros(shape) for shape in shapes]
+        key = randomness.derive(self._secret(self._work.folder / "keys" / "noise.key", "noise"), f"round/{number}")
+        return randomness.gaussian(key, plan.noise_stddev, shapes)
+
+    def _secret(self, path: Path, purpose: str) -> bytes:
+        seed = self._seed
+        return secret(path, None if seed is None else lambda: randomness.seeded_secret(seed, purpose))
+
+
+def _require_usable(number: int, sampled: int, metrics: Mapping[str, float], weights: Sequence[np.ndarray], run: Path) -> None:
+    """Stops a run that diverged, with the last good state on disk."""
+    kept = f"The state after round {number - 1} is kept in {run}. Lower training.client_learning_rate or training.server_learning_rate, which starts a new run."
+    if sampled and not metrics["finite_clients"]:
+        raise TrainingError(f"round {number}: none of the {sampled} clients' updates was finite (the loss is not a number). {kept}")
+    if metrics.get("update_non_finite") or not all(np.isfinite(array).all() for array in weights):
+        raise TrainingError(f"round {number}: the sum of the updates or the new weights are not finite. {kept}")
+
+
+def _entry(number: int, sampled: int, metrics: Mapping[str, float], plan: PrivacyPlan, seconds: float) -> dict[str, Any]:
+    """One round as the history keeps it. Epsilon is worked out now and then, and after the last round."""
+    due = plan.private and (number == plan.rounds or number % max(1, plan.rounds // _EPSILONS_SHOWN) == 0)
+    seen = metrics["instances"] > 0
+    return {
+        "round": number,
+        "clients": sampled,
+        "finite_clients": int(metrics["finite_clients"]),
+        "examples": int(metrics["instances"]),
+        "loss": metrics["loss"] if seen else None,
+        "accuracy": metrics["accuracy"] if seen else None,
+        "epsilon": round(plan.epsilon(number), 4) if due else None,
+        "seconds": round(seconds, 3),
+    }
+
+
+def _left(history: Sequence[Mapping[str, Any]], rounds: int) -> float:
+    """Seconds left, from the median of the last ten rounds."""
+    return float(np.median([entry["seconds"] for entry in history[-10:]])) * (rounds - len(history))
+
+
+def _write_history(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(history[0]))
+    writer.writeheader()
+    writer.writerows(history)
+    write_atomic(path, table.getvalue().encode())
+
+
+class _TensorBoard:
+    """Scalars by round, for `tensorboard --logdir`; nothing is opened before the first."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._writer = folder, None
+
+    def write(self, entry: Mapping[str, Any]) -> None:
+        import tensorflow as tf
+
+        writer = self._writer = self._writer or tf.summary.create_file_writer(str(self._folder))
+        with writer.as_default(step=entry["round"]):
+            for name, value in entry.items():
+                if name != "round" and value is not None:
+                    tf.summary.scalar(name, value)
+        writer.flush()
+
+
+def _finish(work: Job, facts: Mapping[str, Any]) -> None:
+    """Removes the run's secrets and features, and seals the run."""
+    run = work.folder
+    shutil.rmtree(run / "keys", ignore_errors=True)
+    for snapshot in work.snapshots:
+        _sampling_key(work, snapshot.silo).unlink(missing_ok=True)
+        shutil.rmtree(_features_folder(work, snapshot), ignore_errors=True)
+    seal(run, {"kind": "run", "format": FORMAT, **{key: facts[key] for key in ("id", "name", "snapshots", "labels", "rounds", "plan", "guarantee")}})
+
+
+def _sampling_key(work: Job, silo: str) -> Path:
+    return Workdir(work.config.workdir).silo_keys(silo) / f"sampling-{work.id}.key"
+
+
+def _features_folder(work: Job, snapshot: Snapshot) -> Path:
+    return Workdir(work.config.workdir).silo(snapshot.silo) / "features" / work.id
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`tff-pipeline train`."""
+    parser = argparse.ArgumentParser(prog="tff-pipeline train", description="Train on prepared snapshots, or go on where an earlier call was stopped.")
+    configuration.add_arguments(parser)
+    arguments = parser.parse_args(argv)
+    config = configuration.load(arguments.config, arguments.set)
+    run = train(config, progress=Progress())
+    facts = read_json(run / "run.json")
+    if arguments.json:
+        print(json.dumps({"run": run.name, "path": str(run), "rounds": facts["rounds"], "guarantee": facts["guarantee"]}))
+    else:
+        print(f"run {run.name}: {facts['rounds']} rounds, in {run}")
+        print(facts["guarantee"]["statement"][0])
+    return 0
