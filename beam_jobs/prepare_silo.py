@@ -1,0 +1,468 @@
+"""The job of stage 1: `prepare` turns one silo's raw files into its snapshot; `main` is `tff-pipeline prepare`.
+
+The snapshot is complete or not there. Its id follows from the inputs' checksums, the settings, the tokenizer and the
+silo's client key, so a finished one is never made again. Splits, bounds and the order of everything depend on keyed
+hashes and line numbers only: any number of workers on any runner writes the same bytes.
+
+The runner is Beam's FnApiRunner with one in-process worker unless the options name another one. A silo of 20,000 rows is
+done before a second process has imported TensorFlow; several files of many megabytes are worth
+`--direct_num_workers=N --direct_running_mode=multi_processing`. "DirectRunner" means the same here: Beam's own class of
+that name may hand over to Prism, which downloads a program. Other runners work if their workers see the workdir.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from beam_jobs import formats, steps, transforms
+from beam_jobs.spill import read_segments, writing
+from tff_pipeline import artifacts, config, records
+from tff_pipeline.config import SPLITS, Config, SiloSection
+from tff_pipeline.errors import ConfigError, InputError, PipelineError
+from tff_pipeline.progress import Progress, silence_libraries
+from tff_pipeline.tokenization import Tokenizer
+
+FORMAT = 1
+REJECTED = "rejected.jsonl"
+RANGE_BYTES = 64 * 2**20  # raw text that one worker groups in memory at a time, roughly
+_COMPRESSION = 8  # how much larger than the file its text may be
+
+
+def prepare(configuration: Config, silo: str, *, beam_args: Sequence[str] = (), progress: Progress) -> Path:
+    """Prepares one silo and makes the result its current snapshot.
+
+    Args:
+      configuration: the whole configuration.
+      silo: the silo's name.
+      beam_args: options of the Beam runner, as on a command line.
+      progress: where events go: `prepare` once at the end, `prepare_running` now and then.
+
+    Returns:
+      The complete snapshot folder. It was there before if inputs, settings and keys are those of an earlier run.
+
+    Raises:
+      ConfigError, InputError, ArtifactError: nothing half-made is left behind.
+    """
+    started = time.monotonic()
+    section = configuration.silo(silo)
+    workdir = artifacts.Workdir(configuration.workdir)
+    options = _beam_options(beam_args)
+    tokenizer = Tokenizer.from_config(configuration.model, configuration.prepare.max_length)
+    labels = config.known_labels(configuration)
+    with writing(workdir.silo(silo)), _alone(workdir.silo(silo)):
+        secret = _client_secret(configuration, silo, workdir)
+        files, inputs = _find_inputs(section, Path(configuration.path).parent)
+        settings = _settings(configuration, section, labels)
+        identity = {
+            "inputs": [[one["name"], one["split"], one["sha256"]] for one in inputs],
+            "settings": settings,
+            "tokenizer": tokenizer.fingerprint,
+            "client_key": hashlib.sha256(b"fingerprint" + secret).hexdigest(),
+            "format": FORMAT,
+        }
+        snapshot_id = artifacts.fingerprint(identity)
+        final = workdir.snapshots(silo) / snapshot_id
+        made = not artifacts.is_complete(final)
+        if made:
+            with _work_folder(workdir.silo(silo)) as work:
+                plan = transforms.Plan(
+                    silo=section,
+                    prepare=configuration.prepare,
+                    known_labels=labels,
+                    tokenizer=tokenizer,
+                    files=files,
+                    split_by_files=files[0].split != "",
+                    secret=str(_secret_path(workdir, silo)),
+                    work=str(work),
+                    ranges_per_shard=_ranges_per_shard(inputs, configuration.prepare.shards),
+                )
+                result = _run(plan, options)
+                manifest = {
+                    "kind": "snapshot",
+                    "format": FORMAT,
+                    "silo": silo,
+                    "id": snapshot_id,
+                    "inputs": inputs,
+                    "settings": settings,
+                }
+                _publish(
+                    plan,
+                    result,
+                    final,
+                    manifest,
+                    kind=configuration.task.kind,
+                    list_aside=workdir.silo(silo) / f"rejected-{snapshot_id}.jsonl",
+                )
+        (workdir.silo(silo) / f"rejected-{snapshot_id}.jsonl").unlink(missing_ok=True)
+        artifacts.write_json(workdir.current_snapshot(silo), {"id": snapshot_id})
+    _report(progress, silo, artifacts.read_manifest(final), made=made, seconds=time.monotonic() - started)
+    return final
+
+
+def _report(progress: Progress, silo: str, manifest: Mapping[str, Any], *, made: bool, seconds: float) -> None:
+    counts = _counts(manifest)
+    message = (
+        ""
+        if made
+        else f"{silo}: snapshot {manifest['id']} is there already, from the same inputs and settings; nothing to do"
+    )
+    progress.event(
+        "prepare", message, silo=silo, snapshot=manifest["id"], reused=not made, **counts, seconds=round(seconds, 2)
+    )
+
+
+def _counts(manifest: Mapping[str, Any]) -> dict[str, int]:
+    splits = manifest["splits"].values()
+    return {
+        "rows": manifest["rows"],
+        "accepted": manifest["accepted"],
+        "rejected": sum(manifest["rejects"].values()),
+        "clients": sum(split["clients"] for split in splits),
+        "examples": sum(split["examples"] for split in splits),
+    }
+
+
+# -- before the pipeline -----------------------------------------------------------------------------------------------
+
+
+def _settings(configuration: Config, section: SiloSection, labels: tuple[str, ...] | None) -> dict[str, Any]:
+    """Everything in the configuration that determines the snapshot's bytes."""
+    columns = {
+        key: getattr(section, key) for key in ("format", "text", "label", "client", "group", "columns", "quoting")
+    }
+    preparation = msgspec.to_builtins(configuration.prepare)
+    del preparation["max_reject_share"]  # decides whether there is a snapshot, not what is in it
+    return {
+        "task": configuration.task.kind,
+        "labels": labels if labels is not None else "auto",
+        **msgspec.to_builtins(columns),
+        **preparation,
+    }
+
+
+def _secret_path(workdir: artifacts.Workdir, silo: str) -> Path:
+    return workdir.silo_keys(silo) / "clients.key"
+
+
+def _client_secret(configuration: Config, silo: str, workdir: artifacts.Workdir) -> bytes:
+    seed = configuration.pipeline.seed
+    derived = None if seed is None else lambda: hashlib.sha256(f"{seed}/{silo}/clients".encode()).digest()
+    return artifacts.secret(_secret_path(workdir, silo), derived=derived)
+
+
+def _find_inputs(section: SiloSection, base: Path) -> tuple[tuple[transforms.InputFile, ...], list[dict[str, Any]]]:
+    """The silo's files in the order of their names, looked into and checksummed."""
+    found: dict[str, str] = {}
+    for split, patterns in section.inputs_by_split.items():
+        for pattern in patterns:
+            for path in _match(pattern, section):
+                if found.setdefault(path, split) != split:
+                    raise InputError(
+                        f"{path}: is named by the {found[path]} files and by the {split} files of silo {section.name!r}; expected each file in one split."
+                    )
+    named = sorted((_name(path, base), path, split) for path, split in found.items())
+    files = tuple(transforms.InputFile(index, path, name, split) for index, (name, path, split) in enumerate(named))
+    inputs = []
+    for file in files:
+        with formats.opened(transforms.open_raw, file.path, file.name) as handle:
+            formats.check_columns(handle, formats.Source(section, file.name))
+        sha256, size = _checksum(file)
+        inputs.append({"path": file.path, "name": file.name, "split": file.split, "sha256": sha256, "bytes": size})
+    return files, inputs
+
+
+def _match(pattern: str, section: SiloSection) -> list[str]:
+    from apache_beam.io.filesystem import BeamIOError
+    from apache_beam.io.filesystems import FileSystems
+
+    try:
+        found = [metadata.path for metadata in FileSystems.match([pattern])[0].metadata_list]
+    except (BeamIOError, ValueError, OSError) as error:
+        raise InputError(
+            f"{pattern}: the input of silo {section.name!r} cannot be listed ({type(error).__name__}). Check the address and this machine's access to it; gs:// needs apache-beam[gcp], s3:// apache-beam[aws]."
+        ) from None
+    found = [path for path in found if "://" in path or Path(path).is_file()]
+    if not found:
+        raise InputError(
+            f"{pattern}: no file matches the input of silo {section.name!r}. Check the path; a relative one starts at the configuration file's folder."
+        )
+    return found
+
+
+def _name(path: str, base: Path) -> str:
+    """What a file is called in hashes and lists: its path seen from the configuration, which survives moving both."""
+    return path if "://" in path else Path(os.path.relpath(path, base)).as_posix()
+
+
+def _checksum(file: transforms.InputFile) -> tuple[str, int]:
+    digest, size = hashlib.sha256(), 0
+    with formats.opened(transforms.open_raw, file.path, file.name) as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+            size += len(block)
+    return digest.hexdigest(), size
+
+
+def _ranges_per_shard(inputs: Sequence[Mapping[str, Any]], shards: int) -> int:
+    """Into how many ranges of clients a shard is cut, so that each fits in memory. Does not change the output."""
+    text = sum(
+        one["bytes"] * (1 if one["name"].endswith((".csv", ".tsv", ".jsonl")) else _COMPRESSION) for one in inputs
+    )
+    return max(1, -(-text // (RANGE_BYTES * shards)))
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two preparations of one silo would remove each other's unfinished files; the second one is refused."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".prepare.lock").open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PipelineError(
+                f"{folder}: another prepare of this silo is running. Wait for it to end, or stop it, and start again."
+            ) from None
+        yield
+
+
+@contextmanager
+def _work_folder(folder: Path) -> Iterator[Path]:
+    """A folder for unfinished files, beside the snapshots; what a killed attempt left is removed first."""
+    for leftover in folder.glob(".preparing-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(dir=folder, prefix=".preparing-"))
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+# -- the pipeline ------------------------------------------------------------------------------------------------------
+
+
+def _beam_options(beam_args: Sequence[str]) -> Any:
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    try:
+        return PipelineOptions(list(beam_args))
+    except SystemExit:
+        raise ConfigError(
+            f"the Beam options {' '.join(beam_args)} cannot be read; expected Beam pipeline options such as --direct_num_workers=2."
+        ) from None
+
+
+def _run(plan: transforms.Plan, options: Any) -> transforms.Result:
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import StandardOptions
+    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+    named = options.view_as(StandardOptions).runner
+    runner = FnApiRunner() if named in (None, "DirectRunner", "FnApiRunner", "direct") else named
+    beam_log = logging.getLogger("apache_beam")
+    level = beam_log.level
+    beam_log.setLevel(logging.CRITICAL)  # Beam logs tracebacks of what is reported below in one sentence
+    try:
+        with beam.Pipeline(runner=runner, options=options) as pipeline:
+            read = pipeline | "Files" >> beam.Create(plan.files) | "ReadAndTokenize" >> transforms.ReadAndTokenize(plan)
+            shards = read | "WriteShards" >> transforms.WriteShards(plan)
+            _ = shards | "WriteResult" >> transforms.WriteResult(plan, read)
+    except PipelineError:
+        raise
+    except Exception as error:
+        failure = transforms.failure_in(error)
+        if failure is not None:
+            raise failure from None
+        raise PipelineError(
+            f"the Beam runner {type(runner).__name__ if named is None else named} failed ({type(error).__name__}); see its own log. The workers must see {plan.work}."
+        ) from error
+    finally:
+        beam_log.setLevel(level)
+    return msgspec.json.decode((Path(plan.work) / transforms.RESULT).read_bytes(), type=transforms.Result)
+
+
+# -- after the pipeline ------------------------------------------------------------------------------------------------
+
+
+def _publish(
+    plan: transforms.Plan,
+    result: transforms.Result,
+    final: Path,
+    manifest: dict[str, Any],
+    *,
+    kind: str,
+    list_aside: Path,
+) -> None:
+    """Checks what was rejected, then puts the snapshot together and renames it into place."""
+    rows = sum(result.read.rows.values())
+    rejects = Counter(result.read.reasons)
+    if several := sum(shard.rejects for shard in result.shards):
+        rejects[steps.SEVERAL_SPLITS] = several
+    if not rows:
+        raise InputError(
+            f"{plan.files[0].name}: holds no rows, only a header or blank lines ({len(plan.files)} files in all); expected rows of silo {plan.silo.name!r}."
+        )
+    if not plan.acceptable(rejects.total(), rows):
+        with list_aside.open("wb") as file:
+            _write_rejected(file, result)
+        raise _too_many_rejects(plan, rejects, rows, list_aside)
+    counted = {
+        **manifest,
+        "task": kind,
+        "tokenizer": {
+            "fingerprint": plan.tokenizer.fingerprint,
+            "max_length": plan.tokenizer.max_length,
+            "lower_case": plan.tokenizer.lower_case,
+            "vocabulary_size": len(plan.tokenizer.vocabulary),
+        },
+        "labels": list(plan.known_labels if plan.known_labels is not None else result.read.labels),
+        "groups": result.read.groups,
+        "rows": rows,
+        "accepted": rows - rejects.total(),
+        "rejects": dict(sorted(rejects.items())),
+        "over_bound": {
+            "clients": sum(shard.over_bound_clients for shard in result.shards),
+            "examples_dropped": sum(shard.examples_dropped for shard in result.shards),
+        },
+    }
+    with artifacts.staged(final, lambda: counted) as aside:
+        with (aside / REJECTED).open("wb") as file:
+            _write_rejected(file, result)
+        counted["splits"] = {
+            split: _collect(split, result.shards, aside, plan.prepare.shards, counted["labels"], counted["groups"])
+            for split in SPLITS
+        }
+
+
+def _collect(
+    split: str,
+    shards: Sequence[steps.ShardSummary],
+    aside: Path,
+    count: int,
+    labels: Sequence[str],
+    groups: Sequence[str],
+) -> dict[str, Any]:
+    """Moves one split's shards into the snapshot, writes its index, and says what it holds."""
+    parts = {shard.shard: shard.splits[split] for shard in shards if split in shard.splits}
+    names = [records.shard_name(split, shard, count) for shard in range(count)] if parts else []
+    for shard, name in enumerate(names):
+        if shard in parts:
+            os.rename(parts[shard].data, aside / name)
+        else:
+            (aside / name).touch()  # no client's hash fell into it
+    index = np.concatenate([np.zeros((0, 4), np.int64), *(np.load(parts[shard].index) for shard in sorted(parts))])
+    np.save(aside / records.index_name(split), index)
+
+    def total(field: str, size: int) -> list[int]:
+        return np.sum(
+            [np.zeros(size, np.int64), *(np.array(getattr(part, field), np.int64) for part in parts.values())], axis=0
+        ).tolist()
+
+    lengths = max((len(part.token_lengths) for part in parts.values()), default=1)
+    return {
+        "clients": len(index),
+        "examples": int(index[:, records.EXAMPLES].sum()),
+        "shards": names,
+        "labels": dict(zip(labels, total("labels", len(labels)), strict=True)),
+        "groups": dict(zip(groups, total("groups", len(groups)), strict=True)),
+        "examples_per_client": steps.percentiles(np.bincount(index[:, records.EXAMPLES])),
+        "token_length": steps.percentiles(total("token_lengths", lengths)),
+    }
+
+
+def _write_rejected(file: Any, result: transforms.Result) -> None:
+    """The rejected rows: those found on reading by file and line, then those of clients found in several splits."""
+    for line in read_segments(result.read.rejected):
+        file.write(line)
+    for shard in result.shards:
+        with open(shard.rejected, "rb") as part:
+            shutil.copyfileobj(part, file)
+
+
+def _too_many_rejects(plan: transforms.Plan, rejects: Counter[str], rows: int, rejected: Path) -> InputError:
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in rejects.most_common())
+    share, limit = rejects.total() / rows, plan.prepare.max_reject_share
+    allowed = (
+        f"prepare.max_reject_share allows {limit:.1%}" if rejects.total() < rows else "nothing is left to train on"
+    )
+    return InputError(
+        f"silo {plan.silo.name!r}: {rejects.total():,} of {rows:,} rows ({share:.1%}) were rejected; {allowed}. Reasons: {reasons}. "
+        f"{rejected} lists them by file and line. Correct the rows or the silo's configuration; raise the limit only if their loss is meant."
+    )
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`tff-pipeline prepare`. Prints the snapshots' folders, or with --json a list of summaries; raises PipelineError."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    own, beam_args = (
+        (arguments[: arguments.index("--")], arguments[arguments.index("--") + 1 :])
+        if "--" in arguments
+        else (arguments, [])
+    )
+    parser = argparse.ArgumentParser(
+        prog="tff-pipeline prepare",
+        description="Turn silos' raw text into snapshots.",
+        epilog="Options of the Beam runner follow after --.",
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="the TOML configuration")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one key of the configuration (repeatable)",
+    )
+    parser.add_argument(
+        "--silo", action="append", default=[], metavar="NAME", help="prepare this silo only (repeatable); default: all"
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON list of summaries on standard output")
+    given = parser.parse_args(own)
+
+    silence_libraries()
+    configuration = config.load(given.config, given.set)
+    names = [configuration.silo(name).name for name in given.silo] or [silo.name for silo in configuration.silos]
+    progress = Progress()
+    summaries = []
+    for name in names:
+        snapshot = prepare(configuration, name, beam_args=beam_args, progress=progress)
+        manifest = artifacts.read_manifest(snapshot)
+        summaries.append(
+            {
+                "silo": name,
+                "id": manifest["id"],
+                "path": str(snapshot),
+                **_counts(manifest),
+                "rejects": manifest["rejects"],
+                "over_bound": manifest["over_bound"],
+            }
+        )
+        if not given.json:
+            print(snapshot)
+    if given.json:
+        print(json.dumps(summaries, indent=2, ensure_ascii=False))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except PipelineError as failure:
+        print(f"tff-pipeline prepare: {failure}", file=sys.stderr)
+        sys.exit(failure.exit_code)

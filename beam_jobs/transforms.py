@@ -1,0 +1,315 @@
+"""The pipeline of prepare, as PTransforms that wire the plain functions of `steps` and count.
+
+    files -> ReadAndTokenize -> summary of what was read -> WriteShards -> summary of what was written -> WriteResult
+
+Elements are small throughout: names of files, batches of rows inside fused steps, places of segments. The rows themselves
+go through the workdir (see `spill`). Whatever goes wrong on a worker reaches the driver as text in an exception, on any
+runner; `reported` writes our own errors into it such that `failure_in` finds them again.
+"""
+
+import json
+import re
+import traceback
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import apache_beam as beam
+import msgspec
+from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.transforms.window import GlobalWindows
+from apache_beam.utils.windowed_value import WindowedValue
+
+from beam_jobs import formats, steps
+from beam_jobs.spill import Segment, SegmentWriter, writing
+from tff_pipeline import artifacts, errors
+from tff_pipeline.config import PrepareSection, SiloSection
+from tff_pipeline.tokenization import Tokenizer
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One raw file: where it is, the name it is known by, and its split ("" where clients are split by hash)."""
+
+    index: int
+    path: str
+    name: str
+    split: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a worker needs to know. The client secret is not in it, only where it lies: a plan travels to the runner."""
+
+    silo: SiloSection
+    prepare: PrepareSection
+    known_labels: tuple[str, ...] | None
+    tokenizer: Tokenizer
+    files: tuple[InputFile, ...]
+    split_by_files: bool
+    secret: str
+    work: str
+    ranges_per_shard: int
+
+    @property
+    def ranges(self) -> int:
+        return self.prepare.shards * self.ranges_per_shard
+
+    def keys(self) -> steps.Keys:
+        return steps.Keys.of(artifacts.secret(Path(self.secret)))
+
+    def reject_line(self, file: int, line: int, reason: str) -> bytes:
+        return steps.reject_line(
+            self.files[file].name, "row" if self.silo.format == "parquet" else "line", line, reason
+        )
+
+    def acceptable(self, rejects: int, rows: int) -> bool:
+        return rejects <= self.prepare.max_reject_share * rows and rejects < rows
+
+
+def open_raw(path: str) -> BinaryIO:
+    """A file on any file system Beam knows, as the bytes that lie there (`formats` decompresses)."""
+    return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+
+
+# -- errors that cross the runner --------------------------------------------------------------------------------------
+
+
+class StepFailed(Exception):
+    """Carries an error of ours, as JSON, through whatever a runner makes of exceptions."""
+
+
+_FAILURE = re.compile(r"prepare-failure<(\{.*?\})>", re.DOTALL)
+
+
+@contextmanager
+def reported(step: str) -> Iterator[None]:
+    """Raises what happens inside as a StepFailed. The text of an unexpected error is withheld: it could quote the silo's."""
+    try:
+        yield
+    except errors.PipelineError as error:
+        kind, message = type(error).__name__, str(error)
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        kind = "PipelineError"
+        message = (
+            f"prepare, step {step}: an unexpected {type(error).__name__} in {Path(place.filename).name} line {place.lineno} ({place.name}). "
+            "Its text is withheld because it may hold the silo's. This is a defect: please report it with this line."
+        )
+    else:
+        return
+    raise StepFailed(f"prepare-failure<{json.dumps({'kind': kind, 'message': message})}>")
+
+
+def failure_in(error: BaseException) -> errors.PipelineError | None:
+    """Our own error inside an exception that a runner raised, if there is one."""
+    found = _FAILURE.search(str(error))
+    if not found:
+        return None
+    try:
+        failure = json.loads(found.group(1))
+        return getattr(errors, failure["kind"])(failure["message"])
+    except (ValueError, KeyError, AttributeError):
+        return None
+
+
+# -- read and tokenize -------------------------------------------------------------------------------------------------
+
+
+class ReadAndTokenize(beam.PTransform):
+    """InputFile -> one ReadSummary for all of them; tokenized rows and rejects lie in segment files."""
+
+    def __init__(self, plan: Plan):
+        super().__init__()
+        self._plan = plan
+
+    def expand(self, files: beam.PCollection[InputFile]) -> beam.PCollection[steps.ReadSummary]:
+        return (
+            files
+            | "Spread" >> beam.Reshuffle()
+            | "Read" >> beam.ParDo(_Read(self._plan))
+            | "Tokenize" >> beam.ParDo(_Tokenize(self._plan))
+            | "Spill" >> beam.ParDo(_Spill(self._plan))
+            | "Summarise" >> beam.combiners.ToList()
+            | "Merge" >> beam.Map(steps.merged)
+        )
+
+
+class _Read(beam.DoFn):
+    """InputFile -> RowBatch."""
+
+    def __init__(self, plan: Plan):
+        self._plan = plan
+
+    def setup(self) -> None:
+        self._keys = self._plan.keys()
+        self._known = frozenset(self._plan.known_labels) if self._plan.known_labels is not None else None
+        self._rows = beam.metrics.Metrics.counter("prepare", "rows")
+
+    def process(self, file: InputFile) -> Iterator[steps.RowBatch]:
+        silo = self._plan.silo
+        with reported("read"):
+            with formats.opened(open_raw, file.path, file.name) as handle:
+                rows = formats.read_rows(handle, formats.Source(silo, file.name))
+                for batch in steps.batches(
+                    rows,
+                    file=file.index,
+                    file_name=file.name,
+                    known_labels=self._known,
+                    has_client=bool(silo.client),
+                    keys=self._keys,
+                ):
+                    self._rows.inc(len(batch.lines) + len(batch.rejects))
+                    yield batch
+
+
+class _Tokenize(beam.DoFn):
+    """RowBatch -> Tokenized."""
+
+    def __init__(self, plan: Plan):
+        self._plan = plan
+
+    def setup(self) -> None:
+        self._keys = self._plan.keys()
+
+    def process(self, batch: steps.RowBatch) -> Iterator[steps.Tokenized]:
+        with reported("tokenize"):
+            given, shares, keys = self._plan.files[batch.file].split, self._plan.prepare.splits, self._keys
+            split = (lambda client: given) if given else (lambda client: steps.split_of(keys, client, shares))
+            yield steps.tokenize(batch, self._plan.tokenizer, split=split)
+
+
+class _Spill(beam.DoFn):
+    """Tokenized -> segment files of the bundle, and at its end their ReadSummary. A bundle tried again leaves files nobody names."""
+
+    def __init__(self, plan: Plan):
+        self._plan = plan
+
+    def start_bundle(self) -> None:
+        self._packs, self._rejected = SegmentWriter(Path(self._plan.work)), SegmentWriter(Path(self._plan.work))
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._labels: set[str] = set()
+        self._groups: set[str] = set()
+        self._rows, self._reasons = Counter[int](), Counter[str]()
+
+    def process(self, batch: steps.Tokenized) -> None:
+        with reported("spill"):
+            for pack in batch.packs:
+                self._packs.add(steps.range_of(pack.client, self._plan.ranges), self._encode(pack))
+                self._labels.update(pack.labels)
+                self._groups.update(pack.groups)
+            for line, reason in batch.rejects:
+                self._rejected.add(batch.file, self._plan.reject_line(batch.file, line, reason), order=line)
+                self._reasons[reason] += 1
+                beam.metrics.Metrics.counter("prepare", f"rejected: {reason}").inc()
+            self._rows[batch.file] += batch.rows
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        with reported("spill"):
+            labels = sorted(self._labels - {""})
+            summary = steps.ReadSummary(
+                self._packs.close(),
+                self._rejected.close(),
+                dict(self._rows),
+                dict(self._reasons),
+                labels,
+                sorted(self._groups),
+            )
+        yield GlobalWindows.windowed_value(summary)
+
+
+# -- write -------------------------------------------------------------------------------------------------------------
+
+
+class WriteShards(beam.PTransform):
+    """ReadSummary (one) -> ShardSummary for each shard. Nothing is written if too many rows were rejected."""
+
+    def __init__(self, plan: Plan):
+        super().__init__()
+        self._plan = plan
+
+    def expand(self, read: beam.PCollection[steps.ReadSummary]) -> beam.PCollection[steps.ShardSummary]:
+        return (
+            read
+            | "Shards" >> beam.FlatMap(_shards, self._plan)
+            | "Spread" >> beam.Reshuffle()
+            | "Write" >> beam.ParDo(_WriteShard(self._plan), read=beam.pvalue.AsSingleton(read))
+        )
+
+
+def _shards(read: steps.ReadSummary, plan: Plan) -> Iterable[int]:
+    if plan.acceptable(sum(read.reasons.values()), sum(read.rows.values())):
+        return range(plan.prepare.shards)
+    return ()
+
+
+class _WriteShard(beam.DoFn):
+    """Shard number -> ShardSummary."""
+
+    def __init__(self, plan: Plan):
+        self._plan = plan
+
+    def setup(self) -> None:
+        self._keys = self._plan.keys()
+
+    def process(self, shard: int, read: steps.ReadSummary) -> Iterator[steps.ShardSummary]:
+        plan = self._plan
+        with reported("write"):
+            ranges = range(shard * plan.ranges_per_shard, (shard + 1) * plan.ranges_per_shard)
+            segments: dict[int, list[Segment]] = {key: [] for key in ranges}
+            for segment in read.packs:
+                if segment.key in segments:
+                    segments[segment.key].append(segment)
+            summary = steps.write_shard(
+                shard,
+                segments,
+                ranges=ranges,
+                folder=Path(plan.work),
+                labels=read.labels if plan.known_labels is None else plan.known_labels,
+                groups=read.groups,
+                limit=plan.prepare.max_examples_per_client,
+                max_length=plan.prepare.max_length,
+                keys=self._keys,
+                split_by_files=plan.split_by_files,
+                reject_line=lambda file, line: plan.reject_line(file, line, steps.SEVERAL_SPLITS),
+            )
+            beam.metrics.Metrics.counter("prepare", "clients").inc(
+                sum(split.clients for split in summary.splits.values())
+            )
+            yield summary
+
+
+class Result(msgspec.Struct):
+    """What the whole pipeline found and wrote; `RESULT` in the work folder holds it when the pipeline has ended well."""
+
+    read: steps.ReadSummary
+    shards: list[steps.ShardSummary]
+
+
+class WriteResult(beam.PTransform):
+    """ShardSummary -> the file `RESULT`. A file, since a runner may be another process on another machine."""
+
+    def __init__(self, plan: Plan, read: beam.PCollection[steps.ReadSummary]):
+        super().__init__()
+        self._plan, self._read = plan, read
+
+    def expand(self, shards: beam.PCollection[steps.ShardSummary]) -> beam.PCollection[Any]:
+        return (
+            shards
+            | "Together" >> beam.combiners.ToList()
+            | "Write" >> beam.Map(_write_result, self._plan.work, beam.pvalue.AsSingleton(self._read))
+        )
+
+
+def _write_result(shards: list[steps.ShardSummary], work: str, read: steps.ReadSummary) -> None:
+    with reported("result"):
+        path = Path(work) / RESULT
+        with writing(path):
+            result = Result(read, sorted(shards, key=lambda one: one.shard))
+            artifacts.write_atomic(path, msgspec.json.encode(result))
