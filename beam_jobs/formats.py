@@ -131,7 +131,7 @@ def _decompressed(file: BinaryIO, source: Source) -> io.BufferedReader:
     if head.startswith(b"\x1f\x8b"):
         content: Any = gzip.GzipFile(fileobj=buffered)
     elif head.startswith(b"\xfd7zXZ\x00"):
-        content = lzma.LZMAFile(buffered)
+        content = lzma.LZMAFile(buffered)  # noqa: SIM115, the caller closes what lies below
     elif head.startswith(b"BZh") and head[4:8] == b"1AY&":
         content = bz2.BZ2File(buffered)
     else:
@@ -180,10 +180,7 @@ def _csv_rows(content: BinaryIO, source: Source) -> tuple[TextIO, Any]:
 
 
 def _header(rows: Any, source: Source) -> list[str]:
-    if source.silo.columns:
-        header = list(source.silo.columns)
-    else:
-        header = next((row for row in rows if row), [])
+    header = list(source.silo.columns) if source.silo.columns else next((row for row in rows if row), [])
     _require(
         header,
         source,

@@ -19,12 +19,13 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -40,6 +41,8 @@ from tff_pipeline.tokenization import Tokenizer
 FORMAT = 1
 REJECTED = "rejected.jsonl"
 RANGE_BYTES = 64 * 2**20  # raw text that one worker groups in memory at a time, roughly
+PROGRESS_EVERY_S = 10.0
+_IN_PROCESS = (None, "DirectRunner", "direct", "FnApiRunner")
 _COMPRESSION = 8  # how much larger than the file its text may be
 
 
@@ -60,58 +63,20 @@ def prepare(configuration: Config, silo: str, *, beam_args: Sequence[str] = (), 
     """
     started = time.monotonic()
     section = configuration.silo(silo)
-    workdir = artifacts.Workdir(configuration.workdir)
-    options = _beam_options(beam_args)
-    tokenizer = Tokenizer.from_config(configuration.model, configuration.prepare.max_length)
-    labels = config.known_labels(configuration)
-    with writing(workdir.silo(silo)), _alone(workdir.silo(silo)):
-        secret = _client_secret(configuration, silo, workdir)
-        files, inputs = _find_inputs(section, Path(configuration.path).parent)
-        settings = _settings(configuration, section, labels)
-        identity = {
-            "inputs": [[one["name"], one["split"], one["sha256"]] for one in inputs],
-            "settings": settings,
-            "tokenizer": tokenizer.fingerprint,
-            "client_key": hashlib.sha256(b"fingerprint" + secret).hexdigest(),
-            "format": FORMAT,
-        }
-        snapshot_id = artifacts.fingerprint(identity)
-        final = workdir.snapshots(silo) / snapshot_id
-        made = not artifacts.is_complete(final)
+    folder = artifacts.Workdir(configuration.workdir).silo(silo)
+    with _quiet_beam(), writing(folder), _alone(folder):
+        options = _beam_options(beam_args)
+        job = _plan_job(configuration, section)
+        made = not artifacts.is_complete(job.final)
         if made:
-            with _work_folder(workdir.silo(silo)) as work:
-                plan = transforms.Plan(
-                    silo=section,
-                    prepare=configuration.prepare,
-                    known_labels=labels,
-                    tokenizer=tokenizer,
-                    files=files,
-                    split_by_files=files[0].split != "",
-                    secret=str(_secret_path(workdir, silo)),
-                    work=str(work),
-                    ranges_per_shard=_ranges_per_shard(inputs, configuration.prepare.shards),
-                )
-                result = _run(plan, options)
-                manifest = {
-                    "kind": "snapshot",
-                    "format": FORMAT,
-                    "silo": silo,
-                    "id": snapshot_id,
-                    "inputs": inputs,
-                    "settings": settings,
-                }
-                _publish(
-                    plan,
-                    result,
-                    final,
-                    manifest,
-                    kind=configuration.task.kind,
-                    list_aside=workdir.silo(silo) / f"rejected-{snapshot_id}.jsonl",
-                )
-        (workdir.silo(silo) / f"rejected-{snapshot_id}.jsonl").unlink(missing_ok=True)
-        artifacts.write_json(workdir.current_snapshot(silo), {"id": snapshot_id})
-    _report(progress, silo, artifacts.read_manifest(final), made=made, seconds=time.monotonic() - started)
-    return final
+            with _work_folder(folder) as work, _rows_so_far(work, silo, progress):
+                plan = transforms.Plan(work=str(work), **job.plan)
+                _publish(job, plan, _run(plan, job.tokenizer, options))
+        manifest = artifacts.read_manifest(job.final, check_files=not made)
+        job.rejected_aside.unlink(missing_ok=True)
+        artifacts.write_json(artifacts.Workdir(configuration.workdir).current_snapshot(silo), {"id": job.id})
+    _report(progress, silo, manifest, made=made, seconds=time.monotonic() - started)
+    return job.final
 
 
 def _report(progress: Progress, silo: str, manifest: Mapping[str, Any], *, made: bool, seconds: float) -> None:
@@ -140,6 +105,65 @@ def _counts(manifest: Mapping[str, Any]) -> dict[str, int]:
 # -- before the pipeline -----------------------------------------------------------------------------------------------
 
 
+class _Job(NamedTuple):
+    """What is known of a snapshot before it is made."""
+
+    id: str
+    final: Path
+    rejected_aside: Path
+    manifest: dict[str, Any]
+    tokenizer: Tokenizer
+    plan: dict[str, Any]  # the fields of transforms.Plan but for the work folder
+
+
+def _plan_job(configuration: Config, section: SiloSection) -> _Job:
+    """Looks at inputs, labels, tokenizer and keys, and says which snapshot they make."""
+    workdir, prepare_section = artifacts.Workdir(configuration.workdir), configuration.prepare
+    tokenizer = Tokenizer.from_config(configuration.model, prepare_section.max_length)
+    labels = config.known_labels(configuration)
+    files, inputs = _find_inputs(section, Path(configuration.path).parent)
+    secret = _client_secret(configuration, section.name, workdir)
+    settings = _settings(configuration, section, labels)
+    identity = {
+        "format": FORMAT,
+        "inputs": [[one["name"], one["split"], one["sha256"]] for one in inputs],
+        "settings": settings,
+        "tokenizer": tokenizer.fingerprint,
+        "client_key": hashlib.sha256(b"fingerprint" + secret).hexdigest(),
+    }
+    name = artifacts.fingerprint(identity)
+    return _Job(
+        id=name,
+        final=workdir.snapshots(section.name) / name,
+        rejected_aside=workdir.silo(section.name) / f"rejected-{name}.jsonl",
+        manifest={
+            "kind": "snapshot",
+            "format": FORMAT,
+            "silo": section.name,
+            "id": name,
+            "task": configuration.task.kind,
+            "inputs": inputs,
+            "settings": settings,
+            "tokenizer": {
+                "fingerprint": tokenizer.fingerprint,
+                "max_length": tokenizer.max_length,
+                "lower_case": tokenizer.lower_case,
+                "vocabulary_size": len(tokenizer.vocabulary),
+            },
+        },
+        tokenizer=tokenizer,
+        plan={
+            "silo": section,
+            "prepare": prepare_section,
+            "known_labels": labels,
+            "files": files,
+            "split_by_files": bool(files[0].split),
+            "secret": str(_secret_path(workdir, section.name)),
+            "ranges_per_shard": _ranges_per_shard(inputs, prepare_section.shards),
+        },
+    )
+
+
 def _settings(configuration: Config, section: SiloSection, labels: tuple[str, ...] | None) -> dict[str, Any]:
     """Everything in the configuration that determines the snapshot's bytes."""
     columns = {
@@ -147,6 +171,8 @@ def _settings(configuration: Config, section: SiloSection, labels: tuple[str, ..
     }
     preparation = msgspec.to_builtins(configuration.prepare)
     del preparation["max_reject_share"]  # decides whether there is a snapshot, not what is in it
+    if isinstance(section.input, dict):
+        del preparation["splits"]  # the files say
     return {
         "task": configuration.task.kind,
         "labels": labels if labels is not None else "auto",
@@ -266,47 +292,74 @@ def _beam_options(beam_args: Sequence[str]) -> Any:
         ) from None
 
 
-def _run(plan: transforms.Plan, options: Any) -> transforms.Result:
+def _run(plan: transforms.Plan, tokenizer: Tokenizer, options: Any) -> transforms.Result:
     import apache_beam as beam
     from apache_beam.options.pipeline_options import StandardOptions
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
     named = options.view_as(StandardOptions).runner
-    runner = FnApiRunner() if named in (None, "DirectRunner", "FnApiRunner", "direct") else named
-    beam_log = logging.getLogger("apache_beam")
-    level = beam_log.level
-    beam_log.setLevel(logging.CRITICAL)  # Beam logs tracebacks of what is reported below in one sentence
     try:
+        runner = FnApiRunner() if named in _IN_PROCESS else named
         with beam.Pipeline(runner=runner, options=options) as pipeline:
-            read = pipeline | "Files" >> beam.Create(plan.files) | "ReadAndTokenize" >> transforms.ReadAndTokenize(plan)
+            read = (
+                pipeline
+                | "Files" >> beam.Create(plan.files)
+                | "ReadAndTokenize" >> transforms.ReadAndTokenize(plan, tokenizer)
+            )
             shards = read | "WriteShards" >> transforms.WriteShards(plan)
             _ = shards | "WriteResult" >> transforms.WriteResult(plan, read)
-    except PipelineError:
-        raise
+        return msgspec.json.decode((Path(plan.work) / transforms.RESULT).read_bytes(), type=transforms.Result)
     except Exception as error:
         failure = transforms.failure_in(error)
         if failure is not None:
             raise failure from None
         raise PipelineError(
-            f"the Beam runner {type(runner).__name__ if named is None else named} failed ({type(error).__name__}); see its own log. The workers must see {plan.work}."
+            f"the Beam runner {named or 'FnApiRunner'} failed ({type(error).__name__}: {_first_line(error)}). "
+            f"Check the options after `--`; the workers of any runner must see {plan.work}."
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    """The beginning of what a runner says; errors from inside our steps, which know the silo's text, do not come here."""
+    return (str(error).splitlines() or [""])[0][:200]
+
+
+@contextmanager
+def _quiet_beam() -> Iterator[None]:
+    """Keeps Beam's tracebacks off the terminal: `prepare` says in a sentence what they say."""
+    beam_log = logging.getLogger("apache_beam")
+    level = beam_log.level
+    beam_log.setLevel(logging.CRITICAL)
+    try:
+        yield
     finally:
         beam_log.setLevel(level)
-    return msgspec.json.decode((Path(plan.work) / transforms.RESULT).read_bytes(), type=transforms.Result)
+
+
+@contextmanager
+def _rows_so_far(work: Path, silo: str, progress: Progress) -> Iterator[None]:
+    """Reports every few seconds how many rows the workers have read."""
+    ended = threading.Event()
+
+    def report() -> None:
+        while not ended.wait(PROGRESS_EVERY_S):
+            with suppress(OSError, ValueError):  # a worker may be writing one of them this moment
+                rows = sum(int(file.read_text()) for file in work.glob(f"*{transforms.RUNNING}"))
+                progress.event("prepare_running", silo=silo, rows=rows)
+
+    thread = threading.Thread(target=report, name="prepare-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 # -- after the pipeline ------------------------------------------------------------------------------------------------
 
 
-def _publish(
-    plan: transforms.Plan,
-    result: transforms.Result,
-    final: Path,
-    manifest: dict[str, Any],
-    *,
-    kind: str,
-    list_aside: Path,
-) -> None:
+def _publish(job: _Job, plan: transforms.Plan, result: transforms.Result) -> None:
     """Checks what was rejected, then puts the snapshot together and renames it into place."""
     rows = sum(result.read.rows.values())
     rejects = Counter(result.read.reasons)
@@ -314,21 +367,15 @@ def _publish(
         rejects[steps.SEVERAL_SPLITS] = several
     if not rows:
         raise InputError(
-            f"{plan.files[0].name}: holds no rows, only a header or blank lines ({len(plan.files)} files in all); expected rows of silo {plan.silo.name!r}."
+            f"{plan.files[0].name}: holds no rows, only a header or blank lines ({len(plan.files)} files in all); "
+            f"expected rows of silo {plan.silo.name!r}. Export it again."
         )
     if not plan.acceptable(rejects.total(), rows):
-        with list_aside.open("wb") as file:
+        with job.rejected_aside.open("wb") as file:
             _write_rejected(file, result)
-        raise _too_many_rejects(plan, rejects, rows, list_aside)
-    counted = {
-        **manifest,
-        "task": kind,
-        "tokenizer": {
-            "fingerprint": plan.tokenizer.fingerprint,
-            "max_length": plan.tokenizer.max_length,
-            "lower_case": plan.tokenizer.lower_case,
-            "vocabulary_size": len(plan.tokenizer.vocabulary),
-        },
+        raise _too_many_rejects(plan, rejects, rows, job.rejected_aside)
+    manifest = {
+        **job.manifest,
         "labels": list(plan.known_labels if plan.known_labels is not None else result.read.labels),
         "groups": result.read.groups,
         "rows": rows,
@@ -339,11 +386,11 @@ def _publish(
             "examples_dropped": sum(shard.examples_dropped for shard in result.shards),
         },
     }
-    with artifacts.staged(final, lambda: counted) as aside:
+    with artifacts.staged(job.final, lambda: manifest) as aside:
         with (aside / REJECTED).open("wb") as file:
             _write_rejected(file, result)
-        counted["splits"] = {
-            split: _collect(split, result.shards, aside, plan.prepare.shards, counted["labels"], counted["groups"])
+        manifest["splits"] = {
+            split: _collect(split, result.shards, aside, plan.prepare.shards, manifest["labels"], manifest["groups"])
             for split in SPLITS
         }
 

@@ -10,6 +10,7 @@ runner; `reported` writes our own errors into it such that `failure_in` finds th
 import json
 import re
 import traceback
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from tff_pipeline.config import PrepareSection, SiloSection
 from tff_pipeline.tokenization import Tokenizer
 
 RESULT = "result.json"
+RUNNING = ".rows"  # files of this ending hold how many rows a bundle has read so far
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,6 @@ class Plan:
     silo: SiloSection
     prepare: PrepareSection
     known_labels: tuple[str, ...] | None
-    tokenizer: Tokenizer
     files: tuple[InputFile, ...]
     split_by_files: bool
     secret: str
@@ -125,16 +126,16 @@ def failure_in(error: BaseException) -> errors.PipelineError | None:
 class ReadAndTokenize(beam.PTransform):
     """InputFile -> one ReadSummary for all of them; tokenized rows and rejects lie in segment files."""
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: Plan, tokenizer: Tokenizer):
         super().__init__()
-        self._plan = plan
+        self._plan, self._tokenizer = plan, tokenizer
 
     def expand(self, files: beam.PCollection[InputFile]) -> beam.PCollection[steps.ReadSummary]:
         return (
             files
             | "Spread" >> beam.Reshuffle()
             | "Read" >> beam.ParDo(_Read(self._plan))
-            | "Tokenize" >> beam.ParDo(_Tokenize(self._plan))
+            | "Tokenize" >> beam.ParDo(_Tokenize(self._plan, self._tokenizer))
             | "Spill" >> beam.ParDo(_Spill(self._plan))
             | "Summarise" >> beam.combiners.ToList()
             | "Merge" >> beam.Map(steps.merged)
@@ -172,8 +173,8 @@ class _Read(beam.DoFn):
 class _Tokenize(beam.DoFn):
     """RowBatch -> Tokenized."""
 
-    def __init__(self, plan: Plan):
-        self._plan = plan
+    def __init__(self, plan: Plan, tokenizer: Tokenizer):
+        self._plan, self._tokenizer = plan, tokenizer
 
     def setup(self) -> None:
         self._keys = self._plan.keys()
@@ -182,7 +183,7 @@ class _Tokenize(beam.DoFn):
         with reported("tokenize"):
             given, shares, keys = self._plan.files[batch.file].split, self._plan.prepare.splits, self._keys
             split = (lambda client: given) if given else (lambda client: steps.split_of(keys, client, shares))
-            yield steps.tokenize(batch, self._plan.tokenizer, split=split)
+            yield steps.tokenize(batch, self._tokenizer, split=split)
 
 
 class _Spill(beam.DoFn):
@@ -197,6 +198,7 @@ class _Spill(beam.DoFn):
         self._labels: set[str] = set()
         self._groups: set[str] = set()
         self._rows, self._reasons = Counter[int](), Counter[str]()
+        self._running = Path(self._plan.work) / f"{uuid.uuid4().hex}{RUNNING}"
 
     def process(self, batch: steps.Tokenized) -> None:
         with reported("spill"):
@@ -209,6 +211,8 @@ class _Spill(beam.DoFn):
                 self._reasons[reason] += 1
                 beam.metrics.Metrics.counter("prepare", f"rejected: {reason}").inc()
             self._rows[batch.file] += batch.rows
+            with writing(self._running):
+                self._running.write_text(str(self._rows.total()))
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         with reported("spill"):
