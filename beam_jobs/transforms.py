@@ -29,6 +29,7 @@ from beam_jobs import formats, steps
 from beam_jobs.spill import Segment, SegmentWriter, writing
 from tff_pipeline import artifacts, errors
 from tff_pipeline.config import PrepareSection, SiloSection
+from tff_pipeline.progress import silence_libraries
 from tff_pipeline.tokenization import Tokenizer
 
 RESULT = "result.json"
@@ -177,6 +178,7 @@ class _Tokenize(beam.DoFn):
         self._plan, self._tokenizer = plan, tokenizer
 
     def setup(self) -> None:
+        silence_libraries()  # a worker may be a process of its own
         self._keys = self._plan.keys()
 
     def process(self, batch: steps.RowBatch) -> Iterator[steps.Tokenized]:

@@ -1,0 +1,218 @@
+"""Readers: what rows they find on which line, and what they say of a file that cannot be used."""
+
+import bz2
+import gzip
+import io
+import lzma
+
+import msgspec
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from beam_jobs import formats
+from tff_pipeline.config import SiloSection
+from tff_pipeline.errors import InputError
+
+
+def source(form: str, **keys) -> formats.Source:
+    return formats.Source(SiloSection(name="bank", input="unused", format=form, **keys), f"data.{form}")
+
+
+def rows(data: bytes, at: formats.Source) -> list[formats.RawRow]:
+    return list(formats.read_rows(io.BytesIO(data), at))
+
+
+def texts(data: bytes, at: formats.Source) -> list[tuple[int, object]]:
+    """(line, text or reason) of each row."""
+    return [(row.line, row.fields.text if row.fields else row.reason) for row in rows(data, at)]
+
+
+def refusal(data: bytes, at: formats.Source) -> str:
+    """What check_columns or, if that passes, reading the file says."""
+
+    def look_and_read() -> None:
+        formats.check_columns(io.BytesIO(data), at)
+        rows(data, at)
+
+    with pytest.raises(InputError) as raised:
+        look_and_read()
+    return str(raised.value)
+
+
+def test_csv_fields_by_name_whatever_the_order_of_columns():
+    data = b"other,label,who,text\nx,lost,anna,my card\n"
+
+    assert rows(data, source("csv", client="who", group="other")) == [
+        formats.RawRow(2, formats.Fields("my card", "lost", "anna", "x"))
+    ]
+
+
+def test_quoted_line_breaks_stay_inside_the_field_and_line_numbers_stay_physical():
+    data = b'text,label\n"my\ncard ""is""\r\nlost",x\nhelp,y\n'
+
+    assert texts(data, source("csv")) == [(2, 'my\ncard "is"\r\nlost'), (5, "help")]
+
+
+def test_without_quoting_a_stray_quote_is_a_character():
+    data = b'ham\t"my card\nspam\tis" lost\n'
+
+    assert texts(data, source("tsv", columns=("label", "text"), quoting=False)) == [(1, '"my card'), (2, 'is" lost')]
+
+
+def test_a_quote_never_closed_is_an_error_and_not_one_long_field():
+    message = refusal(b'text,label\nfine,x\n"my card,x\nhelp,y\n', source("csv"))
+
+    assert "data.csv: a quote opened in the row that begins on line 3 is still open at the end of the file" in message
+    assert "quoting = false" in message
+
+
+def test_a_field_longer_than_any_text_is_a_quote_never_closed(monkeypatch):
+    monkeypatch.setattr(formats, "MAX_FIELD_CHARACTERS", 1000)
+
+    assert "line 2 is not closed in the 1,000 characters" in refusal(
+        b'text,label\n"' + b"a\n" * 600 + b'",x\n', source("csv")
+    )
+
+
+def test_a_field_of_a_megabyte_is_read():
+    """Python's csv refuses fields above 131,072 characters by default."""
+    assert rows(b"text,label\n" + b"a" * 2**20 + b",x\n", source("csv"))[0].fields.text == "a" * 2**20
+
+
+def test_broken_quoting_costs_one_row():
+    assert texts(b'text,label\n"my" card,x\nhelp,y\n', source("csv")) == [(2, "broken quoting"), (3, "help")]
+
+
+def test_wrong_number_of_fields_is_rejected_and_blank_lines_are_no_rows():
+    assert texts(b"text,label\nmy,card,x\n\nhelp,y\nlost\n", source("csv")) == [
+        (2, "wrong number of fields"),
+        (4, "help"),
+        (5, "wrong number of fields"),
+    ]
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_column():
+    assert texts(b"\xef\xbb\xbftext,label\nhelp,y\n", source("csv")) == [(2, "help")]
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_compression_is_recognised_by_content(compress):
+    assert texts(compress(b"text,label\nhelp,y\n"), source("csv")) == [(2, "help")]
+
+
+@pytest.mark.parametrize("keep", [20, 400])
+def test_a_gzip_cut_short_is_an_error(keep):
+    whole = gzip.compress(b"text,label\n" + b"".join(b"help %d,y\n" % (n * n) for n in range(2000)))
+
+    assert "data.csv: the compressed data is cut short or damaged" in refusal(whole[:keep], source("csv"))
+    assert "cut short" in refusal(whole[:-4], source("csv"))
+
+
+def test_a_missing_column_is_named_with_those_there_and_the_nearest():
+    message = refusal(b"utterence,intent\nmy card,x\n", source("tsv", text="utterance", label="intent", columns=()))
+    assert "data.tsv: there is no column 'utterance'" in message
+
+    message = refusal(b"id\tutterence\tintent\n1\tmy card\tx\n", source("tsv", text="utterance", label="intent"))
+    assert "found 'id', 'utterence', 'intent'. Did you mean 'utterence'? Correct `text` of silo 'bank'" in message
+
+
+def test_the_first_row_of_a_file_without_header_does_not_get_into_the_error():
+    message = refusal(b"ham,my secret number is 12345 and nobody may know\n", source("csv"))
+
+    assert "12345" not in message
+    assert "set `columns` if the file has no header" in message
+
+
+def test_a_column_that_is_there_twice_is_refused():
+    assert "the column 'text' is there 2 times" in refusal(b"text,text,label\na,b,c\n", source("csv"))
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet", "conll"])
+def test_an_empty_file_is_refused(form):
+    assert f"data.{form}: the file is empty (0 bytes)" in refusal(b"", source(form))
+    if form != "parquet":
+        assert "the file is empty (nothing is compressed in it)" in refusal(gzip.compress(b""), source(form))
+
+
+def test_utf16_is_refused():
+    assert "UTF-16; expected UTF-8" in refusal("text,label\nhelp,y\n".encode("utf-16"), source("csv"))
+
+
+def test_jsonl_rejects_by_line():
+    data = b'{"text": "help", "label": 3}\n\nnonsense\n[1]\n{"text": "my"}\n{"text": ["my"], "label": "y"}\n{"text": "\xff", "label": "y"}\n{"text": null, "label": true}'
+
+    assert texts(data, source("jsonl")) == [
+        (1, "help"),
+        (3, "not JSON"),
+        (4, "not JSON"),
+        (5, "missing field"),
+        (6, "field is not text"),
+        (7, "not UTF-8"),
+        (8, ""),
+    ]
+    assert rows(data, source("jsonl"))[0].fields.label == "3"
+    assert rows(data, source("jsonl"))[-1].fields.label == "true"
+
+
+def test_jsonl_that_never_has_a_field_is_a_missing_column():
+    assert "there is no field 'label'; found 'text', 'labels'. Did you mean 'labels'?" in refusal(
+        b'{"text": "a", "labels": "b"}\n', source("jsonl")
+    )
+
+
+def parquet(table: dict) -> bytes:
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(table), file, row_group_size=2)
+    return file.getvalue()
+
+
+def test_parquet_rows_are_counted_across_row_groups():
+    data = parquet({"text": ["a", None, "c"], "label": [1, 2, 3], "unused": [0.1, 0.2, 0.3]})
+
+    assert [(row.line, row.fields.text, row.fields.label) for row in rows(data, source("parquet"))] == [
+        (1, "a", "1"),
+        (2, "", "2"),
+        (3, "c", "3"),
+    ]
+
+
+def test_parquet_refusals():
+    data = parquet({"text": ["a"], "lable": ["x"]})
+
+    assert "there is no column 'label'; found 'text', 'lable'. Did you mean 'lable'?" in refusal(
+        data, source("parquet")
+    )
+    assert "data.parquet: not a readable parquet file" in refusal(data[:-20], source("parquet"))
+
+
+def test_conll_sentences():
+    data = "@paul\tO\n#tag\tB-x\n\t\n\n你好\tB-x\n".encode()
+
+    found = rows(data, source("conll"))
+    assert [(row.line, row.fields.text, row.fields.label) for row in found] == [
+        (1, ("@paul", "#tag"), ("O", "B-x")),
+        (5, ("你好",), ("B-x",)),
+    ]
+
+
+def test_conll_with_index_column_and_comment_keys():
+    data = b"# newdoc id = d1\n# sent_id = s1\n# text = my card\n1\tmy\tO\t-\t-\n2\tcard\tB-x\t-\t-\n\n# sent_id = s2\n1\thelp\n\n# newdoc id = d2\n1\thelp\tO\t-\t-\n"
+
+    found = rows(data, source("conll", text="1", label="2", client="newdoc id"))
+    assert [(row.line, row.fields and (row.fields.text, row.fields.client), row.reason) for row in found] == [
+        (4, (("my", "card"), "d1"), ""),
+        (8, None, "wrong number of fields"),
+        (11, (("help",), "d2"), ""),
+    ]
+
+
+def test_conll_client_key_that_is_not_there():
+    message = refusal(b"# newdoc id = d1\nmy\tO\n", source("conll", client="newdoc_id"))
+
+    assert "there is no comment key 'newdoc_id'; found 'newdoc id'. Did you mean 'newdoc id'?" in message
+
+
+def test_sections_compare_by_value():
+    """The helper above builds sections without a configuration file; they must be what a file gives."""
+    assert msgspec.convert({"name": "bank", "input": "unused", "format": "csv"}, SiloSection) == source("csv").silo
