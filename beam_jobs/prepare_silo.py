@@ -13,6 +13,7 @@ that name may hand over to Prism, which downloads a program. Other runners work 
 import argparse
 import fcntl
 import hashlib
+import io
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -282,14 +283,23 @@ def _work_folder(folder: Path) -> Iterator[Path]:
 
 
 def _beam_options(beam_args: Sequence[str]) -> Any:
-    from apache_beam.options.pipeline_options import PipelineOptions
+    """The options, checked here and now: Beam by itself reads late, exits where it cannot, and drops what it does not know."""
+    from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
+    complaints = io.StringIO()
     try:
-        return PipelineOptions(list(beam_args))
+        with redirect_stderr(complaints):
+            options = PipelineOptions(list(beam_args))
+            # Other runners may know options that this SDK does not.
+            strict = options.view_as(StandardOptions).runner in _IN_PROCESS
+            options.get_all_options(add_extra_args_fn=lambda parser: strict and parser.parse_args(list(beam_args)))
     except SystemExit:
+        complaint = (complaints.getvalue().splitlines() or [""])[-1].partition("error: ")[2]
         raise ConfigError(
-            f"the Beam options {' '.join(beam_args)} cannot be read; expected Beam pipeline options such as --direct_num_workers=2."
+            f"the Beam options {' '.join(beam_args)!r} cannot be read: {complaint}. "
+            "Expected Beam pipeline options after `--`, such as --direct_num_workers=2."
         ) from None
+    return options
 
 
 def _run(plan: transforms.Plan, tokenizer: Tokenizer, options: Any) -> transforms.Result:
@@ -301,13 +311,9 @@ def _run(plan: transforms.Plan, tokenizer: Tokenizer, options: Any) -> transform
     try:
         runner = FnApiRunner() if named in _IN_PROCESS else named
         with beam.Pipeline(runner=runner, options=options) as pipeline:
-            read = (
-                pipeline
-                | "Files" >> beam.Create(plan.files)
-                | "ReadAndTokenize" >> transforms.ReadAndTokenize(plan, tokenizer)
-            )
-            shards = read | "WriteShards" >> transforms.WriteShards(plan)
-            _ = shards | "WriteResult" >> transforms.WriteResult(plan, read)
+            read = pipeline | "ReadAndTokenize" >> transforms.ReadAndTokenize(plan, tokenizer)
+            shards = pipeline | "WriteShards" >> transforms.WriteShards(plan, read)
+            _ = pipeline | "WriteResult" >> transforms.WriteResult(plan, read, shards)
         return msgspec.json.decode((Path(plan.work) / transforms.RESULT).read_bytes(), type=transforms.Result)
     except Exception as error:
         failure = transforms.failure_in(error)

@@ -35,11 +35,11 @@ class Segment(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SegmentWriter:
-    """Collects messages by key and writes them out whenever `buffer_bytes` of them have come together."""
+    """Collects messages by key and writes them out whenever `buffer_bytes` (BUFFER_BYTES) of them have come together."""
 
-    def __init__(self, folder: Path, *, buffer_bytes: int = BUFFER_BYTES):
+    def __init__(self, folder: Path, *, buffer_bytes: int | None = None):
         self._path = folder / f"{uuid.uuid4().hex}.segments"
-        self._buffer_bytes = buffer_bytes
+        self._buffer_bytes = buffer_bytes or BUFFER_BYTES
         self._buffers: dict[int, bytearray] = defaultdict(bytearray)
         self._orders: dict[int, int] = {}
         self._buffered = 0

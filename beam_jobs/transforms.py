@@ -12,11 +12,11 @@ import re
 import traceback
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import apache_beam as beam
 import msgspec
@@ -125,22 +125,26 @@ def failure_in(error: BaseException) -> errors.PipelineError | None:
 
 
 class ReadAndTokenize(beam.PTransform):
-    """InputFile -> one ReadSummary for all of them; tokenized rows and rejects lie in segment files."""
+    """The plan's files -> one ReadSummary for all of them; tokenized rows and rejects lie in segment files."""
 
     def __init__(self, plan: Plan, tokenizer: Tokenizer):
         super().__init__()
         self._plan, self._tokenizer = plan, tokenizer
 
-    def expand(self, files: beam.PCollection[InputFile]) -> beam.PCollection[steps.ReadSummary]:
-        return (
-            files
-            | "Spread" >> beam.Reshuffle()
+    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[steps.ReadSummary]:
+        parts = (
+            pipeline
+            | "Files" >> beam.Create(self._plan.files)
             | "Read" >> beam.ParDo(_Read(self._plan))
             | "Tokenize" >> beam.ParDo(_Tokenize(self._plan, self._tokenizer))
             | "Spill" >> beam.ParDo(_Spill(self._plan))
-            | "Summarise" >> beam.combiners.ToList()
-            | "Merge" >> beam.Map(steps.merged)
         )
+        return pipeline | "Once" >> beam.Impulse() | "Merge" >> beam.Map(_merge, beam.pvalue.AsList(parts))
+
+
+def _merge(_: bytes, parts: Sequence[steps.ReadSummary]) -> steps.ReadSummary:
+    with reported("merge"):
+        return steps.merged(parts)
 
 
 class _Read(beam.DoFn):
@@ -234,25 +238,15 @@ class _Spill(beam.DoFn):
 
 
 class WriteShards(beam.PTransform):
-    """ReadSummary (one) -> ShardSummary for each shard. Nothing is written if too many rows were rejected."""
+    """The plan's shards -> ShardSummary for each; nothing is written if too many rows were rejected."""
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: Plan, read: beam.PCollection[steps.ReadSummary]):
         super().__init__()
-        self._plan = plan
+        self._plan, self._read = plan, read
 
-    def expand(self, read: beam.PCollection[steps.ReadSummary]) -> beam.PCollection[steps.ShardSummary]:
-        return (
-            read
-            | "Shards" >> beam.FlatMap(_shards, self._plan)
-            | "Spread" >> beam.Reshuffle()
-            | "Write" >> beam.ParDo(_WriteShard(self._plan), read=beam.pvalue.AsSingleton(read))
-        )
-
-
-def _shards(read: steps.ReadSummary, plan: Plan) -> Iterable[int]:
-    if plan.acceptable(sum(read.reasons.values()), sum(read.rows.values())):
-        return range(plan.prepare.shards)
-    return ()
+    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[steps.ShardSummary]:
+        shards = pipeline | "Shards" >> beam.Create(range(self._plan.prepare.shards))
+        return shards | "Write" >> beam.ParDo(_WriteShard(self._plan), read=beam.pvalue.AsSingleton(self._read))
 
 
 class _WriteShard(beam.DoFn):
@@ -266,6 +260,8 @@ class _WriteShard(beam.DoFn):
 
     def process(self, shard: int, read: steps.ReadSummary) -> Iterator[steps.ShardSummary]:
         plan = self._plan
+        if not plan.acceptable(sum(read.reasons.values()), sum(read.rows.values())):
+            return
         with reported("write"):
             ranges = range(shard * plan.ranges_per_shard, (shard + 1) * plan.ranges_per_shard)
             segments: dict[int, list[Segment]] = {key: [] for key in ranges}
@@ -301,19 +297,18 @@ class Result(msgspec.Struct):
 class WriteResult(beam.PTransform):
     """ShardSummary -> the file `RESULT`. A file, since a runner may be another process on another machine."""
 
-    def __init__(self, plan: Plan, read: beam.PCollection[steps.ReadSummary]):
+    def __init__(
+        self, plan: Plan, read: beam.PCollection[steps.ReadSummary], shards: beam.PCollection[steps.ShardSummary]
+    ):
         super().__init__()
-        self._plan, self._read = plan, read
+        self._plan, self._read, self._shards = plan, read, shards
 
-    def expand(self, shards: beam.PCollection[steps.ShardSummary]) -> beam.PCollection[Any]:
-        return (
-            shards
-            | "Together" >> beam.combiners.ToList()
-            | "Write" >> beam.Map(_write_result, self._plan.work, beam.pvalue.AsSingleton(self._read))
-        )
+    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[None]:
+        found = beam.pvalue.AsSingleton(self._read), beam.pvalue.AsList(self._shards)
+        return pipeline | "Once" >> beam.Impulse() | "Write" >> beam.Map(_write_result, self._plan.work, *found)
 
 
-def _write_result(shards: list[steps.ShardSummary], work: str, read: steps.ReadSummary) -> None:
+def _write_result(_: bytes, work: str, read: steps.ReadSummary, shards: Sequence[steps.ShardSummary]) -> None:
     with reported("result"):
         path = Path(work) / RESULT
         with writing(path):

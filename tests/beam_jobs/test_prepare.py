@@ -1,0 +1,695 @@
+"""The whole job on small inputs: what a user sees, and what is left on the disk, when it goes well and when it does not."""
+
+import gzip
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from prepare_helpers import VOCABULARY, Case, data_bytes, examples_in, manifest_of, rejected_of, words_by_client
+
+from beam_jobs import prepare_silo, steps, transforms
+from tff_pipeline import artifacts, records
+from tff_pipeline.errors import ArtifactError, ConfigError, InputError, PipelineError
+from tff_pipeline.progress import Progress
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MULTIDOGO = REPOSITORY.parent / "shared" / "data" / "multidogo"
+
+GOOD = "text,label,client\nmy card is lost,lost,anna\nhelp,help,ben\nplease help,help,anna\nthanks,bye,carl\n"
+EXAMPLES = [("help", "help"), ("my card is lost", "lost"), ("please help", "help"), ("thanks", "bye")]
+
+
+def many(clients: int, *, rows: int = 3) -> str:
+    """A csv of `clients` clients with `rows` rows each."""
+    return "text,label,client\n" + "".join(
+        f"{VOCABULARY[4 + (client + row) % 7]} {VOCABULARY[4 + client % 5]},l{row % 2},client {client}\n"
+        for row in range(rows)
+        for client in range(clients)
+    )
+
+
+def refusal(case: Case, kind: type[PipelineError] = InputError) -> str:
+    """The message prepare fails with; the silo's folder then holds neither a snapshot nor unfinished files."""
+    with pytest.raises(kind) as raised:
+        case.prepare_it()
+    assert nothing_left(case)
+    return str(raised.value)
+
+
+def nothing_left(case: Case) -> bool:
+    left = (
+        {path.relative_to(case.silo_folder).parts[0] for path in case.silo_folder.rglob("*")}
+        if case.silo_folder.exists()
+        else set()
+    )
+    left -= {".prepare.lock", "keys"}
+    return not {name for name in left if not name.startswith("rejected-")} or not list(
+        (case.silo_folder / "snapshots").iterdir()
+    )
+
+
+# -- what is written ---------------------------------------------------------------------------------------------------
+
+
+def test_a_snapshot_holds_every_accepted_row_and_says_so(case):
+    case.write("data.csv", GOOD)
+
+    snapshot = case.prepare_it()
+    manifest = manifest_of(snapshot)
+
+    assert examples_in(snapshot) == EXAMPLES
+    assert {
+        key: manifest[key]
+        for key in (
+            "kind",
+            "format",
+            "silo",
+            "id",
+            "task",
+            "labels",
+            "groups",
+            "rows",
+            "accepted",
+            "rejects",
+            "over_bound",
+        )
+    } == {
+        "kind": "snapshot",
+        "format": 1,
+        "silo": "bank",
+        "id": snapshot.name,
+        "task": "sequence_classification",
+        "labels": ["bye", "help", "lost"],
+        "groups": [""],
+        "rows": 4,
+        "accepted": 4,
+        "rejects": {},
+        "over_bound": {"clients": 0, "examples_dropped": 0},
+    }
+    assert manifest["tokenizer"]["vocabulary_size"] == len(VOCABULARY)
+    assert [(one["name"], one["split"], one["bytes"]) for one in manifest["inputs"]] == [("data.csv", "", len(GOOD))]
+    assert sum(split["clients"] for split in manifest["splits"].values()) == 3
+    assert artifacts.read_json(case.silo_folder / "snapshot.json") == {"id": snapshot.name}
+    assert (snapshot / "rejected.jsonl").read_bytes() == b""
+
+
+def test_what_a_split_holds_is_counted(case):
+    """Rows by hand: lengths 3, 4, 3 and 6 tokens with [CLS] and [SEP]; anna has three of the four."""
+    case.silo |= {"input": {"train": "data.csv"}, "group": "where"}
+    case.write(
+        "data.csv",
+        "text,label,client,where\nhelp,x,anna,web\nmy card,y,anna,web\nlost,x,anna,\nmy card is lost,x,ben,app\n",
+    )
+
+    train = manifest_of(case.prepare_it())["splits"]["train"]
+
+    assert train == {
+        "clients": 2,
+        "examples": 4,
+        "shards": ["train-00000-of-00001.tfrecord"],
+        "labels": {"x": 3, "y": 1},
+        "groups": {"": 1, "app": 1, "web": 2},
+        "examples_per_client": {"p50": 1, "p90": 3, "p99": 3, "max": 3},
+        "token_length": {"p50": 3, "p90": 6, "p99": 6, "max": 6},
+    }
+
+
+def test_nothing_in_the_workdir_holds_a_text_or_a_clients_id(case):
+    case.silo["client"] = "client"
+    case.prepare["max_reject_share"] = 0.9
+    case.write("data.csv", "text,label,client\nmy card is lost,x,anna-4711\n,x,anna-4711\nhelp,x,\n")
+
+    case.prepare_it()
+
+    written = b"".join(path.read_bytes() for path in (case.folder / "work").rglob("*") if path.is_file())
+    assert b"anna" not in written
+    assert b"4711" not in written
+    assert b"card" not in written
+
+
+def test_random_access_equals_sequential_reading(case):
+    import tensorflow as tf
+
+    case.prepare["shards"] = 3
+    case.write("data.csv", many(60))
+    snapshot = case.prepare_it()
+
+    for split, summary in manifest_of(snapshot)["splits"].items():
+        sequential = [
+            record.numpy() for record in tf.data.TFRecordDataset([str(snapshot / name) for name in summary["shards"]])
+        ]
+        with records.ClientReader(snapshot, split, summary["shards"]) as reader:
+            assert [reader.read(row) for row in range(len(reader))] == sequential
+            assert reader.examples.tolist() == [3] * summary["clients"]
+        clients = [
+            tf.train.Example.FromString(record).features.feature[records.CLIENT].bytes_list.value[0]
+            for record in sequential
+        ]
+        assert clients == sorted(clients)
+        parsed = records.parse_in_graph(sequential[0])
+        assert {name: parsed[name].numpy().tolist() for name in parsed} == {
+            name: value.tolist() for name, value in records.decode_client(sequential[0]).items()
+        }
+
+
+def test_more_shards_than_clients(case):
+    """Shards nobody's hash falls into are there and empty; a split without clients has none."""
+    case.prepare |= {"shards": 8, "splits": {"train": 1.0}}
+    case.write("data.csv", GOOD)
+
+    snapshot = case.prepare_it()
+    splits = manifest_of(snapshot)["splits"]
+
+    assert splits["train"]["shards"] == [f"train-0000{shard}-of-00008.tfrecord" for shard in range(8)]
+    assert splits["test"]["shards"] == []
+    assert examples_in(snapshot) == EXAMPLES
+    assert (snapshot / "test.index.npy").exists()
+
+
+def test_one_range_in_memory_or_many_the_same_bytes(case, another, monkeypatch):
+    case.prepare["shards"] = 2
+    case.write("data.csv", many(50))
+    once = data_bytes(case.prepare_it())
+    monkeypatch.setattr(prepare_silo, "RANGE_BYTES", 100)
+    monkeypatch.setattr(steps, "BATCH_ROWS", 7)
+    monkeypatch.setattr("beam_jobs.spill.BUFFER_BYTES", 500)
+    case.workdir = "other"
+
+    assert data_bytes(case.prepare_it()) == once
+
+
+def test_one_worker_or_several_the_same_bytes(case, monkeypatch):
+    """Threads and processes; three files, a bound that bites, rejects in all of them."""
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    case.silo["input"] = "part*.csv"
+    case.prepare |= {"shards": 2, "max_examples_per_client": 2, "max_reject_share": 0.5}
+    for part in range(3):
+        case.write(f"part{part}.csv", many(40) + ",broken,anna\n" * (part + 1))
+    alone = case.prepare_it()
+    found = {}
+    for mode in ("multi_threading", "multi_processing"):
+        case.workdir = mode
+        found[mode] = data_bytes(case.prepare_it("--direct_num_workers=2", f"--direct_running_mode={mode}"))
+
+    assert manifest_of(alone)["rejects"] == {"empty text": 6}
+    assert manifest_of(alone)["over_bound"] == {"clients": 40, "examples_dropped": 40 * 7}
+    assert found["multi_threading"] == data_bytes(alone)
+    assert found["multi_processing"] == data_bytes(alone)
+
+
+def test_quoted_line_breaks_gzip_and_chinese(case):
+    """The same rows plain and compressed; "你好" is two tokens of the vocabulary."""
+    case.silo["input"] = "data*"
+    case.write("data.csv.gz", gzip.compress('text,label,client\n"my\ncard, ""lost""",x,anna\n你好,问候,王\n'.encode()))
+
+    snapshot = case.prepare_it()
+
+    assert examples_in(snapshot) == [("my card , [UNK] lost [UNK]", "x"), ("你 好", "问候")]
+    assert manifest_of(snapshot)["labels"] == ["x", "问候"]
+
+
+def test_parquet_and_jsonl_hold_the_same_examples_as_csv(case):
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [dict(zip(("text", "label", "client"), line.split(","), strict=True)) for line in GOOD.splitlines()[1:]]
+    case.write("data.csv", GOOD)
+    case.write("data.jsonl", "\n".join(map(json.dumps, rows)))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), case.folder / "data.parquet")
+    found = []
+    for form in ("csv", "jsonl", "parquet"):
+        case.silo |= {"input": f"data.{form}", "format": form}
+        found.append(words_by_client(case.prepare_it()))
+
+    assert found[0] == found[1] == found[2]
+    assert examples_in(case.prepare_it()) == EXAMPLES
+
+
+def test_conll_labels_go_to_first_pieces(case):
+    case.kind = "token_classification"
+    case.silo = {"input": {"train": "train.conll"}, "format": "conll"}
+    case.write("train.conll", "my\tO\ncards\tB-x\n\n你好\tB-y\nlost\tO\n")
+
+    snapshot = case.prepare_it()
+    manifest = manifest_of(snapshot)
+    with records.ClientReader(snapshot, "train", manifest["splits"]["train"]["shards"]) as reader:
+        found = sorted(
+            [value.tolist() for value in records.decode_client(reader.read(row)).values()] for row in range(2)
+        )
+
+    assert manifest["labels"] == ["B-x", "B-y", "O"]
+    assert manifest["splits"]["train"]["labels"] == {"B-x": 1, "B-y": 1, "O": 2}
+    assert found == [
+        [[2, 4, 5, 13, 3], [5], [-1, 2, 0, -1, -1], [0]],
+        [[2, 11, 12, 7, 3], [5], [-1, 1, -1, 2, -1], [0]],
+    ]
+
+
+# -- clients, splits, bound --------------------------------------------------------------------------------------------
+
+
+def test_growing_data_moves_no_client(case):
+    case.silo["input"] = "*.csv"
+    case.write("b.csv", many(80))
+    before = words_by_client(case.prepare_it())
+    case.write("a.csv", many(160))
+    after = words_by_client(case.prepare_it())
+
+    assert sum(map(len, before.values())) == 80
+    assert sum(map(len, after.values())) == 160
+    for split, clients in before.items():
+        assert clients.keys() <= after[split].keys()
+
+
+def test_rows_that_are_clients_stay_themselves_when_files_grow(case):
+    case.silo |= {"input": "*.csv", "client": ""}
+    case.write("b.csv", GOOD)
+    before = words_by_client(case.prepare_it())
+    case.write("a.csv", GOOD)
+    case.write("b.csv", GOOD + "lost,lost,anna\n")
+    after = words_by_client(case.prepare_it())
+
+    assert sum(map(len, before.values())) == 4
+    assert sum(map(len, after.values())) == 9
+    for split, clients in before.items():
+        assert clients.items() <= after[split].items()
+
+
+def test_the_bound_keeps_the_same_examples_in_whatever_order_the_rows_come(case):
+    case.prepare["max_examples_per_client"] = 3
+    rows = [f"{one} {two},{two},anna" for one in VOCABULARY[4:11] for two in VOCABULARY[4:8]]
+    case.write("data.csv", "\n".join(["text,label,client", *rows]))
+    one = case.prepare_it()
+    case.write("data.csv", "\n".join(["text,label,client", *reversed(rows)]))
+    two = case.prepare_it()
+
+    assert one != two
+    assert examples_in(one) == examples_in(two)
+    assert len(examples_in(one)) == 3
+    assert manifest_of(one)["over_bound"] == {"clients": 1, "examples_dropped": 25}
+    assert manifest_of(one)["accepted"] == 28
+
+
+def test_a_client_in_the_files_of_several_splits_stays_with_what_is_held_out(case):
+    case.silo["input"] = {"train": "train.csv", "test": "test.csv"}
+    case.prepare["max_reject_share"] = 0.5
+    case.write("train.csv", "text,label,client\nhelp,x,ben\nmy card,x,anna\nlost,x,carl\n")
+    case.write("test.csv", "text,label,client\nthanks,y,anna\n")
+
+    snapshot = case.prepare_it()
+    manifest = manifest_of(snapshot)
+
+    assert manifest["rejects"] == {"client in several splits": 1}
+    assert rejected_of(snapshot / "rejected.jsonl") == [("train.csv", 3, "client in several splits")]
+    assert [manifest["splits"][split]["clients"] for split in ("train", "validation", "test")] == [2, 0, 1]
+
+
+def test_seeds_and_silos_make_different_clients(case):
+    """A seed makes the key; without one it comes from the operating system and is kept."""
+    case.write("data.csv", GOOD)
+    seeded = words_by_client(case.prepare_it())
+    case.workdir = "again"
+    assert words_by_client(case.prepare_it()) == seeded
+    case.workdir, case.seed = "random", None
+    first = case.prepare_it()
+
+    assert words_by_client(first) != seeded
+    assert case.prepare_it() == first
+    assert (case.silo_folder / "keys" / "clients.key").stat().st_mode & 0o777 == 0o600
+
+
+# -- once, and again ---------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_snapshot_is_not_made_again(case, capsys, monkeypatch):
+    case.write("data.csv", GOOD)
+    first = case.prepare_it()
+    made = (first / "COMPLETE").stat().st_mtime_ns
+    monkeypatch.setattr(prepare_silo, "_run", lambda *_: pytest.fail("the pipeline ran"))
+    capsys.readouterr()
+
+    assert case.prepare_it() == first
+    assert (first / "COMPLETE").stat().st_mtime_ns == made
+    event = json.loads(capsys.readouterr().err.splitlines()[-1])
+    assert (event["event"], event["reused"], event["examples"]) == ("prepare", True, 4)
+    assert "is there already" in event["message"]
+
+
+def test_whatever_changes_the_bytes_changes_the_id(case):
+    def name() -> str:
+        configuration = case.config()
+        return prepare_silo._plan_job(configuration, configuration.silo("bank")).id
+
+    case.write("data.csv", GOOD)
+    names = {name(), name()}
+    for change in ({"max_length": 16}, {"max_examples_per_client": 1}, {"shards": 2}, {"splits": {"train": 1.0}}):
+        case.prepare = change
+        names.add(name())
+    case.prepare, case.labels = {}, ["lost", "help", "bye"]
+    names.add(name())
+    case.workdir, case.seed = "other", 8  # another key: other clients, other splits
+    names.add(name())
+    case.write("data.csv", GOOD + "lost,lost,anna\n")
+    names.add(name())
+    assert len(names) == 8
+
+    case.prepare = {"max_reject_share": 0.01}  # decides whether there is a snapshot, not what is in it
+    assert name() in names
+
+
+def test_a_damaged_snapshot_is_not_taken_for_a_finished_one(case):
+    case.write("data.csv", GOOD)
+    snapshot = case.prepare_it()
+    (snapshot / "train.index.npy").write_bytes(b"other")
+
+    with pytest.raises(ArtifactError, match=r"train\.index\.npy: has changed since it was written"):
+        case.prepare_it()
+
+
+def test_killed_in_the_middle_and_started_again(case):
+    """The child stops before its last step, with the shards written, and is killed there; the next run makes what a first one would."""
+    case.write("data.csv", many(20))
+    case.config()
+    script = (
+        "import os, signal, sys\n"
+        "from beam_jobs import prepare_silo\n"
+        "prepare_silo._collect = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "prepare_silo.main(['--config', sys.argv[1]])\n"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", script, str(case.folder / "config.toml")],
+        cwd=REPOSITORY,
+        capture_output=True,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert list(case.silo_folder.glob(".preparing-*"))
+    assert list((case.silo_folder / "snapshots").glob(".staging-*"))
+    assert not (case.silo_folder / "snapshot.json").exists()
+
+    snapshot = case.prepare_it()
+    case.workdir = "other"
+
+    assert data_bytes(snapshot) == data_bytes(case.prepare_it())
+    case.workdir = "work"
+    assert not list(case.silo_folder.glob(".preparing-*"))
+    assert [path.name for path in (case.silo_folder / "snapshots").iterdir()] == [snapshot.name]
+
+
+def test_a_second_prepare_of_the_same_silo_is_refused_while_one_runs(case, monkeypatch):
+    case.write("data.csv", GOOD)
+    refused = []
+
+    def run_meanwhile(*_):
+        with pytest.raises(PipelineError) as raised:
+            case.prepare_it()
+        refused.append(str(raised.value))
+        raise InputError("stop here")
+
+    monkeypatch.setattr(prepare_silo, "_run", run_meanwhile)
+    assert refusal(case) == "stop here"
+    assert "another prepare of this silo is running" in refused[0]
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+def test_rejected_rows_are_listed_with_file_line_and_reason(case):
+    case.prepare["max_reject_share"] = 0.8
+    case.labels = ["x"]
+    rows = [
+        b"text,label,client",
+        b"help,x,anna",
+        b",x,anna",
+        b"help,,anna",
+        b"help,z,anna",
+        b"help,x,",
+        b"help,x",
+        b"h\xffelp,x,anna",
+        b"lost,x,ben",
+    ]
+    case.write("data.csv", b"\n".join(rows))
+
+    snapshot = case.prepare_it()
+    manifest = manifest_of(snapshot)
+
+    assert rejected_of(snapshot / "rejected.jsonl") == [
+        ("data.csv", 3, "empty text"),
+        ("data.csv", 4, "empty label"),
+        ("data.csv", 5, "unknown label"),
+        ("data.csv", 6, "empty client"),
+        ("data.csv", 7, "wrong number of fields"),
+        ("data.csv", 8, "not UTF-8"),
+    ]
+    assert manifest["rejects"] == {
+        "empty client": 1,
+        "empty label": 1,
+        "empty text": 1,
+        "not UTF-8": 1,
+        "unknown label": 1,
+        "wrong number of fields": 1,
+    }
+    assert (manifest["rows"], manifest["accepted"]) == (8, 2)
+    assert examples_in(snapshot) == [("help", "x"), ("lost", "x")]
+
+
+def test_too_many_rejects_stop_the_job_and_leave_the_list(case):
+    case.write("data.csv", GOOD + ",x,dora\n" * 2 + "help,x,\n")
+
+    message = refusal(case)
+
+    (rejected,) = case.silo_folder.glob("rejected-*.jsonl")
+    assert "silo 'bank': 3 of 7 rows (42.9%) were rejected; prepare.max_reject_share allows 5.0%" in message
+    assert "Reasons: 2 empty text, 1 empty client." in message
+    assert f"{rejected} lists them" in message
+    assert rejected_of(rejected) == [
+        ("data.csv", 6, "empty text"),
+        ("data.csv", 7, "empty text"),
+        ("data.csv", 8, "empty client"),
+    ]
+
+    case.prepare["max_reject_share"] = 0.5
+    case.prepare_it()
+    assert not list(case.silo_folder.glob("rejected-*.jsonl"))
+
+
+def test_rows_that_are_all_rejected_are_no_snapshot_whatever_the_limit(case):
+    case.prepare["max_reject_share"] = 1.0
+    case.write("data.csv", "text,label,client\n,x,anna\n")
+
+    assert "1 of 1 rows (100.0%) were rejected; nothing is left to train on" in refusal(case)
+
+
+def test_a_list_of_labels_keeps_its_order(case):
+    case.labels = ["lost", "bye", "help", "never"]
+    case.write("data.csv", GOOD)
+
+    snapshot = case.prepare_it()
+
+    assert manifest_of(snapshot)["labels"] == ["lost", "bye", "help", "never"]
+    assert examples_in(snapshot) == EXAMPLES
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "data.csv: the file is empty (0 bytes)"),
+        ("text,label,client\n", "data.csv: holds no rows, only a header or blank lines"),
+        (
+            "texts,label,client\nhelp,x,anna\n",
+            "there is no column 'text'; found 'texts', 'label', 'client'. Did you mean 'texts'?",
+        ),
+        (gzip.compress(GOOD.encode())[:-9], "data.csv: the compressed data is cut short or damaged"),
+        (GOOD + '"help,x,anna\n', "a quote opened in the row that begins on line 6 is still open"),
+        (GOOD.encode("utf-16"), "UTF-16"),
+    ],
+)
+def test_a_file_that_cannot_be_used(case, content, words):
+    case.write("data.csv", content)
+
+    assert words in refusal(case)
+
+
+def test_a_gzip_cut_short_far_behind_its_head_is_found_by_the_worker_and_said_in_our_words(case, capfd):
+    whole = gzip.compress(many(4000).encode() + b"".join(b"help,%x,anna\n" % (n * n * 7919) for n in range(20_000)))
+    case.write("data.csv", whole[:-100])
+
+    assert refusal(case).startswith("data.csv: the compressed data is cut short")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_glob_that_matches_nothing(case):
+    case.silo["input"] = "none*.csv"
+
+    assert f"{case.folder / 'none*.csv'}: no file matches the input of silo 'bank'" in refusal(case)
+
+
+def test_an_address_this_machine_cannot_read(case):
+    case.silo["input"] = "nowhere://bucket/*.csv"
+
+    assert "nowhere://bucket/*.csv: the input of silo 'bank' cannot be listed" in refusal(case)
+
+
+def test_a_file_named_for_two_splits(case):
+    case.silo["input"] = {"train": "*.csv", "test": "data.csv"}
+    case.write("data.csv", GOOD)
+
+    assert "is named by the train files and by the test files" in refusal(case)
+
+
+def test_a_disk_that_fills_up(case):
+    """A limit on file sizes makes the system refuse the write for real, as a full disk does."""
+    case.write("data.csv", many(400))
+    case.config()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        message = refusal(case, ArtifactError)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert str(case.silo_folder) in message
+    assert "cannot be written: the file may not grow any larger" in message
+    assert "Free space there, or move pipeline.workdir" in message
+    assert case.prepare_it()
+
+
+def test_an_error_nobody_expected_does_not_quote_the_text(case, monkeypatch, capfd):
+    def broken(batch, *_, **__):
+        raise ValueError(f"cannot handle {batch.texts[0]}")
+
+    case.write("data.csv", GOOD)
+    monkeypatch.setattr(steps, "tokenize", broken)
+
+    message = refusal(case, PipelineError)
+
+    assert "step tokenize: an unexpected ValueError in test_prepare.py" in message
+    assert "lost" not in message + capfd.readouterr().err
+
+
+def test_beam_options_that_mean_nothing(case):
+    case.write("data.csv", GOOD)
+
+    with pytest.raises(
+        ConfigError,
+        match="'--direct_num_workers=some' cannot be read: argument --direct_num_workers: invalid int value",
+    ):
+        case.prepare_it("--direct_num_workers=some")
+    with pytest.raises(ConfigError, match="unrecognized arguments: --direct_number_workers=2"):
+        case.prepare_it("--direct_number_workers=2")
+    with pytest.raises(PipelineError, match="the Beam runner Walker failed"):
+        case.prepare_it("--runner=Walker")
+
+
+def test_prism_is_never_started(case, monkeypatch):
+    from apache_beam.runners.portability import prism_runner
+
+    monkeypatch.setattr(prism_runner, "PrismRunner", lambda *_: pytest.fail("Prism was started"))
+    case.write("data.csv", GOOD)
+
+    assert case.prepare_it("--runner=DirectRunner")
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def test_main_prints_summaries(case, capsys):
+    case.write("data.csv", GOOD + ",x,dora\n")
+    case.config()
+
+    assert (
+        prepare_silo.main(
+            [
+                "--config",
+                str(case.folder / "config.toml"),
+                "--set",
+                "prepare.max_reject_share=0.5",
+                "--silo",
+                "bank",
+                "--json",
+                "--",
+                "--direct_num_workers=1",
+            ]
+        )
+        == 0
+    )
+
+    (summary,) = json.loads(capsys.readouterr().out)
+    assert (summary["silo"], summary["rows"], summary["accepted"], summary["rejects"]) == (
+        "bank",
+        5,
+        4,
+        {"empty text": 1},
+    )
+    assert Path(summary["path"]).is_dir()
+
+
+def test_as_a_program_it_fails_in_one_sentence(case):
+    case.config()
+
+    run = subprocess.run(
+        [sys.executable, "-m", "beam_jobs.prepare_silo", "--config", str(case.folder / "config.toml")],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert run.returncode == 3
+    assert run.stderr.splitlines() == [
+        f"tff-pipeline prepare: {case.folder / 'data.csv'}: no file matches the input of silo 'bank'. Check the path; a relative one starts at the configuration file's folder."
+    ]
+
+
+def test_rows_so_far_are_reported_while_workers_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(prepare_silo, "PROGRESS_EVERY_S", 0.001)
+    seen = threading.Event()
+
+    class Watched(Progress):
+        def event(self, event, message="", /, **fields):
+            super().event(event, message, **fields)
+            seen.set()
+
+    (tmp_path / f"a{transforms.RUNNING}").write_text("2048")
+    (tmp_path / f"b{transforms.RUNNING}").write_text("100")
+    with prepare_silo._rows_so_far(tmp_path, "bank", Watched(interactive=False)):
+        assert seen.wait(timeout=30)
+
+    event = json.loads(capsys.readouterr().err.splitlines()[0])
+    assert (event["event"], event["silo"], event["rows"]) == ("prepare_running", "bank", 2148)
+
+
+# -- real data ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(
+    not MULTIDOGO.is_dir(), reason="the real data is not beside this repository (../shared/data/multidogo)"
+)
+def test_multidogo_airline(case):
+    """The README of the data counts 13,519 + 1,966 + 3,931 rows in 11 intents; rows with two intents are joined by <div>."""
+    folder = MULTIDOGO / "airline"
+    files = {
+        split: os.path.relpath(folder / f"{name}.tsv", case.folder)
+        for split, name in (("train", "train"), ("validation", "dev"), ("test", "test"))
+    }
+    case.silo = {"input": files, "format": "tsv", "text": "utterance", "label": "intent", "client": "conversationId"}
+    auto = manifest_of(case.prepare_it())
+
+    intents = [label for label in auto["labels"] if "<div>" not in label]
+    several = sum(
+        count for split in auto["splits"].values() for label, count in split["labels"].items() if "<div>" in label
+    )
+    assert auto["rows"] == 13_519 + 1_966 + 3_931
+    assert len(intents) == 11
+    assert sum(split["clients"] for split in auto["splits"].values()) == 2404
+
+    case.labels = intents
+    listed = manifest_of(case.prepare_it())
+    assert listed["rejects"].get("unknown label", 0) == several > 0
+    assert listed["accepted"] == auto["accepted"] - several
