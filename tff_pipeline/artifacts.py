@@ -152,9 +152,9 @@ def staged(final: Path, manifest: Callable[[], Mapping[str, Any]]) -> Iterator[P
     try:
         yield aside
         seal(aside, manifest())
-        if final.exists():
+        if final.exists() and not is_complete(final):
             shutil.rmtree(final)
-        os.rename(aside, final)
+        os.rename(aside, final)  # fails where another process has finished the same artifact meanwhile
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -199,6 +199,17 @@ def read_manifest(directory: Path, *, check_files: bool = False) -> dict[str, An
             if path.stat().st_size != expected["bytes"] or sha256_file(path) != expected["sha256"]:
                 raise ArtifactError(f"{path}: has changed since it was written (size or SHA-256 differs from {MANIFEST}). Remove the directory and run its stage again.")
     return manifest
+
+
+def model_versions(base: Path) -> list[int]:
+    """The complete versions under a model's base path, ascending. What an interrupted export left has no such name."""
+    return [version for version in version_numbers(base) if is_complete(base / str(version))]
+
+
+def version_numbers(base: Path) -> list[int]:
+    """Every number that is taken under a model's base path, complete or not, ascending."""
+    names = [path.name for path in base.iterdir()] if base.is_dir() else []
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
 
 def secret(path: Path, derived: Callable[[], bytes] | None = None) -> bytes:

@@ -121,6 +121,15 @@ class Tokenizer:
             ragged = self.ragged(tf.constant(list(texts)))
         return ragged.values.numpy(), ragged.row_lengths().numpy()
 
+    def ragged_words(self, words: "tf.Tensor") -> "tf.RaggedTensor":
+        """string [words] to int32 [words, (pieces)], at least one piece each, without [CLS] and [SEP]; as `ragged` does it."""
+        import tensorflow as tf
+
+        pieces = self._tokenizer().tokenize(words)
+        empty = tf.cast(tf.equal(pieces.row_lengths(), 0), tf.int64)
+        unknown = tf.RaggedTensor.from_row_lengths(tf.fill([tf.reduce_sum(empty)], self.unk_id), empty)
+        return tf.concat([pieces, unknown], axis=1)
+
     def encode_words(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """One sentence that is already split into words, for token classification.
 
@@ -131,10 +140,9 @@ class Tokenizer:
         import tensorflow as tf
 
         with tf.device("CPU"):
-            pieces = self._tokenizer().tokenize(tf.constant(list(words))).to_list()
+            pieces = self.ragged_words(tf.constant(list(words), tf.string)).to_list()
         ids, first = [self.cls_id], [-1]
         for index, word in enumerate(pieces):
-            word = word or [self.unk_id]
             ids += word
             first += [index] + [-1] * (len(word) - 1)
         ids, first = ids[: self.max_length - 1], first[: self.max_length - 1]

@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import math
@@ -20,7 +21,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from tff_pipeline import artifacts, config as configuration
+from tff_pipeline import artifacts
+from tff_pipeline import config as configuration
 from tff_pipeline.artifacts import Workdir, is_complete, read_json, seal, secret, write_atomic, write_json
 from tff_pipeline.config import Config
 from tff_pipeline.errors import ArtifactError, TrainingError
@@ -52,7 +54,10 @@ class Job:
         config = self.config
         parts = {
             "format": FORMAT,
-            **{name: msgspec.to_builtins(getattr(config, name)) for name in ("task", "model", "training", "privacy", "secure_sum")},
+            **{
+                name: msgspec.to_builtins(getattr(config, name))
+                for name in ("task", "model", "training", "privacy", "secure_sum")
+            },
             "max_length": config.prepare.max_length,
             "runtime": config.runtime.kind,
             "seed": config.pipeline.seed,
@@ -86,7 +91,9 @@ def job(config: Config) -> Job:
     check_compatible(snapshots, tokenizer, config)
     labels = configuration.known_labels(config) or union_labels(snapshots)
     if len(labels) < 2:
-        raise ArtifactError(f"the silos' snapshots hold {len(labels)} different label(s); expected at least 2 to tell apart. Look at silos[].label in {config.path}.")
+        raise ArtifactError(
+            f"the silos' snapshots hold {len(labels)} different label(s); expected at least 2 to tell apart. Look at silos[].label in {config.path}."
+        )
     return Job(config, snapshots, tokenizer, labels)
 
 
@@ -116,21 +123,37 @@ def _run(work: Job, ledger: Ledger, progress: Progress) -> None:
     from tff_pipeline.model.network import base_network
 
     config, run = work.config, work.folder
-    network = base_network(config.model, work.tokenizer, labels=len(work.labels), task=config.task.kind, seed=config.pipeline.seed)
+    network = base_network(
+        config.model, work.tokenizer, labels=len(work.labels), task=config.task.kind, seed=config.pipeline.seed
+    )
     if not is_complete(run / "base"):
-        save_arrays(run / "base", [variable.numpy() for variable in network.variables], kind="weights", checkpoint=config.model.checkpoint)
+        save_arrays(
+            run / "base",
+            [variable.numpy() for variable in network.variables],
+            kind="weights",
+            checkpoint=config.model.checkpoint,
+        )
     base, _ = load_arrays(run / "base", kind="weights")
     network.set_weights(base)
     initial = base if config.model.trainable == "full" else base[-2:]
 
     plan = planning.make(config, clients=work.clients, dimension=sum(array.size for array in initial))
     if config.privacy.budget_epsilon is not None and plan.delta is not None:
-        ledger.require_budget(config.privacy.budget_epsilon, plan.delta, planned=plan.round_event, rounds=plan.rounds, run=run.name)
+        ledger.require_budget(
+            config.privacy.budget_epsilon, plan.delta, planned=plan.round_event, rounds=plan.rounds, run=run.name
+        )
     facts = _describe(work, plan)
-    progress.event("privacy", facts["guarantee"]["statement"][0], epsilon=facts["guarantee"]["epsilon"], delta=plan.delta, noise_multiplier=plan.noise_multiplier)
+    progress.event(
+        "privacy",
+        facts["guarantee"]["statement"][0],
+        epsilon=facts["guarantee"]["epsilon"],
+        delta=plan.delta,
+        noise_multiplier=plan.noise_multiplier,
+    )
 
-    with _compiled_runtime(work, network, plan, initial, progress) as (compiled, runtime):
-        _rounds(work, plan, ledger, compiled, runtime, initial, progress)
+    if not is_complete(run / "trained"):
+        with _compiled_runtime(work, network, plan, initial, progress) as (compiled, runtime):
+            _rounds(work, plan, ledger, compiled, runtime, initial, progress)
     _finish(work, facts)
     progress.event("train", f"run {run.name} is finished", run=run.name, rounds=plan.rounds)
 
@@ -141,7 +164,12 @@ def _describe(work: Job, plan: PrivacyPlan) -> dict[str, Any]:
     path = run / "run.json"
     if not path.exists():
         epsilon = plan.epsilon()
-        said = statement.sentences(plan, seeded=config.pipeline.seed is not None, silos=len(work.snapshots), reference=config.runtime.kind == "reference")
+        said = statement.sentences(
+            plan,
+            seeded=config.pipeline.seed is not None,
+            silos=len(work.snapshots),
+            reference=config.runtime.kind == "reference",
+        )
         write_json(
             path,
             {
@@ -149,12 +177,25 @@ def _describe(work: Job, plan: PrivacyPlan) -> dict[str, Any]:
                 "name": config.pipeline.name,
                 "created": artifacts.now(),
                 "config": msgspec.to_builtins(config),
-                "snapshots": {snapshot.silo: {"id": snapshot.id, "path": str(snapshot.path), "clients": snapshot.clients("train"), "examples": snapshot.count("train")} for snapshot in work.snapshots},
+                "snapshots": {
+                    snapshot.silo: {
+                        "id": snapshot.id,
+                        "path": str(snapshot.path),
+                        "clients": snapshot.clients("train"),
+                        "examples": snapshot.count("train"),
+                    }
+                    for snapshot in work.snapshots
+                },
                 "labels": list(work.labels),
                 "tokenizer": work.tokenizer.fingerprint,
                 "rounds": plan.rounds,
                 "plan": plan.as_json() | {"round_event": plan.round_event},
-                "guarantee": {"mechanism": plan.mechanism, "epsilon": epsilon if math.isfinite(epsilon) else None, "delta": plan.delta, "statement": said},
+                "guarantee": {
+                    "mechanism": plan.mechanism,
+                    "epsilon": epsilon if math.isfinite(epsilon) else None,
+                    "delta": plan.delta,
+                    "statement": said,
+                },
                 "versions": artifacts.versions(),
             },
         )
@@ -163,7 +204,9 @@ def _describe(work: Job, plan: PrivacyPlan) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _compiled_runtime(work: Job, network: Any, plan: PrivacyPlan, initial: Sequence[np.ndarray], progress: Progress) -> Iterator[tuple[Any, Any]]:
+def _compiled_runtime(
+    work: Job, network: Any, plan: PrivacyPlan, initial: Sequence[np.ndarray], progress: Progress
+) -> Iterator[tuple[Any, Any]]:
     """The compiled process and a runtime for it, over every silo's clients."""
     from tff_pipeline import learning
     from tff_pipeline.model.learner import FeatureLearner, TextLearner
@@ -179,10 +222,21 @@ def _compiled_runtime(work: Job, network: Any, plan: PrivacyPlan, initial: Seque
     else:
 
         def model() -> Any:
-            return TextLearner(lambda: Network(bert_config(config.model, work.tokenizer), labels=len(work.labels), task=config.task.kind, pooling=config.model.pooling))
+            return TextLearner(
+                lambda: Network(
+                    bert_config(config.model, work.tokenizer),
+                    labels=len(work.labels),
+                    task=config.task.kind,
+                    pooling=config.model.pooling,
+                )
+            )
 
     compiled = learning.build(model, config.training, plan, shapes)
-    progress.event("compile", f"learning process built and checked in {time.monotonic() - started:.1f} s", seconds=round(time.monotonic() - started, 2))
+    progress.event(
+        "compile",
+        f"learning process built and checked in {time.monotonic() - started:.1f} s",
+        seconds=round(time.monotonic() - started, 2),
+    )
     with contextlib.ExitStack() as stack:
         silos = _silo_clients(work, network, stack, progress)
         if config.runtime.kind == "reference":
@@ -192,7 +246,13 @@ def _compiled_runtime(work: Job, network: Any, plan: PrivacyPlan, initial: Seque
         else:
             from tff_pipeline.runtime.local import LocalRuntime
 
-            runtime = LocalRuntime(compiled, silos, devices=config.runtime.devices, clients_in_parallel=config.runtime.clients_in_parallel, session=work.id)
+            runtime = LocalRuntime(
+                compiled,
+                silos,
+                devices=config.runtime.devices,
+                clients_in_parallel=config.runtime.clients_in_parallel,
+                session=work.id,
+            )
         yield compiled, stack.enter_context(runtime)
 
 
@@ -205,7 +265,15 @@ def _silo_clients(work: Job, network: Any, stack: contextlib.ExitStack, progress
     if config.model.trainable == "head":
         with progress.bar("encode", sum(snapshot.count("train") for snapshot in work.snapshots)) as bar:
             return [
-                feature_clients(snapshot, network, maps[snapshot.silo], _features_folder(work, snapshot), batch_size=training.batch_size, epochs=training.local_epochs, bar=bar)
+                feature_clients(
+                    snapshot,
+                    network,
+                    maps[snapshot.silo],
+                    _features_folder(work, snapshot),
+                    batch_size=training.batch_size,
+                    epochs=training.local_epochs,
+                    bar=bar,
+                )
                 for snapshot in work.snapshots
             ]
     return [
@@ -222,7 +290,15 @@ def _silo_clients(work: Job, network: Any, stack: contextlib.ExitStack, progress
     ]
 
 
-def _rounds(work: Job, plan: PrivacyPlan, ledger: Ledger, compiled: Any, runtime: Any, initial: Sequence[np.ndarray], progress: Progress) -> None:
+def _rounds(
+    work: Job,
+    plan: PrivacyPlan,
+    ledger: Ledger,
+    compiled: Any,
+    runtime: Any,
+    initial: Sequence[np.ndarray],
+    progress: Progress,
+) -> None:
     from tff_pipeline.runtime.base import noise_places, weights_of, with_noise, with_weights
 
     run, config = work.folder, work.config
@@ -236,7 +312,9 @@ def _rounds(work: Job, plan: PrivacyPlan, ledger: Ledger, compiled: Any, runtime
         for place, array in zip(kept, saved[0], strict=True):
             state[place] = array
         history = saved[1]
-        progress.event("resume", f"going on after round {len(history)} of {plan.rounds}", round=len(history), rounds=plan.rounds)
+        progress.event(
+            "resume", f"going on after round {len(history)} of {plan.rounds}", round=len(history), rounds=plan.rounds
+        )
     secrets = _Secrets(work)
     board = _TensorBoard(run / "tensorboard")
     with progress.bar("train", plan.rounds) as bar:
@@ -244,11 +322,16 @@ def _rounds(work: Job, plan: PrivacyPlan, ledger: Ledger, compiled: Any, runtime
         for number in range(len(history), plan.rounds):
             started = time.monotonic()
             cohorts = {
-                snapshot.silo: cohort(secrets.sampling(snapshot.silo), round_number=number, clients=snapshot.clients("train"), probability=plan.sampling_probability)
+                snapshot.silo: cohort(
+                    secrets.sampling(snapshot.silo),
+                    round_number=number,
+                    clients=snapshot.clients("train"),
+                    probability=plan.sampling_probability,
+                )
                 for snapshot in work.snapshots
             }
             if plan.private:
-                ledger.charge(run=run.name, round_number=number + 1, event=plan.round_event)
+                ledger.charge(run=run.name, round_number=number + 1, event=plan.round_event, draw=secrets.draw)
             noised = with_noise(compiled, state, secrets.noise(number, plan, compiled.shapes)) if hidden else state
             result = runtime.run_round(noised, cohorts, round_number=number)
             sampled = sum(len(rows) for rows in cohorts.values())
@@ -259,9 +342,16 @@ def _rounds(work: Job, plan: PrivacyPlan, ledger: Ledger, compiled: Any, runtime
             store.save(number + 1, [state[place] for place in kept], names, history)
             _write_history(run / "rounds.csv", history)
             board.write(entry)
-            bar.advance(**{key: entry[key] for key in ("round", "loss", "accuracy", "clients", "epsilon", "seconds") if entry[key] is not None}, rounds=plan.rounds, left_s=round(_left(history, plan.rounds)))
-    if not is_complete(run / "trained"):
-        save_arrays(run / "trained", weights_of(compiled, state), kind="weights", rounds=plan.rounds)
+            bar.advance(
+                **{
+                    key: entry[key]
+                    for key in ("round", "loss", "accuracy", "clients", "epsilon", "seconds")
+                    if entry[key] is not None
+                },
+                rounds=plan.rounds,
+                left_s=round(_left(history, plan.rounds)),
+            )
+    save_arrays(run / "trained", weights_of(compiled, state), kind="weights", rounds=plan.rounds)
 
 
 class _Secrets:
@@ -276,24 +366,39 @@ class _Secrets:
     def noise(self, number: int, plan: PrivacyPlan, shapes: Sequence[Sequence[int]]) -> list[np.ndarray]:
         if not plan.private:
             return [np.zeros(shape) for shape in shapes]
-        key = randomness.derive(self._secret(self._work.folder / "keys" / "noise.key", "noise"), f"round/{number}")
+        key = randomness.derive(self._noise(), f"round/{number}")
         return randomness.gaussian(key, plan.noise_stddev, shapes)
+
+    @property
+    def draw(self) -> str:
+        """Identifies these secrets in the ledger without telling them."""
+        keys = [self._noise(), *(self.sampling(snapshot.silo) for snapshot in self._work.snapshots)]
+        return hashlib.sha256(b"draw" + b"".join(keys)).hexdigest()[:16]
+
+    def _noise(self) -> bytes:
+        return self._secret(self._work.folder / "keys" / "noise.key", "noise")
 
     def _secret(self, path: Path, purpose: str) -> bytes:
         seed = self._seed
         return secret(path, None if seed is None else lambda: randomness.seeded_secret(seed, purpose))
 
 
-def _require_usable(number: int, sampled: int, metrics: Mapping[str, float], weights: Sequence[np.ndarray], run: Path) -> None:
+def _require_usable(
+    number: int, sampled: int, metrics: Mapping[str, float], weights: Sequence[np.ndarray], run: Path
+) -> None:
     """Stops a run that diverged, with the last good state on disk."""
     kept = f"The state after round {number - 1} is kept in {run}. Lower training.client_learning_rate or training.server_learning_rate, which starts a new run."
     if sampled and not metrics["finite_clients"]:
-        raise TrainingError(f"round {number}: none of the {sampled} clients' updates was finite (the loss is not a number). {kept}")
+        raise TrainingError(
+            f"round {number}: none of the {sampled} clients' updates was finite (the loss is not a number). {kept}"
+        )
     if metrics.get("update_non_finite") or not all(np.isfinite(array).all() for array in weights):
         raise TrainingError(f"round {number}: the sum of the updates or the new weights are not finite. {kept}")
 
 
-def _entry(number: int, sampled: int, metrics: Mapping[str, float], plan: PrivacyPlan, seconds: float) -> dict[str, Any]:
+def _entry(
+    number: int, sampled: int, metrics: Mapping[str, float], plan: PrivacyPlan, seconds: float
+) -> dict[str, Any]:
     """One round as the history keeps it. Epsilon is worked out now and then, and after the last round."""
     due = plan.private and (number == plan.rounds or number % max(1, plan.rounds // _EPSILONS_SHOWN) == 0)
     seen = metrics["instances"] > 0
@@ -346,7 +451,14 @@ def _finish(work: Job, facts: Mapping[str, Any]) -> None:
     for snapshot in work.snapshots:
         _sampling_key(work, snapshot.silo).unlink(missing_ok=True)
         shutil.rmtree(_features_folder(work, snapshot), ignore_errors=True)
-    seal(run, {"kind": "run", "format": FORMAT, **{key: facts[key] for key in ("id", "name", "snapshots", "labels", "rounds", "plan", "guarantee")}})
+    seal(
+        run,
+        {
+            "kind": "run",
+            "format": FORMAT,
+            **{key: facts[key] for key in ("id", "name", "snapshots", "labels", "rounds", "plan", "guarantee")},
+        },
+    )
 
 
 def _sampling_key(work: Job, silo: str) -> Path:
@@ -359,14 +471,19 @@ def _features_folder(work: Job, snapshot: Snapshot) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`tff-pipeline train`."""
-    parser = argparse.ArgumentParser(prog="tff-pipeline train", description="Train on prepared snapshots, or go on where an earlier call was stopped.")
+    parser = argparse.ArgumentParser(
+        prog="tff-pipeline train",
+        description="Train on prepared snapshots, or go on where an earlier call was stopped.",
+    )
     configuration.add_arguments(parser)
     arguments = parser.parse_args(argv)
     config = configuration.load(arguments.config, arguments.set)
     run = train(config, progress=Progress())
     facts = read_json(run / "run.json")
     if arguments.json:
-        print(json.dumps({"run": run.name, "path": str(run), "rounds": facts["rounds"], "guarantee": facts["guarantee"]}))
+        print(
+            json.dumps({"run": run.name, "path": str(run), "rounds": facts["rounds"], "guarantee": facts["guarantee"]})
+        )
     else:
         print(f"run {run.name}: {facts['rounds']} rounds, in {run}")
         print(facts["guarantee"]["statement"][0])

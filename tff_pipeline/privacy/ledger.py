@@ -53,18 +53,28 @@ class Ledger:
             found.append(entry)
         return found
 
-    def charge(self, *, run: str, round_number: int, event: Mapping[str, Any]) -> bool:
-        """Charges one round, synced to disk before it returns. Returns False where that round was charged already.
+    def charge(self, *, run: str, round_number: int, event: Mapping[str, Any], draw: str) -> bool:
+        """Charges one round, synced to disk before it returns. Returns False where exactly this draw was charged already.
+
+        Args:
+          run: its id.
+          round_number: counted from 1.
+          event: what is charged; see privacy.accounting.
+          draw: identifies the secrets from which cohort and noise follow. The same round under other secrets (a key was
+            lost) is another release, and is charged again.
 
         Raises:
           PrivacyError: if the round was charged before with another event.
         """
-        entries = self.entries()
-        for entry in entries:
+        for entry in self.entries():
             if (entry["run"], entry["round"]) == (run, round_number):
                 if entry["event"] != dict(event):
-                    raise PrivacyError(f"{self.path}: round {round_number} of run {run} was charged as {entry['event']}, and is now {dict(event)}; a run's settings cannot change under way. Start a new run.")
-                return False
+                    raise PrivacyError(
+                        f"{self.path}: round {round_number} of run {run} was charged as {entry['event']}, and is now {dict(event)}; "
+                        "a run's settings cannot change under way. Start a new run."
+                    )
+                if entry["draw"] == draw:
+                    return False
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
             whole = self.path.read_bytes()
@@ -76,6 +86,7 @@ class Ledger:
                 "run": run,
                 "round": round_number,
                 "event": dict(event),
+                "draw": draw,
                 "time": now(),
                 "version": __version__,
                 "previous": hashlib.sha256(lines[-1]).hexdigest() if lines else _START,
@@ -89,9 +100,15 @@ class Ledger:
     def epsilon(self, delta: float, *, planned: Mapping[str, Any] | None = None, rounds: int = 0, run: str = "") -> float:
         """Epsilon at `delta` of everything charged so far, and of `rounds` planned ones; events are composed.
 
-        Rounds that `run` has already been charged count once: they are among the planned ones.
+        What `run` has been charged already is among the planned rounds, except what it was charged twice for.
         """
-        counts: Counter[str] = Counter(canonical_json(entry["event"]).decode() for entry in self.entries() if not run or entry["run"] != run)
+        counts: Counter[str] = Counter()
+        own: set[int] = set()
+        for entry in self.entries():
+            if entry["run"] == run and planned is not None and entry["round"] not in own:
+                own.add(entry["round"])
+            else:
+                counts[canonical_json(entry["event"]).decode()] += 1
         if planned is not None:
             counts[canonical_json(dict(planned)).decode()] += rounds
         return accounting.epsilon([(json.loads(event), count) for event, count in counts.items()], delta)

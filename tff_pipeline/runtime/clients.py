@@ -12,6 +12,15 @@ import tensorflow as tf
 from tff_pipeline.records import IGNORED, LABELS, LENGTHS, TOKENS, ClientReader, parse_in_graph
 
 
+def _plain() -> tf.data.Options:
+    """No rewriting and no autotuning of the pipeline: it would be done anew for each client and take longer than the client."""
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    options.experimental_optimization.apply_default_optimizations = False
+    options.experimental_optimization.inject_prefetch = False
+    return options
+
+
 class Clients(Protocol):
     """The training clients of one silo."""
 
@@ -71,7 +80,7 @@ class TextClients:
             return tokens[index * size : (index + 1) * size].to_tensor(self._pad_id), padded
 
         count = (tokens.nrows() + size - 1) // size
-        return tf.data.Dataset.range(count).repeat(self._epochs).map(batch)
+        return tf.data.Dataset.range(count).repeat(self._epochs).map(batch).with_options(_plain())
 
 
 class FeatureClients:
@@ -99,11 +108,6 @@ class FeatureClients:
 
     def batches(self, fed: Sequence[tf.Tensor]) -> tf.data.Dataset:
         features, labels = fed
-        size = self._batch_size
-
-        def batch(index: tf.Tensor) -> Any:
-            own = slice(index * size, (index + 1) * size)
-            return features[own], labels[own]
-
-        count = (tf.shape(labels, tf.int64)[0] + size - 1) // size
-        return tf.data.Dataset.range(count).repeat(self._epochs).map(batch)
+        # No `map`: instantiating its function for each client would take longer than training on it.
+        slices = tf.data.Dataset.from_tensor_slices((features, labels))
+        return slices.batch(self._batch_size).repeat(self._epochs).with_options(_plain())
