@@ -228,18 +228,25 @@ def write_run(
     labels: Sequence[str],
     *,
     run: str = "20240101-000000",
-    spread: float = 3.0,
+    spread: float = 2.0,
 ) -> Path:
-    """A finished run: base weights, a trained head with random weights of about `spread`, and its description."""
+    """A finished run: base weights, a trained head with a random kernel of about `spread`, and its description."""
     from tff_pipeline.model.network import base_network
     from tff_pipeline.state import save_arrays
 
     tokenizer = Tokenizer.from_config(configuration.model, configuration.prepare.max_length)
     folder = Workdir(configuration.workdir).runs / run
     network = base_network(configuration.model, tokenizer, labels=len(labels), task=configuration.task.kind, seed=7)
-    random = np.random.default_rng(7)
     base = [variable.numpy() for variable in network.variables]
-    head = [(spread * random.standard_normal(value.shape)).astype(np.float32) for value in base[-2:]]
+    # A random encoder says almost the same of every text; the bias takes that away, so that the rest decides.
+    common = (
+        network.features(tokenizer.ragged(["my card", "the fee", "doctor"]).to_tensor())
+        .numpy()
+        .reshape(-1, base[-2].shape[0])
+        .mean(axis=0)
+    )
+    kernel = (spread * np.random.default_rng(7).standard_normal(base[-2].shape)).astype(np.float32)
+    head = [kernel, -common @ kernel]
     save_arrays(folder / "base", base, kind="weights")
     save_arrays(folder / "trained", head, kind="weights")
     write_json(

@@ -1,0 +1,436 @@
+"""A finished run as a version that a model server loads: raw text in, labels out, checked before it appears.
+
+What comes in is a run; what goes out is `<base>/<version>/`, a SavedModel with the tokenizer in its graph:
+
+    serving_default   text string [B] -> label string [B], score float32 [B], probabilities float32 [B, C]
+    tokens            input_ids int32 [B, S] -> the same. Ids with [CLS] and [SEP]; pad with the pad id, which alone
+                      says what is padding, so that there is no attention mask to forget.
+
+and for token classification, over the words between white space (S: the most words, or ids, of a text in the batch):
+
+    serving_default   text string [B] -> tokens string [B, S], labels string [B, S], scores float32 [B, S],
+                      mask int32 [B, S], 1 for a word that has an answer: padding has none, nor has a word beyond the
+                      model's max_length; their label is "" and their score 0
+    tokens            input_ids int32 [B, S] -> labels, scores and mask of each id
+
+The version is built beside its place, asked golden texts in a fresh process (verification.py) and renamed. manifest.json
+and COMPLETE lie at its top, where TensorFlow Serving ignores them: it reads only names that it knows.
+"""
+
+import argparse
+import base64
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tff_pipeline import verification
+from tff_pipeline.artifacts import Workdir, model_versions, read_json, read_manifest, staged, version_numbers
+from tff_pipeline.config import Config
+from tff_pipeline.errors import ArtifactError, ConfigError, ExportError
+from tff_pipeline.evaluation import add_run_arguments, chosen_run, evaluation_file
+from tff_pipeline.progress import Progress
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from tff_pipeline.model.network import Network
+    from tff_pipeline.state import Trained
+    from tff_pipeline.tokenization import Tokenizer
+
+TIMEOUT_S = 600.0
+_SUMMARY = ("examples", "clients", "accuracy", "macro_f1", "majority_accuracy", "loss", "calibration_error")
+
+# Nobody's texts. What a server meets: plain, empty, blank, Chinese, emoji, special tokens, long, control characters,
+# bytes that are not UTF-8 (two whole and one cut), a word that is too long for the vocabulary, another script.
+GOLDEN_TEXTS: tuple[bytes, ...] = (
+    b"My card was stolen yesterday, please block it.",
+    b"",
+    b" \t\n ",
+    "我的卡丢了，请帮我。".encode(),
+    "thanks \U0001f600\U0001f44d\U0001f3fd".encode(),
+    b"[CLS] [MASK] [SEP] [PAD] ##ing",
+    b"why was I charged a fee of $3.50? " * 300,
+    b"before\x00after \x07 end",
+    b"caf\xe9 \xff\xfe broken",
+    b"cut \xe6\x88",
+    b"x" * 10_000,
+    "Größe, naïve, İstanbul, ｆｕｌｌ ｗｉｄｔｈ, ½ ﬁne".encode(),
+    "карта украдена".encode(),
+    b"ok",
+)
+
+
+def export(run: Path, destination: Path, *, version: int | None = None, progress: Progress) -> Path:
+    """Builds, verifies and places a version of the run's model.
+
+    Without `version` the next free number is taken; and if a complete version of this very model is there already,
+    nothing is built and that one is returned, so that an interrupted pipeline does not repeat a finished export.
+
+    Args:
+      run: the folder of a finished run.
+      destination: the model's base path; versions are numbered folders in it.
+      version: the number to give it.
+
+    Returns:
+      The folder of the version, complete.
+
+    Raises:
+      ArtifactError: if the run is not finished, or is damaged.
+      ExportError: if the number is taken, or the model does not pass its verification; nothing is left behind.
+    """
+    if version is None and (found := _exported(run, destination)):
+        progress.event("export", f"{found} is this run's model already", path=str(found), finished_before=True)
+        return found
+    taken = version_numbers(destination)
+    number = version if version is not None else max(taken, default=0) + 1
+    if number in taken:
+        raise ExportError(
+            f"{destination / str(number)}: is there already; versions are never overwritten. Leave --version out to get {max(taken) + 1}."
+        )
+    if number < 1:
+        raise ExportError(f"--version is {number}; expected a number above 0.")
+
+    from tff_pipeline.state import load_trained
+
+    trained = load_trained(run)
+    checks: dict[str, str] = {}
+    final = destination / str(number)
+    with staged(final, lambda: _manifest(run, trained, number, checks)) as aside:
+        progress.event("export", f"building version {number}", version=number)
+        try:
+            save(trained, aside)
+        except OSError as error:
+            raise ExportError(
+                f"{aside}: the model could not be written ({error}). Make room or choose another --to."
+            ) from error
+        progress.event("export", "verifying in a fresh process", version=number)
+        checks |= check(aside, verification_request(run, trained))
+    progress.event("export", f"version {number} is in {final}", version=number, path=str(final))
+    return final
+
+
+def model_base(config: Config) -> Path:
+    """Where a configuration's model is exported to, and asked from.
+
+    Raises:
+      ConfigError: if it is not a folder of this machine.
+    """
+    if "://" in config.export.base_path:
+        raise ConfigError(
+            f"{config.path}: export.base_path is {config.export.base_path!r}; expected a folder, since a version appears there by a rename. "
+            "Export to a folder, and copy the version with saved_model.pb last."
+        )
+    return (
+        Path(config.export.base_path) if config.export.base_path else Workdir(config.workdir).model(config.model_name)
+    )
+
+
+def _exported(run: Path, destination: Path) -> Path | None:
+    """The newest version that is whole and holds this run's weights."""
+    if not (run / "trained").is_dir():
+        return None
+    weights = _weights_digest(run)
+    for number in reversed(model_versions(destination)):
+        path = destination / str(number)
+        try:
+            manifest = read_manifest(path, check_files=True)
+        except ArtifactError:
+            continue
+        if manifest.get("weights") == weights and manifest.get("run") == run.name:
+            return path
+    return None
+
+
+def _weights_digest(run: Path) -> str:
+    return read_manifest(run / "trained")["files"]["arrays.npz"]["sha256"]
+
+
+def _manifest(run: Path, trained: "Trained", version: int, checks: Mapping[str, str]) -> dict[str, Any]:
+    """What a version says of itself. No silo is named in it: it goes where the model goes."""
+    from tff_pipeline.state import config_of
+
+    facts, tokenizer, network = trained.facts, trained.tokenizer, trained.network
+    guarantee = facts["guarantee"]
+    evaluation = read_json(evaluation_file(run)) if evaluation_file(run).exists() else None
+    if evaluation is not None:
+        overall = evaluation["overall"]
+        evaluation = {
+            "split": evaluation["split"],
+            "created": evaluation["created"],
+            **{key: overall[key] for key in _SUMMARY},
+        }
+    return {
+        "kind": "model",
+        "name": config_of(run).model_name,
+        "version": version,
+        "run": run.name,
+        "rounds": facts["rounds"],
+        "weights": _weights_digest(run),
+        "task": network.task,
+        "labels": list(trained.labels),
+        "max_length": tokenizer.max_length,
+        "max_tokens": network.transformer.config.max_position_embeddings,
+        "tokenizer": {
+            "fingerprint": tokenizer.fingerprint,
+            "lower_case": tokenizer.lower_case,
+            "pad_id": tokenizer.pad_id,
+            "cls_id": tokenizer.cls_id,
+            "sep_id": tokenizer.sep_id,
+        },
+        "signatures": _signatures(network.task),
+        "epsilon": guarantee["epsilon"],
+        "delta": guarantee["delta"],
+        "mechanism": guarantee["mechanism"],
+        "statement": guarantee["statement"],
+        "evaluation": evaluation,
+        "verification": dict(checks),
+    }
+
+
+# -- the graph ---------------------------------------------------------------------------------------------------------
+
+
+def save(trained: "Trained", directory: Path) -> None:
+    """Writes the SavedModel: the network's weights, the vocabulary, the labels, and nothing else."""
+    import tensorflow as tf
+
+    network, tokenizer = trained.network, trained.tokenizer
+    module = tf.Module()
+    module.weights = network.variables
+    with _without_unused_pooler(network):
+        functions = {
+            "serving_default": _text_function(network, tokenizer, trained.labels),
+            "tokens": _tokens_function(network, trained.labels),
+        }
+        signatures = {name: function.get_concrete_function() for name, function in functions.items()}
+    tf.saved_model.save(module, str(directory), signatures=signatures)
+
+
+@contextmanager
+def _without_unused_pooler(network: "Network") -> Iterator[None]:
+    """A graph that calls the pooler carries its weights, also where nobody reads what it says."""
+    encoder = network.transformer.bert
+    if network.task == "token_classification" or network.pooling == "pooler":
+        yield
+        return
+    pooler, encoder.pooler = encoder.pooler, None
+    try:
+        yield
+    finally:
+        encoder.pooler = pooler
+
+
+def _text_function(network: "Network", tokenizer: "Tokenizer", labels: Sequence[str]) -> Any:
+    import tensorflow as tf
+
+    def classify_text(text: tf.Tensor) -> dict[str, tf.Tensor]:
+        tokens = tokenizer.ragged(text).to_tensor(default_value=tokenizer.pad_id)
+        return _text_answer(network(tokens), labels)
+
+    def classify_words(text: tf.Tensor) -> dict[str, tf.Tensor]:
+        words = tf.strings.split(text)
+        tokens, first_pieces = _word_tokens(words, tokenizer)
+        # Words that were cut off have no answer, but are there: all outputs are as wide as the most words.
+        width = words.bounding_shape(axis=1)
+        mask = tf.sequence_mask(first_pieces.row_lengths(), maxlen=width, dtype=tf.int32)
+        places = first_pieces.to_tensor(default_value=0, shape=tf.stack([words.nrows(), width]))
+        answers = tf.gather(tf.nn.softmax(network(tokens)), places, batch_dims=1)
+        return {"tokens": words.to_tensor(default_value=""), **_word_answer(answers, mask, labels)}
+
+    function = classify_text if network.task == "sequence_classification" else classify_words
+    return tf.function(function, input_signature=[tf.TensorSpec([None], tf.string, name="text")], autograph=False)
+
+
+def _tokens_function(network: "Network", labels: Sequence[str]) -> Any:
+    import tensorflow as tf
+
+    def classify_tokens(input_ids: tf.Tensor) -> dict[str, tf.Tensor]:
+        logits = network(input_ids)
+        if network.task == "sequence_classification":
+            return _text_answer(logits, labels)
+        return _word_answer(tf.nn.softmax(logits), tf.cast(tf.not_equal(input_ids, network.pad_id), tf.int32), labels)
+
+    return tf.function(
+        classify_tokens, input_signature=[tf.TensorSpec([None, None], tf.int32, name="input_ids")], autograph=False
+    )
+
+
+def _text_answer(logits: "tf.Tensor", labels: Sequence[str]) -> dict[str, "tf.Tensor"]:
+    import tensorflow as tf
+
+    probabilities = tf.nn.softmax(logits)
+    return {
+        "label": tf.gather(tf.constant(list(labels)), tf.argmax(probabilities, axis=-1)),
+        "score": tf.reduce_max(probabilities, axis=-1),
+        "probabilities": probabilities,
+    }
+
+
+def _word_answer(probabilities: "tf.Tensor", mask: "tf.Tensor", labels: Sequence[str]) -> dict[str, "tf.Tensor"]:
+    """float32 [B, S, C] and int32 [B, S] to labels, scores and mask, blank where the mask is 0."""
+    import tensorflow as tf
+
+    best = tf.gather(tf.constant(list(labels)), tf.argmax(probabilities, axis=-1))
+    return {
+        "labels": tf.where(mask > 0, best, tf.constant("")),
+        "scores": tf.reduce_max(probabilities, axis=-1) * tf.cast(mask, tf.float32),
+        "mask": mask,
+    }
+
+
+def _word_tokens(words: "tf.RaggedTensor", tokenizer: "Tokenizer") -> tuple["tf.Tensor", "tf.RaggedTensor"]:
+    """`Tokenizer.encode_words` in a graph, for many sentences at once.
+
+    Returns:
+      ids int32 [B, S], padded; and the place of each word's first piece among them, int64 [B, (words that fit)].
+    """
+    import tensorflow as tf
+
+    pieces = tokenizer.ragged_words(words.flat_values)
+    counts = words.with_flat_values(pieces.row_lengths())
+    starts = tf.cumsum(pieces.row_lengths(), exclusive=True)
+    first_of_row = tf.gather(tf.concat([starts, [tf.size(pieces.flat_values, tf.int64)]], axis=0), words.row_starts())
+    first_pieces = words.with_flat_values(starts - tf.gather(first_of_row, words.value_rowids()))
+    room = tokenizer.max_length - 2
+    first_pieces = tf.ragged.boolean_mask(first_pieces, first_pieces < room) + 1
+    ids = tf.RaggedTensor.from_row_lengths(pieces.flat_values, tf.reduce_sum(counts, axis=1))[:, :room]
+    rows = words.nrows(tf.int32)
+    ids = tf.concat([tf.fill([rows, 1], tokenizer.cls_id), ids, tf.fill([rows, 1], tokenizer.sep_id)], axis=1)
+    return ids.to_tensor(default_value=tokenizer.pad_id), first_pieces
+
+
+def _signatures(task: str) -> dict[str, dict[str, dict[str, str]]]:
+    """Inputs and outputs by name and type; the first dimension of each is the batch."""
+    if task == "sequence_classification":
+        outputs = {"label": "string", "score": "float32", "probabilities": "float32"}
+        words = {}
+    else:
+        outputs = {"labels": "string", "scores": "float32", "mask": "int32"}
+        words = {"tokens": "string"}
+    return {
+        "serving_default": {"inputs": {"text": "string"}, "outputs": words | outputs},
+        "tokens": {"inputs": {"input_ids": "int32"}, "outputs": outputs},
+    }
+
+
+# -- the verification --------------------------------------------------------------------------------------------------
+
+
+def verification_request(run: Path, trained: "Trained") -> dict[str, Any]:
+    """What verification.py compares with: the run's stored weights, and the answers of the model in memory.
+
+    The answers take the way of preparation and training (`Tokenizer.encode`, eager network, one text at a time, CPU),
+    not that of the exported graph.
+    """
+    import tensorflow as tf
+
+    from tff_pipeline.state import load_arrays
+
+    network, tokenizer = trained.network, trained.tokenizer
+    base, _ = load_arrays(run / "base", kind="weights")
+    tail, _ = load_arrays(run / "trained", kind="weights")
+    weights = [*base[: len(base) - len(tail)], *tail]
+    tokens, expected = [], {"serving_default": [], "tokens": []}
+    with tf.device("CPU"):
+        for text in GOLDEN_TEXTS:
+            words = text.split()
+            by_word = network.task == "token_classification"
+            ids, first = tokenizer.encode_words(words) if by_word else (tokenizer.encode([text])[0], None)
+            probabilities = tf.nn.softmax(network(tf.constant(ids[np.newaxis]))).numpy()[0]
+            tokens.append(ids.tolist())
+            expected["tokens"].append({"probabilities": probabilities.tolist()})
+            answers = probabilities if first is None else probabilities[first >= 0]
+            expected["serving_default"].append(
+                {"probabilities": answers.tolist(), "words": [_base64(word) for word in words]}
+            )
+    return {
+        "labels": list(trained.labels),
+        "pad_id": tokenizer.pad_id,
+        "signatures": _signatures(network.task),
+        "weights": [
+            {"name": variable.name, "digest": verification.array_digest(value)}
+            for variable, value in zip(network.variables, weights, strict=True)
+        ],
+        "texts": [_base64(text) for text in GOLDEN_TEXTS],
+        "tokens": tokens,
+        "expected": expected,
+    }
+
+
+def check(model: Path, request: Mapping[str, Any], *, timeout_s: float = TIMEOUT_S) -> dict[str, str]:
+    """Runs verification.py on `model` in a fresh process, which ends when this one does.
+
+    Returns:
+      What each check saw.
+
+    Raises:
+      ExportError: naming the check that failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file, errors = Path(folder) / "request.json", Path(folder) / "stderr"
+        file.write_text(json.dumps(request), encoding="utf-8")
+        script = [sys.executable, "-I", verification.__file__, str(model), str(file)]
+        with (Path(folder) / "stdout").open("w+b") as output, errors.open("wb") as error_output:
+            # Standard input stays open as long as this process lives; the child watches it.
+            with subprocess.Popen(script, stdin=subprocess.PIPE, stdout=output, stderr=error_output) as child:
+                try:
+                    code = child.wait(timeout_s)
+                except subprocess.TimeoutExpired:
+                    raise ExportError(
+                        f"the exported model did not pass its verification: it took longer than {timeout_s:g} s. No version was made."
+                    ) from None
+                finally:
+                    child.kill()
+            output.seek(0)
+            lines = output.read().decode(errors="replace").splitlines()
+        try:
+            result = json.loads(lines[-1])
+        except (IndexError, ValueError):
+            last = errors.read_text(errors="replace").strip().splitlines()[-1:]
+            raise ExportError(
+                f"the verification of the exported model ended with code {code} and no result ({' '.join(last)[:300]}). No version was made."
+            ) from None
+    if "failed" in result:
+        raise ExportError(
+            f"the exported model did not pass its verification. {result['failed']}: {result['because']}. No version was made."
+        )
+    return result["passed"]
+
+
+def _base64(value: bytes) -> str:
+    return base64.b64encode(value).decode()
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str]) -> int:
+    """`tff-pipeline export`: prints the version's folder, or with --json its manifest too."""
+    parser = argparse.ArgumentParser(
+        prog="tff-pipeline export", description="Makes a verified version of a trained model that a model server loads."
+    )
+    add_run_arguments(parser)
+    parser.add_argument(
+        "--to",
+        metavar="DIR",
+        type=Path,
+        help="the model's base path (default: export.base_path, or models/<name> in the work directory)",
+    )
+    parser.add_argument(
+        "--version", metavar="N", type=int, help="the version's number (default: one more than the newest)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args(argv)
+    run, config = chosen_run(arguments)
+    path = export(run, arguments.to or model_base(config), version=arguments.version, progress=Progress())
+    print(
+        json.dumps({"path": str(path), "manifest": read_manifest(path)}, ensure_ascii=False) if arguments.json else path
+    )
+    return 0

@@ -1,0 +1,338 @@
+"""Checks an exported model the way a model server will use it. Run as a script, in a process of its own.
+
+    python -I verification.py MODEL_DIRECTORY REQUEST_FILE
+
+It imports nothing of this project and nothing but TensorFlow and TensorFlow Text, so what it can load, a server can.
+export.py writes the request: golden texts and what the model in its memory said about them. The last line of standard
+output is JSON: {"passed": {check: what was seen}} or {"failed": check, "because": sentence}. The process ends when its
+standard input does, so that it never outlives the one that started it.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+TOLERANCE = 1e-5
+
+# What a stock TensorFlow Serving 2.12 to 2.19 links beyond TensorFlow's core: ops_lib of TensorFlow Text 2.12.1. An op
+# that newer versions of TensorFlow Text emit (TFText>RoundRobinTrim) loads here and fails there.
+SERVED_TEXT_OPS = frozenset(
+    """
+    CaseFoldUTF8 ConstrainedSequence FastBertNormalize FastWordpieceTokenizeWithOffsets FindSourceOffsets
+    MaxSpanningTree NormalizeUTF8 NormalizeUTF8WithOffsetsMap PhraseTokenize RegexSplitWithOffsets RougeL
+    SentenceFragments SentenceFragmentsV2 SentencepieceOp SentencepieceTokenizeOp SentencepieceTokenizeWithOffsetsOp
+    SentencepieceDetokenizeOp SentencepieceVocabSizeOp SentencepieceIdToStringOp SentencepieceStringToIdOp
+    SplitMergeTokenizeWithOffsets TokenizerFromLogits UnicodeScriptTokenizeWithOffsets WhitespaceTokenizeWithOffsets
+    WordpieceTokenizeWithOffsets TFText>BoiseTagsToOffsets TFText>OffsetsToBoiseTags TFText>ByteSplitByOffsets
+    TFText>ByteSplitWithOffsets TFText>FastSentencepieceTokenize TFText>FastSentencepieceDetokenize
+    TFText>FastWordpieceDetokenize TFText>NgramsStringJoin TFText>PhraseDetokenize
+    TFText>WhitespaceTokenizeWithOffsetsV2
+    """.split()  # noqa: SIM905  a list literal would be one name a line
+)
+# Registered in Python's TensorFlow, but they call back into a Python that a server does not have.
+PYTHON_OPS = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
+
+_NOT_WEIGHTS = {"_CHECKPOINTABLE_OBJECT_GRAPH", "save_counter/.ATTRIBUTES/VARIABLE_VALUE"}
+
+Answer = Mapping[str, np.ndarray]
+Ask = Callable[[str, Any], Answer]
+
+
+class Refused(Exception):
+    """A check failed; the message says what was found and what was expected."""
+
+
+def verify(model: Path, request: Mapping[str, Any]) -> dict[str, str]:
+    """Runs every check in order; returns what each of them saw.
+
+    Raises:
+      Refused: with the name of the check first.
+    """
+    golden = Golden(request)
+    loaders: dict[str, Any] = {}
+
+    def session() -> str:
+        loaders["v1"] = session_loader(model, request["signatures"])
+        return golden.compare(loaders["v1"])
+
+    checks: dict[str, Callable[[], str]] = {
+        "files": lambda: check_files(model),
+        "operations": lambda: check_operations(model),
+        "signatures": lambda: check_signatures(model, request["signatures"]),
+        "weights": lambda: check_weights(model, request["weights"]),
+        "answers in a session, as a server asks": session,
+        "answers do not depend on the rest of the batch": lambda: golden.compare_batches(loaders["v1"]),
+        "answers of tf.saved_model.load": lambda: golden.compare(eager_loader(model)),
+        "imports": check_imports,
+    }
+    seen = {}
+    for name, check in checks.items():
+        try:
+            seen[name] = check()
+        except Exception as error:
+            because = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {str(error)[:500]}"
+            raise Refused(name, because) from error
+    return seen
+
+
+def check_files(model: Path) -> str:
+    for name in ("saved_model.pb", "variables/variables.index", "variables/variables.data-00000-of-00001"):
+        # A server loads a model without variables.index and serves it without weights, in silence.
+        if not (model / name).is_file() or not (model / name).stat().st_size:
+            raise Refused(f"{name} is missing or empty")
+    return ", ".join(sorted(path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file()))
+
+
+def check_operations(model: Path) -> str:
+    """Every op is one of TensorFlow's core or of `SERVED_TEXT_OPS`. Must run before TensorFlow Text is imported."""
+    from tensorflow.python.framework import op_def_registry
+
+    graph = _meta_graph(model).graph_def
+    functions = {function.signature.name for function in graph.library.function}
+    used = set()
+    for node in _nodes(graph):
+        if node.attr["_XlaMustCompile"].b:
+            raise Refused(f"node {node.name} must be compiled by XLA, which a server does not do unless it is told to")
+        used.add(node.op)
+    used -= functions
+    listed = {operation.name for operation in _meta_graph(model).meta_info_def.stripped_op_list.op}
+    unknown = sorted(
+        name
+        for name in used | listed
+        if name in PYTHON_OPS or (name not in SERVED_TEXT_OPS and op_def_registry.get(name) is None)
+    )
+    if unknown:
+        raise Refused(
+            f"operation {', '.join(unknown)} is not in a stock model server; expected TensorFlow's core and TensorFlow Text 2.12"
+        )
+    return f"{len(used)} kinds; of TensorFlow Text: {', '.join(sorted(used & SERVED_TEXT_OPS)) or 'none'}"
+
+
+def check_signatures(model: Path, expected: Mapping[str, Any]) -> str:
+    """Names and types of inputs and outputs; a free batch dimension in front; nothing that JSON cannot carry."""
+    import tensorflow as tf
+
+    signatures = _meta_graph(model).signature_def
+    for signature, wanted in expected.items():
+        if signature not in signatures:
+            raise Refused(f"there is no signature {signature}; found {', '.join(sorted(signatures))}")
+        for direction in ("inputs", "outputs"):
+            tensors = getattr(signatures[signature], direction)
+            found = {name: tf.dtypes.as_dtype(info.dtype).name for name, info in tensors.items()}
+            if found != wanted[direction]:
+                raise Refused(f"{signature} has {direction} {found}; expected {wanted[direction]}")
+            for name, info in tensors.items():
+                if info.WhichOneof("encoding") != "name":
+                    raise Refused(f"{signature}: {name} is not a dense tensor")
+                shape = info.tensor_shape
+                if shape.unknown_rank or not shape.dim or shape.dim[0].size != -1:
+                    raise Refused(f"{signature}: {name} has no free batch dimension in front")
+    return ", ".join(sorted(expected))
+
+
+def check_weights(model: Path, expected: Sequence[Mapping[str, Any]]) -> str:
+    """The stored variables are the trained ones, bit by bit, all finite, and there are no others."""
+    import tensorflow as tf
+
+    reader = tf.train.load_checkpoint(str(model / "variables" / "variables"))
+    stored = set(reader.get_variable_to_shape_map()) - _NOT_WEIGHTS
+    keys = [f"weights/{index}/.ATTRIBUTES/VARIABLE_VALUE" for index in range(len(expected))]
+    if surplus := sorted(stored - set(keys)):
+        raise Refused(f"{len(surplus)} variables are no weights of the model, {surplus[0]} first")
+    parameters = 0
+    for key, wanted in zip(keys, expected, strict=True):
+        if key not in stored:
+            raise Refused(f"{key} ({wanted['name']}) is missing")
+        value = reader.get_tensor(key)
+        parameters += value.size
+        if not np.isfinite(value).all():
+            raise Refused(f"{key} ({wanted['name']}) holds values that are not finite")
+        if array_digest(value) != wanted["digest"]:
+            raise Refused(f"{key} ({wanted['name']}) differs from the trained weights")
+    return f"{len(keys)} variables, {parameters} parameters, equal to the trained ones"
+
+
+def check_imports() -> str:
+    foreign = sorted({"tff_pipeline", "transformers", "tensorflow_federated", "tf_keras"} & set(sys.modules))
+    if foreign:
+        raise Refused(f"{', '.join(foreign)} was imported; expected only TensorFlow and TensorFlow Text")
+    return "TensorFlow and TensorFlow Text"
+
+
+def array_digest(value: np.ndarray) -> str:
+    """Identifies an array's values, shape and type."""
+    return hashlib.sha256(
+        f"{value.dtype.str}{value.shape}".encode() + np.ascontiguousarray(value).tobytes()
+    ).hexdigest()
+
+
+# -- asking ------------------------------------------------------------------------------------------------------------
+
+
+def session_loader(model: Path, signatures: Mapping[str, Any]) -> Ask:
+    """The model in a session, fed and fetched by tensor name: what a model server does."""
+    import tensorflow as tf
+    import tensorflow_text  # noqa: F401  registers its ops
+
+    session = tf.compat.v1.Session(graph=tf.Graph())
+    definitions = tf.compat.v1.saved_model.loader.load(session, ["serve"], str(model)).signature_def
+
+    def ask(signature: str, value: Any) -> Answer:
+        definition = definitions[signature]
+        (name,) = signatures[signature]["inputs"]
+        fetches = {key: info.name for key, info in definition.outputs.items()}
+        return session.run(fetches, {definition.inputs[name].name: value})
+
+    return ask
+
+
+def eager_loader(model: Path) -> Ask:
+    """The model as Python code loads it."""
+    import tensorflow as tf
+    import tensorflow_text  # noqa: F401  registers its ops
+
+    loaded = tf.saved_model.load(str(model))
+
+    def ask(signature: str, value: Any) -> Answer:
+        function = loaded.signatures[signature]
+        _, inputs = function.structured_input_signature
+        ((name, spec),) = inputs.items()
+        return {key: each.numpy() for key, each in function(**{name: tf.constant(value, spec.dtype)}).items()}
+
+    return ask
+
+
+class Golden:
+    """Texts and ids with known answers. Each expected answer is a row of the outputs, without padding."""
+
+    def __init__(self, request: Mapping[str, Any]):
+        self._labels = [label.encode() for label in request["labels"]]
+        self._pad_id = request["pad_id"]
+        self._texts = [base64.b64decode(text) for text in request["texts"]]
+        self._tokens = request["tokens"]
+        self._expected = request["expected"]
+        self._worst = 0.0
+
+    def compare(self, ask: Ask) -> str:
+        """Every text alone, and its ids, against what the model in memory said."""
+        self._worst = 0.0
+        for index in range(len(self._texts)):
+            self._compare(ask, [index])
+        return f"{len(self._texts)} texts, as text and as ids, within {self._worst:.1e} of the model in memory"
+
+    def compare_batches(self, ask: Ask) -> str:
+        """Short beside long, in any order."""
+        self._worst = 0.0
+        everything = list(range(len(self._texts)))
+        batches = [everything, everything[::-1], *(everything[start : start + 3] for start in everything)]
+        for batch in batches:
+            self._compare(ask, batch)
+        return f"{len(batches)} batches, within {self._worst:.1e}"
+
+    def _compare(self, ask: Ask, batch: Sequence[int]) -> None:
+        width = max(len(self._tokens[index]) for index in batch)
+        ids = np.full([len(batch), width], self._pad_id, np.int32)
+        for row, index in enumerate(batch):
+            ids[row, : len(self._tokens[index])] = self._tokens[index]
+        inputs = {"serving_default": np.array([self._texts[index] for index in batch], object), "tokens": ids}
+        for signature, value in inputs.items():
+            answer = ask(signature, value)
+            for name, output in answer.items():
+                if output.ndim < 1 or len(output) != len(batch):
+                    raise Refused(f"{signature}: {name} has shape {output.shape} for a batch of {len(batch)}")
+            for row, index in enumerate(batch):
+                where = f"{signature}, golden text {index} in a batch of {len(batch)}"
+                self._compare_row(
+                    {name: output[row] for name, output in answer.items()}, self._expected[signature][index], where
+                )
+
+    def _compare_row(self, answer: Answer, expected: Mapping[str, Any], where: str) -> None:
+        """`expected` has `probabilities` [C] for a text; or for words [s, C], with `words` and how many have an answer."""
+        wanted = np.array(expected["probabilities"], np.float64)
+        if "label" in answer:
+            self._near(answer["probabilities"], wanted, f"{where}: probabilities")
+            self._near(answer["score"], wanted.max(), f"{where}: score")
+            self._best(answer["label"], wanted, f"{where}: label")
+            return
+        answered = len(wanted)
+        if not np.array_equal(answer["mask"], np.arange(len(answer["mask"])) < answered):
+            raise Refused(f"{where}: mask is {answer['mask'].tolist()[:20]}; expected {answered} ones, then zeros")
+        if any(answer["labels"][answered:]) or any(answer["scores"][answered:]):
+            raise Refused(f"{where}: there are labels or scores where the mask is 0")
+        for place, row in enumerate(wanted):
+            self._near(answer["scores"][place], row.max(), f"{where}, word {place}: score")
+            self._best(answer["labels"][place], row, f"{where}, word {place}: label")
+        if "tokens" in answer:
+            words = [base64.b64decode(word) for word in expected["words"]]
+            if answer["tokens"][: len(words)].tolist() != words or any(answer["tokens"][len(words) :]):
+                raise Refused(f"{where}: the words differ; expected {len(words)}")
+
+    def _near(self, found: Any, wanted: Any, where: str) -> None:
+        found = np.asarray(found, np.float64)
+        if found.shape != np.shape(wanted):
+            raise Refused(f"{where} has shape {found.shape}; expected {np.shape(wanted)}")
+        distance = float(np.abs(found - wanted).max())
+        self._worst = max(self._worst, distance)
+        if not distance <= TOLERANCE:
+            raise Refused(f"{where} differs by {distance:.2g} from the model in memory; expected at most {TOLERANCE:g}")
+
+    def _best(self, label: bytes, wanted: np.ndarray, where: str) -> None:
+        """The label is the most probable one, or as probable as it within the tolerance."""
+        if label not in self._labels or wanted[self._labels.index(label)] < wanted.max() - TOLERANCE:
+            raise Refused(f"{where} is {label!r}; expected {self._labels[int(wanted.argmax())]!r}")
+
+
+def _meta_graph(model: Path) -> Any:
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    saved = saved_model_pb2.SavedModel.FromString((model / "saved_model.pb").read_bytes())
+    for meta_graph in saved.meta_graphs:
+        if "serve" in meta_graph.meta_info_def.tags:
+            return meta_graph
+    raise Refused('saved_model.pb has no graph with the tag "serve"')
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    yield from graph.node
+    for function in graph.library.function:
+        yield from function.node_def
+
+
+def _end_with_parent() -> None:
+    """Ends this process when standard input does: the other end is held by the process that wants the answer."""
+
+    def wait() -> None:
+        while os.read(0, 4096):
+            pass
+        os._exit(3)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def main(arguments: Sequence[str]) -> int:
+    _end_with_parent()
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the answers to compare with were computed on a CPU
+    import warnings
+
+    warnings.filterwarnings("ignore")
+    model, request = map(Path, arguments)
+    try:
+        print(json.dumps({"passed": verify(model, json.loads(request.read_text(encoding="utf-8")))}))
+    except Refused as refused:
+        check, because = refused.args
+        print(json.dumps({"failed": check, "because": because}))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
