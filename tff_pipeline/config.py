@@ -5,6 +5,7 @@ Unknown keys are errors that name the nearest known key. Relative paths are rela
 
 import argparse
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -111,6 +112,7 @@ class RuntimeSection(_Section):
 class ExportSection(_Section):
     name: str = ""
     base_path: str = ""
+    examples: tuple[str, ...] = ()
 
 
 class Config(_Section):
@@ -325,7 +327,7 @@ def _absolute(config: Config, base: Path) -> Config:
     """Makes every path in the configuration absolute; addresses with a scheme (gs://, s3://) stay as they are."""
 
     def path(value: str) -> str:
-        return value if not value or "://" in value else str(base / Path(value).expanduser())
+        return value if not value or "://" in value else os.path.normpath(base / Path(value).expanduser())
 
     def globs(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
         return path(value) if isinstance(value, str) else tuple(map(path, value))

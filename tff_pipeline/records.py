@@ -44,7 +44,7 @@ def encode_client(client: str, tokens: np.ndarray, lengths: np.ndarray, labels: 
     import tensorflow as tf
 
     def ints(values: np.ndarray) -> "tf.train.Feature":
-        return tf.train.Feature(int64_list=tf.train.Int64List(value=np.asarray(values, np.int64)))
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=np.asarray(values, np.int64).tolist()))
 
     features = {
         CLIENT: tf.train.Feature(bytes_list=tf.train.BytesList(value=[client.encode()])),

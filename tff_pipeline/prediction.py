@@ -1,0 +1,178 @@
+"""Asks an exported model: texts from arguments, a file or standard input, an answer a line.
+
+It loads what a model server would load, with TensorFlow and TensorFlow Text alone, after comparing every file with the
+version's manifest. Answers come as soon as lines do, so that it can stand at the end of a pipe.
+"""
+
+import argparse
+import json
+import queue
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from tff_pipeline import config as configuration
+from tff_pipeline.artifacts import model_versions, read_manifest
+from tff_pipeline.errors import ArtifactError, InputError
+
+BATCH_SIZE = 64
+TOP = 3
+
+
+class Model:
+    """A version of a model, loaded. `manifest` says what it is."""
+
+    def __init__(self, version: Path):
+        """Raises ArtifactError if the version is incomplete or a file has changed."""
+        self.manifest = read_manifest(version, check_files=True)
+        if self.manifest.get("kind") != "model":
+            raise ArtifactError(
+                f"{version}: holds {self.manifest.get('kind')!r}; expected a version that `tff-pipeline export` made."
+            )
+        import tensorflow as tf
+        import tensorflow_text  # noqa: F401  registers the ops of the tokenizer
+
+        self._loaded = tf.saved_model.load(str(version))
+        self.labels: tuple[str, ...] = tuple(self.manifest["labels"])
+
+    def ask(self, texts: Sequence[str | bytes]) -> list[dict[str, Any]]:
+        """The answers to at least one text, in order.
+
+        Returns:
+          Classification of texts: label, score, and in `top` the three best of them. Classification of words: tokens,
+          a list of {token, label, score}; label is None for a word beyond the model's length.
+        """
+        import tensorflow as tf
+
+        answer = {
+            name: value.numpy()
+            for name, value in self._loaded.signatures["serving_default"](text=tf.constant(list(texts))).items()
+        }
+        read = _text_answer if self.manifest["task"] == "sequence_classification" else _word_answer
+        return [read({name: value[row] for name, value in answer.items()}, self.labels) for row in range(len(texts))]
+
+
+def _text_answer(row: dict[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+    best = np.argsort(-row["probabilities"], kind="stable")[:TOP]
+    top = [{"label": labels[index], "score": float(row["probabilities"][index])} for index in best]
+    return {"label": row["label"].decode(), "score": float(row["score"]), "top": top}
+
+
+def _word_answer(row: dict[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+    found = zip(row["tokens"], row["labels"], row["scores"], row["mask"], strict=True)
+    return {
+        "tokens": [
+            {
+                "token": token.decode(errors="replace"),
+                "label": label.decode() if answered else None,
+                "score": float(score),
+            }
+            for token, label, score, answered in found
+            if token
+        ]
+    }
+
+
+def newest_version(place: Path) -> Path:
+    """The newest complete version under a model's base path; or `place` itself where that is a version.
+
+    Raises:
+      ArtifactError: if there is none.
+    """
+    if (place / "saved_model.pb").exists():
+        return place
+    versions = model_versions(place)
+    if not versions:
+        what = "holds no complete version of a model" if place.is_dir() else "is not there"
+        raise ArtifactError(
+            f"{place}: {what}; expected a folder with numbered versions. Run `tff-pipeline export` first."
+        )
+    return place / str(versions[-1])
+
+
+def lines(file: IO[bytes]) -> Iterator[list[bytes]]:
+    """The lines of a stream without their ends, in batches of what has arrived: one line does not wait for the next."""
+    arrived: queue.Queue[bytes | None] = queue.Queue(maxsize=4 * BATCH_SIZE)
+
+    def read() -> None:
+        for line in file:
+            arrived.put(line.rstrip(b"\r\n"))
+        arrived.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    line = arrived.get()
+    while line is not None:
+        batch = [line]
+        while len(batch) < BATCH_SIZE:
+            try:
+                line = arrived.get_nowait()
+            except queue.Empty:
+                break
+            if line is None:
+                yield batch
+                return
+            batch.append(line)
+        yield batch
+        line = arrived.get()
+
+
+def main(argv: Sequence[str]) -> int:
+    """`tff-pipeline predict`: a line `label <tab> score <tab> text` for each text, or with --json an object."""
+    parser = argparse.ArgumentParser(
+        prog="tff-pipeline predict",
+        description="Asks an exported model; without TEXT and --file it reads lines from standard input.",
+    )
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--config", metavar="FILE", help="ask the newest version of this configuration's model")
+    which.add_argument("--model", metavar="DIR", type=Path, help="ask this version, or the newest in this base path")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help="override a key of --config"
+    )
+    parser.add_argument("--file", metavar="FILE", type=Path, help="a file with a text a line")
+    parser.add_argument("--json", action="store_true", help="print a JSON object a line, with the three best labels")
+    parser.add_argument("text", metavar="TEXT", nargs="*")
+    arguments = parser.parse_args(argv)
+    if arguments.text and arguments.file:
+        parser.error("give TEXT or --file, not both")
+    model = Model(newest_version(arguments.model or _configured(arguments)))
+    try:
+        for batch in _batches(arguments):
+            for text, answer in zip(batch, model.ask(batch), strict=True):
+                print(_line(text.decode(errors="replace"), answer, as_json=arguments.json))
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough, as in `predict ... | head`
+        sys.stdout = None  # type: ignore[assignment]  nothing is left to flush at exit
+    return 0
+
+
+def _configured(arguments: argparse.Namespace) -> Path:
+    from tff_pipeline.export import model_base
+
+    return model_base(configuration.load(arguments.config, arguments.overrides))
+
+
+def _batches(arguments: argparse.Namespace) -> Iterable[list[bytes]]:
+    if arguments.text:
+        # An argument that is not UTF-8 arrives with surrogates; the model is given the bytes that were typed.
+        texts = [text.encode(errors="surrogateescape") for text in arguments.text]
+        return (texts[start : start + BATCH_SIZE] for start in range(0, len(texts), BATCH_SIZE))
+    if arguments.file is None:
+        return lines(sys.stdin.buffer)
+    try:
+        return lines(arguments.file.open("rb"))
+    except OSError as error:
+        raise InputError(
+            f"{arguments.file}: cannot be read ({error.strerror}); expected a file with a text a line."
+        ) from None
+
+
+def _line(text: str, answer: dict[str, Any], *, as_json: bool) -> str:
+    if as_json:
+        return json.dumps({"text": text, **answer}, ensure_ascii=False)
+    if "tokens" in answer:
+        return " ".join(f"{word['token']}/{word['label'] or '?'}" for word in answer["tokens"])
+    return f"{answer['label']}\t{answer['score']:.3f}\t{text}"
