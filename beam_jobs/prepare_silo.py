@@ -41,7 +41,8 @@ from tff_pipeline.tokenization import Tokenizer
 
 FORMAT = 1
 REJECTED = "rejected.jsonl"
-RANGE_BYTES = 64 * 2**20  # raw text that one worker groups in memory at a time, roughly
+RANGE_BYTES = 16 * 2**20  # raw text that one worker groups in memory at a time, roughly;
+MAX_RANGES = 256  # more where a silo has more text than so many: every range is a segment of every segment file
 PROGRESS_EVERY_S = 10.0
 _IN_PROCESS = (None, "DirectRunner", "direct", "FnApiRunner")
 _COMPRESSION = 8  # how much larger than the file its text may be
@@ -250,7 +251,8 @@ def _ranges_per_shard(inputs: Sequence[Mapping[str, Any]], shards: int) -> int:
     text = sum(
         one["bytes"] * (1 if one["name"].endswith((".csv", ".tsv", ".jsonl")) else _COMPRESSION) for one in inputs
     )
-    return max(1, -(-text // (RANGE_BYTES * shards)))
+    ranges = min(-(-text // RANGE_BYTES), MAX_RANGES)
+    return max(1, -(-ranges // shards))
 
 
 @contextmanager

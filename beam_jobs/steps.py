@@ -174,7 +174,7 @@ class PackHead(msgspec.Struct, array_like=True):
     split: str
 
 
-class Pack(msgspec.Struct, array_like=True):
+class Pack(msgspec.Struct, array_like=True, gc=False):
     """Examples of one client out of one batch, in the order of their lines. `labels` as in `records`, but as words ("" is IGNORED)."""
 
     client: str
@@ -274,6 +274,8 @@ class Client(NamedTuple):
 class _Growing:
     """A client while its packs come in; never holds many more examples than it may keep."""
 
+    __slots__ = ("count", "dropped", "packs")
+
     def __init__(self) -> None:
         self.packs: list[Pack] = []
         self.count = 0
@@ -368,6 +370,17 @@ def _trim(client: _Growing, limit: int, keys: Keys) -> None:
 def _finish(client: _Growing, limit: int, keys: Keys) -> Client:
     if client.count > limit:
         _trim(client, limit, keys)
+    if len(client.packs) == 1:  # as most are
+        (pack,) = client.packs
+        return Client(
+            pack.client,
+            pack.split,
+            np.frombuffer(pack.tokens, np.int32),
+            pack.lengths,
+            pack.labels,
+            pack.groups,
+            client.dropped,
+        )
     packs = sorted(client.packs, key=lambda pack: (pack.file, pack.lines[0]))
     return Client(
         packs[0].client,
