@@ -446,12 +446,12 @@ def bank_csv(rows: Sequence[Message], source: random.Random) -> bytes:
             if row.channel == "mail"
             else row.text
         )
-        return _delimited([_date(source), row.client, row.channel, text, row.intent], ",", csv.QUOTE_MINIMAL)
+        return _csv_row(_date(source), row.client, row.channel, text, row.intent)
 
     broken: list[Callable[[Message], bytes]] = [
         lambda row: line(row._replace(text="@@")).replace(b"@@", b"caf\xe9 M\xfcller"),
         lambda row: line(row._replace(text="")),
-        lambda row: _delimited([_date(source), row.client, row.text], ",", csv.QUOTE_MINIMAL),
+        lambda row: _csv_row(_date(source), row.client, row.text),
     ]
     return b"date,customer,channel,message,intent\r\n" + b"".join(_with_broken(rows, line, broken, source))
 
@@ -512,9 +512,9 @@ def _with_broken(
     return lines
 
 
-def _delimited(fields: Sequence[str], delimiter: str, quoting: int) -> bytes:
+def _csv_row(*fields: str) -> bytes:
     text = io.StringIO()
-    csv.writer(text, delimiter=delimiter, quoting=quoting).writerow(fields)
+    csv.writer(text).writerow(fields)
     return text.getvalue().encode()
 
 
