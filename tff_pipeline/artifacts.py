@@ -22,9 +22,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tff_pipeline.errors import ArtifactError
+from tff_pipeline.errors import ArtifactError, ConfigError
+
+if TYPE_CHECKING:
+    from tff_pipeline.config import Config
 
 MANIFEST = "manifest.json"
 COMPLETE = "COMPLETE"
@@ -204,6 +207,35 @@ def read_manifest(directory: Path, *, check_files: bool = False) -> dict[str, An
 def model_versions(base: Path) -> list[int]:
     """The complete versions under a model's base path, ascending. What an interrupted export left has no such name."""
     return [version for version in version_numbers(base) if is_complete(base / str(version))]
+
+
+def newest_version(place: Path) -> Path:
+    """The newest complete version under a model's base path; or `place` itself where that is a version.
+
+    Raises:
+      ArtifactError: if there is none.
+    """
+    if (place / MANIFEST).exists():
+        return place
+    versions = model_versions(place)
+    if not versions:
+        what = "holds no complete version of a model" if place.is_dir() else "is not there"
+        raise ArtifactError(f"{place}: {what}; expected a folder with numbered versions. Run `tff-pipeline export` first.")
+    return place / str(versions[-1])
+
+
+def model_base(config: "Config") -> Path:
+    """The base path of a configuration's model: where it is exported to, asked and published from.
+
+    Raises:
+      ConfigError: if it is not a folder of this machine.
+    """
+    if "://" in config.export.base_path:
+        raise ConfigError(
+            f"{config.path}: export.base_path is {config.export.base_path!r}; expected a folder, since a version appears there by a rename. "
+            "Export to a folder, and copy the version with saved_model.pb last."
+        )
+    return Path(config.export.base_path) if config.export.base_path else Workdir(config.workdir).model(config.model_name)
 
 
 def version_numbers(base: Path) -> list[int]:

@@ -31,9 +31,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tff_pipeline import verification
-from tff_pipeline.artifacts import Workdir, model_versions, read_json, read_manifest, staged, version_numbers
-from tff_pipeline.config import Config
-from tff_pipeline.errors import ArtifactError, ConfigError, ExportError
+from tff_pipeline.artifacts import model_base, model_versions, read_json, read_manifest, staged, version_numbers
+from tff_pipeline.errors import ArtifactError, ExportError
 from tff_pipeline.evaluation import add_run_arguments, chosen_run, evaluation_file
 from tff_pipeline.progress import Progress
 
@@ -114,22 +113,6 @@ def export(run: Path, destination: Path, *, version: int | None = None, progress
         checks |= check(aside, verification_request(run, trained))
     progress.event("export", f"version {number} is in {final}", version=number, path=str(final))
     return final
-
-
-def model_base(config: Config) -> Path:
-    """Where a configuration's model is exported to, and asked from.
-
-    Raises:
-      ConfigError: if it is not a folder of this machine.
-    """
-    if "://" in config.export.base_path:
-        raise ConfigError(
-            f"{config.path}: export.base_path is {config.export.base_path!r}; expected a folder, since a version appears there by a rename. "
-            "Export to a folder, and copy the version with saved_model.pb last."
-        )
-    return (
-        Path(config.export.base_path) if config.export.base_path else Workdir(config.workdir).model(config.model_name)
-    )
 
 
 def _exported(run: Path, destination: Path) -> Path | None:

@@ -6,6 +6,7 @@ version's manifest. Answers come as soon as lines do, so that it can stand at th
 
 import argparse
 import json
+import os
 import queue
 import sys
 import threading
@@ -16,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from tff_pipeline import config as configuration
-from tff_pipeline.artifacts import model_versions, read_manifest
+from tff_pipeline.artifacts import model_base, newest_version, read_manifest
 from tff_pipeline.errors import ArtifactError, InputError
 
 BATCH_SIZE = 64
@@ -77,47 +78,30 @@ def _word_answer(row: dict[str, Any], labels: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def newest_version(place: Path) -> Path:
-    """The newest complete version under a model's base path; or `place` itself where that is a version.
-
-    Raises:
-      ArtifactError: if there is none.
-    """
-    if (place / "saved_model.pb").exists():
-        return place
-    versions = model_versions(place)
-    if not versions:
-        what = "holds no complete version of a model" if place.is_dir() else "is not there"
-        raise ArtifactError(
-            f"{place}: {what}; expected a folder with numbered versions. Run `tff-pipeline export` first."
-        )
-    return place / str(versions[-1])
-
-
 def lines(file: IO[bytes]) -> Iterator[list[bytes]]:
     """The lines of a stream without their ends, in batches of what has arrived: one line does not wait for the next."""
     arrived: queue.Queue[bytes | None] = queue.Queue(maxsize=4 * BATCH_SIZE)
+    failures: list[OSError] = []
 
     def read() -> None:
-        for line in file:
-            arrived.put(line.rstrip(b"\r\n"))
+        try:
+            for line in file:
+                arrived.put(line.rstrip(b"\r\n"))
+        except OSError as error:
+            failures.append(error)
         arrived.put(None)
 
     threading.Thread(target=read, daemon=True).start()
     line = arrived.get()
     while line is not None:
         batch = [line]
-        while len(batch) < BATCH_SIZE:
-            try:
-                line = arrived.get_nowait()
-            except queue.Empty:
-                break
-            if line is None:
-                yield batch
-                return
+        # Takes what has arrived, and waits only when there is nothing to answer.
+        while len(batch) < BATCH_SIZE and arrived.qsize() and (line := arrived.get()) is not None:
             batch.append(line)
         yield batch
-        line = arrived.get()
+        line = arrived.get() if line is not None else None
+    if failures:
+        raise InputError(f"the texts could not be read to their end ({failures[0].strerror}).")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -138,21 +122,16 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     if arguments.text and arguments.file:
         parser.error("give TEXT or --file, not both")
-    model = Model(newest_version(arguments.model or _configured(arguments)))
+    place = arguments.model or model_base(configuration.load(arguments.config, arguments.overrides))
+    model = Model(newest_version(place))
     try:
         for batch in _batches(arguments):
             for text, answer in zip(batch, model.ask(batch), strict=True):
                 print(_line(text.decode(errors="replace"), answer, as_json=arguments.json))
             sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough, as in `predict ... | head`
-        sys.stdout = None  # type: ignore[assignment]  nothing is left to flush at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit does not fail
     return 0
-
-
-def _configured(arguments: argparse.Namespace) -> Path:
-    from tff_pipeline.export import model_base
-
-    return model_base(configuration.load(arguments.config, arguments.overrides))
 
 
 def _batches(arguments: argparse.Namespace) -> Iterable[list[bytes]]:
