@@ -1,0 +1,39 @@
+"""What all tests share: quiet libraries, the generated example, and real data where it lies beside the checkout."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tff_pipeline.progress import silence_libraries
+
+silence_libraries()
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:  # examples/ is no part of the package
+    sys.path.insert(0, str(ROOT))
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def example_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example's three silos, small: 60 clients. Not to be written to."""
+    from examples.customer_messages import generate
+
+    folder = tmp_path_factory.mktemp("example")
+    generate(folder, seed=7, clients=60)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Real data sets beside the checkout; a test that needs them is skipped where they are not."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("needs the real data sets, which are not beside this checkout")
+    return folder

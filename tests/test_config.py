@@ -1,0 +1,353 @@
+"""Configurations: what they mean, and what a wrong one says. The messages are compared, since somebody has to act on them."""
+
+import re
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import msgspec
+import pytest
+
+from tff_pipeline import config as configuration
+from tff_pipeline.config import Config, load
+from tff_pipeline.errors import ConfigError
+
+MINIMAL = """
+[pipeline]
+name = "small"
+
+[[silos]]
+name = "bank"
+input = "data/*.csv"
+format = "csv"
+
+[model]
+checkpoint = "random"
+vocabulary = "vocabulary.txt"
+
+[training]
+rounds = 2
+clients_per_round = 3
+
+[privacy]
+mechanism = "gaussian"
+clip_norm = 1.0
+noise_multiplier = 1.0
+delta = 1e-5
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    """Writes a configuration: MINIMAL with `old` replaced by `new`."""
+
+    def written(old: str = "", new: str = "") -> Path:
+        assert old in MINIMAL
+        path = tmp_path / "pipeline.toml"
+        path.write_text(MINIMAL.replace(old, new) if old else MINIMAL)
+        return path
+
+    return written
+
+
+def failure(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(path, overrides)
+    return str(caught.value)
+
+
+# -- what a good one means -----------------------------------------------------------------------------------------------
+
+
+def test_defaults_are_filled_in(write):
+    config = load(write())
+
+    assert config.task.labels == "auto"
+    assert config.prepare.max_length == 128
+    assert config.privacy.delta == 1e-5
+    assert config.silos[0].inputs_by_split[""] == (str(Path(config.path).parent / "data/*.csv"),)
+
+
+def test_names_follow_from_the_pipelines_name(write):
+    config = load(write())
+
+    assert (config.population, config.model_name) == ("small", "small")
+
+
+def test_relative_paths_are_relative_to_the_file_and_have_no_dots(write, monkeypatch, tmp_path):
+    """Wherever the command runs."""
+    path = write('"data/*.csv"', '"../raw/*.csv"')
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+    config = load("../pipeline.toml", ['pipeline.workdir="out"'])
+
+    assert config.silos[0].input == str(tmp_path.parent / "raw/*.csv")
+    assert config.workdir == tmp_path / "out"
+    assert config.model.vocabulary == str(tmp_path / "vocabulary.txt")
+    assert config.path == str(path)
+
+
+def test_addresses_stay_as_they_are(write):
+    config = load(write('"data/*.csv"', '{ train = ["gs://bucket/a", "s3://bucket/b"], test = "c" }'))
+
+    inputs = config.silos[0].inputs_by_split
+    assert inputs["train"] == ("gs://bucket/a", "s3://bucket/b")
+    assert inputs["test"] == (str(Path(config.path).parent / "c"),)
+
+
+@pytest.mark.parametrize(
+    ("override", "read"),
+    [
+        ("training.rounds=5", lambda config: config.training.rounds == 5),
+        ("privacy.delta=1e-7", lambda config: config.privacy.delta == 1e-7),
+        ("silos.0.input=/raw/bank/*.tsv", lambda config: config.silos[0].input == "/raw/bank/*.tsv"),
+        ('runtime.devices=["GPU:0"]', lambda config: config.runtime.devices == ("GPU:0",)),
+        ("runtime.kind = reference", lambda config: config.runtime.kind == "reference"),
+    ],
+)
+def test_set_takes_toml_or_a_bare_word(write, override, read):
+    assert read(load(write(), [override]))
+
+
+def test_the_last_of_two_sets_counts(write):
+    assert load(write(), ["training.rounds=5", "training.rounds=7"]).training.rounds == 7
+
+
+def test_a_silo_is_found_by_name(write):
+    config = load(write())
+
+    assert config.silo("bank").format == "csv"
+    with pytest.raises(ConfigError, match=r"there is no silo 'bnak'; the file names bank\."):
+        config.silo("bnak")
+
+
+@pytest.mark.parametrize(
+    ("given", "labels"), [('"auto"', None), ('["b", "a"]', ("b", "a")), ('"labels.txt"', ("x", "y z"))]
+)
+def test_labels_come_from_the_data_a_list_or_a_file(write, tmp_path, given, labels):
+    (tmp_path / "labels.txt").write_text("x\n\n y z \n")
+
+    assert configuration.known_labels(load(write(), [f"task.labels={given}"])) == labels
+
+
+# -- what a wrong one says ---------------------------------------------------------------------------------------------
+
+
+def test_a_missing_file_says_where_to_start(tmp_path):
+    assert "no such file. --config takes a TOML file; configs/quickstart.toml is one to start from." in failure(
+        tmp_path / "nothing.toml"
+    )
+
+
+def test_what_is_not_toml_is_said_with_its_line(write):
+    message = failure(write("rounds = 2", "rounds = = 2"))
+
+    assert "pipeline.toml: not valid TOML" in message
+    assert "line 15" in message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("rounds = 2", "rouds = 2", "there is no key `rouds` in [training]. Did you mean `rounds`?"),
+        ("[training]", "[trainig]", "there is no key `trainig`. Did you mean `training`?"),
+        ("clip_norm = 1.0", "clip = 1.0", "there is no key `clip` in [privacy]. Did you mean `clip_norm`?"),
+        ('format = "csv"', 'fromat = "csv"', "there is no key `fromat` in [silos[0]]. Did you mean `format`?"),
+        ('name = "small"', 'name = "small"\nzzz = 1', "there is no key `zzz` in [pipeline]. Known keys there: name, workdir, seed."),
+    ],
+)  # fmt: skip
+def test_an_unknown_key_names_the_nearest(write, old, new, said):
+    assert said in failure(write(old, new))
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("training.rounds=many", "training.rounds: expected `int`, got `str`."),
+        ('privacy.mechanism="gausian"', "privacy.mechanism: invalid enum value 'gausian'."),
+        ("training.rounds", "--set 'training.rounds': expected section.key=value, as in --set training.rounds=5."),
+        ("silos.4.name=x", "'4' is not an index below 1, as in silos.0.input."),
+        ("training.rounds.x=1", "'rounds' is a value, not a section."),
+    ],
+)
+def test_a_wrong_set_is_said_so(write, override, said):
+    assert said in failure(write(), override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["pipeline.name=a/b"], "pipeline.name is 'a/b'; expected letters, digits"),
+        (["silos=[]"], "silos is []; expected at least one [[silos]] table"),
+        (["silos.0.format=conll"], "silos[0].format is 'conll'; expected conll for task.kind = token_classification, and only there"),
+        (['silos.0.input={ trian = "x" }'], "silos[0].input is 'trian'; expected a glob, or globs by split with the keys train, validation, test"),
+        (["prepare.max_length=4"], "prepare.max_length is 4; expected 8 to 512 tokens"),
+        (["prepare.splits={ train = 0.5, test = 0.4 }"], "that add up to 1, with some for train"),
+        (["prepare.splits={ test = 1.0 }"], "that add up to 1, with some for train"),
+        (["training.rounds=0"], "training.rounds is 0; expected at least 1"),
+        (["training.clients_per_round=0"], "above 0: the expected number of clients in a round"),
+        (["training.server_momentum=1.0"], "expected at least 0 and below 1"),
+        (["training.algorithm=fedprox"], "training.proximal_strength is None; expected a number above 0 with algorithm"),
+        (["training.proximal_strength=0.1"], 'and nothing with "fedavg"'),
+        (["model.vocabulary=''"], 'a vocabulary file (one wordpiece a line) with checkpoint = "random"'),
+        (["model.hidden_size=65"], "model.hidden_size is 65; expected a multiple of model.num_attention_heads"),
+        (["runtime.devices=gpu"], 'runtime.devices is \'gpu\'; expected "auto", "CPU" or a list such as ["GPU:0"]'),
+        (["task.labels=[]"], None),
+    ],
+)  # fmt: skip
+def test_impossible_values_say_what_was_expected(write, overrides, said):
+    if said is None:  # labels are looked at when they are needed
+        with pytest.raises(ConfigError, match=r"task\.labels holds 0 labels"):
+            configuration.known_labels(load(write(), overrides))
+    else:
+        assert said in failure(write(), *overrides)
+
+
+def test_two_silos_need_two_names(write):
+    twice = '[[silos]]\nname = "bank"\ninput = "x"\nformat = "csv"\n\n[model]'
+
+    assert "silos[0].name is 'bank'; expected a name of its own: another silo has it too" in failure(
+        write("[model]", twice)
+    )
+
+
+class TestPrivacyIsNeverLeftOutByAccident:
+    def test_there_is_no_default_mechanism(self, write):
+        assert "missing required field `mechanism`" in failure(write('mechanism = "gaussian"\n', ""))
+
+    def test_a_missing_section_is_an_error(self, write):
+        section = MINIMAL[MINIMAL.index("[privacy]") :]
+
+        assert "missing required field `privacy`" in failure(write(section, ""))
+
+    @pytest.mark.parametrize("key", ["clip_norm = 1.0\n", "delta = 1e-5\n"])
+    def test_a_mechanism_needs_its_numbers(self, write, key):
+        message = failure(write(key, ""))
+
+        assert f"privacy.{key.split(' ')[0]} is None; expected a number with mechanism" in message
+        assert 'For a run without privacy, write mechanism = "none"' in message
+
+    def test_no_mechanism_takes_no_numbers(self, write):
+        message = failure(write(), "privacy.mechanism=none")
+
+        assert 'expected nothing with mechanism = "none", which promises nothing' in message
+
+    @pytest.mark.parametrize("change", ["noise_multiplier = 1.0\ntarget_epsilon = 2.0", ""])
+    def test_noise_is_given_in_exactly_one_way(self, write, change):
+        message = failure(write("noise_multiplier = 1.0", change))
+
+        assert "exactly one of privacy.noise_multiplier and privacy.target_epsilon" in message
+
+    @pytest.mark.parametrize("key", ["clip_norm", "noise_multiplier", "delta"])
+    def test_zero_is_no_number_for_it(self, write, key):
+        assert f"privacy.{key} is 0.0; expected a number above 0" in failure(write(), f"privacy.{key}=0.0")
+
+    def test_weights_by_examples_are_refused(self, write):
+        message = failure(write(), "training.weighting=examples")
+
+        assert "a weight is something a client can change beyond its clip" in message
+
+    def test_delta_is_a_probability(self, write):
+        assert "privacy.delta is 1.5; expected below 1" in failure(write(), "privacy.delta=1.5")
+
+
+# -- the files in configs/ -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["quickstart", "multidogo", "ci"])
+def test_the_configurations_load(root, name):
+    config = load(root / "configs" / f"{name}.toml")
+
+    assert config.pipeline.name == name
+    if config.privacy.delta is not None:
+        assert config.privacy.delta < 1e-3
+    configuration.known_labels(config)
+
+
+def test_every_configuration_is_tested(root):
+    assert {path.stem for path in (root / "configs").glob("*.toml")} == {"quickstart", "multidogo", "ci"}
+
+
+def test_multidogo_lists_the_intents_of_its_training_turns(root, data_dir):
+    """All of them that stand alone, and nothing else."""
+    import csv
+
+    found = set()
+    for path in (data_dir / "multidogo").glob("*/train.tsv"):
+        with path.open(newline="", encoding="utf-8") as file:
+            found |= {row["intent"] for row in csv.DictReader(file, delimiter="\t")}
+
+    listed = configuration.known_labels(load(root / "configs" / "multidogo.toml"))
+    assert set(listed or ()) == {intent for intent in found if "<div>" not in intent}
+
+
+# -- configs/README.md ---------------------------------------------------------------------------------------------------
+
+
+def sections() -> dict[str, type]:
+    """Section name to its type, as config.py has them."""
+    found: dict[str, type] = {}
+    for field in msgspec.structs.fields(Config):
+        kind: Any = get_args(field.type)[0] if get_origin(field.type) is tuple else field.type
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            found[field.name] = kind
+    return found
+
+
+def documented(root: Path) -> dict[str, dict[str, list[str]]]:
+    """Section to key to the other cells of its row, as configs/README.md has them."""
+    found: dict[str, dict[str, list[str]]] = {}
+    section = ""
+    for line in (root / "configs" / "README.md").read_text(encoding="utf-8").splitlines():
+        if match := re.fullmatch(r"## `\[+(\w+)\]+`", line):
+            section = match[1]
+            found[section] = {}
+        elif section and (match := re.match(r"\| `(\w+)` \|", line)):
+            found[section][match[1]] = [cell.strip() for cell in line.strip("|").split(" | ")][1:]
+    return found
+
+
+def as_toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(as_toml, value)) + "]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {as_toml(each)}" for key, each in value.items()) + " }"
+    return str(value)
+
+
+def default(field: msgspec.structs.FieldInfo) -> str:
+    if field.required:
+        return "required"
+    value = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()  # type: ignore[operator]
+    return "none" if value is None else f"`{as_toml(value)}`"
+
+
+def test_the_readme_explains_every_key_and_no_other(root):
+    assert {name: list(rows) for name, rows in documented(root).items()} == {
+        name: [field.name for field in msgspec.structs.fields(kind)] for name, kind in sections().items()
+    }
+
+
+def test_the_readme_gives_the_true_defaults(root):
+    rows = documented(root)
+
+    for name, kind in sections().items():
+        for field in msgspec.structs.fields(kind):
+            assert rows[name][field.name][0] == default(field), f"{name}.{field.name}"
+
+
+def test_the_readme_gives_the_allowed_values_and_says_what_changes_the_guarantee(root):
+    rows = documented(root)
+
+    for name, kind in sections().items():
+        for field in msgspec.structs.fields(kind):
+            _, what, guarantee = rows[name][field.name]
+            for value in get_args(field.type) if get_origin(field.type) is Literal else ():
+                assert as_toml(value) in rows[name][field.name][0] + what, (
+                    f"{name}.{field.name} does not mention {value}"
+                )
+            assert guarantee
