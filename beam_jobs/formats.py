@@ -16,7 +16,7 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, BinaryIO, NamedTuple, TextIO
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import msgspec
 
@@ -92,9 +92,9 @@ def check_columns(file: BinaryIO, source: Source) -> None:
 
 
 @contextmanager
-def opened(open_file: Callable[[str], BinaryIO], path: str, name: str) -> Iterator[BinaryIO]:
+def opened(open_file: Callable[[str], BinaryIO], path: str) -> Iterator[BinaryIO]:
     """`open_file(path)`, closed at the end; InputError if it cannot be opened."""
-    with _readable(name):
+    with _readable(path):
         file = open_file(path)
     try:
         yield file
@@ -146,7 +146,7 @@ def _decompressed(file: BinaryIO, source: Source) -> io.BufferedReader:
         raise InputError(
             f"{source.name}: the file is UTF-16; expected UTF-8. Convert it, for instance with `iconv -f UTF-16 -t UTF-8`."
         )
-    return content
+    return cast(io.BufferedReader, content)
 
 
 def _require(found: Sequence[str], source: Source, *, what: str, hint: str = "") -> None:
@@ -168,7 +168,7 @@ def _shown(column: str) -> str:
 # -- csv and tsv -------------------------------------------------------------------------------------------------------
 
 
-def _csv_rows(content: BinaryIO, source: Source) -> tuple[TextIO, Any]:
+def _csv_rows(content: BinaryIO, source: Source) -> tuple[io.TextIOWrapper, Any]:
     """A csv reader over the file, UTF-8 with or without byte order mark; bytes that are not UTF-8 become surrogates."""
     text = io.TextIOWrapper(content, encoding="utf-8-sig", errors="surrogateescape", newline="")
     csv.field_size_limit(MAX_FIELD_CHARACTERS)  # of the whole process; nothing else here reads csv

@@ -25,6 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,8 +73,10 @@ def prepare(configuration: Config, silo: str, *, beam_args: Sequence[str] = (), 
         made = not artifacts.is_complete(job.final)
         if made:
             with _work_folder(folder) as work, _rows_so_far(work, silo, progress):
-                plan = transforms.Plan(work=str(work), **job.plan)
-                _publish(job, plan, _run(plan, job.tokenizer, options))
+                plan = replace(job.plan, work=str(work))
+                result = _run(plan, job.tokenizer, options)
+                _check_unchanged(plan.files, section)
+                _publish(job, plan, result)
         manifest = artifacts.read_manifest(job.final, check_files=not made)
         job.rejected_aside.unlink(missing_ok=True)
         artifacts.write_json(artifacts.Workdir(configuration.workdir).current_snapshot(silo), {"id": job.id})
@@ -115,7 +118,7 @@ class _Job(NamedTuple):
     rejected_aside: Path
     manifest: dict[str, Any]
     tokenizer: Tokenizer
-    plan: dict[str, Any]  # the fields of transforms.Plan but for the work folder
+    plan: transforms.Plan
 
 
 def _plan_job(configuration: Config, section: SiloSection) -> _Job:
@@ -154,15 +157,15 @@ def _plan_job(configuration: Config, section: SiloSection) -> _Job:
             },
         },
         tokenizer=tokenizer,
-        plan={
-            "silo": section,
-            "prepare": prepare_section,
-            "known_labels": labels,
-            "files": files,
-            "split_by_files": bool(files[0].split),
-            "secret": str(_secret_path(workdir, section.name)),
-            "ranges_per_shard": _ranges_per_shard(inputs, prepare_section.shards),
-        },
+        plan=transforms.Plan(
+            silo=section,
+            prepare=prepare_section,
+            known_labels=labels,
+            files=files,
+            split_by_files=bool(files[0].split),
+            secret=str(_secret_path(workdir, section.name)),
+            ranges_per_shard=_ranges_per_shard(inputs, prepare_section.shards),
+        ),
     )
 
 
@@ -204,14 +207,37 @@ def _find_inputs(section: SiloSection, base: Path) -> tuple[tuple[transforms.Inp
                         f"{path}: is named by the {found[path]} files and by the {split} files of silo {section.name!r}; expected each file in one split."
                     )
     named = sorted((_name(path, base), path, split) for path, split in found.items())
-    files = tuple(transforms.InputFile(index, path, name, split) for index, (name, path, split) in enumerate(named))
+    files = tuple(
+        transforms.InputFile(index, path, name, split, _version(path))
+        for index, (name, path, split) in enumerate(named)
+    )
     inputs = []
     for file in files:
-        with formats.opened(transforms.open_raw, file.path, file.name) as handle:
-            formats.check_columns(handle, formats.Source(section, file.name))
+        with formats.opened(transforms.open_raw, file.path) as handle:
+            formats.check_columns(handle, formats.Source(section, file.path))
         sha256, size = _checksum(file)
         inputs.append({"path": file.path, "name": file.name, "split": file.split, "sha256": sha256, "bytes": size})
     return files, inputs
+
+
+def _version(path: str) -> str:
+    """Size and time of change of a file; "" where the file system does not tell."""
+    from apache_beam.io.filesystems import FileSystems
+
+    try:
+        metadata = FileSystems.get_filesystem(path).metadata(path)
+    except Exception:  # each file system raises its own; reading the file is what decides
+        return ""
+    return f"{metadata.size_in_bytes} {metadata.last_updated_in_seconds}"
+
+
+def _check_unchanged(files: Sequence[transforms.InputFile], section: SiloSection) -> None:
+    """What was read must be what was checksummed."""
+    for file in files:
+        if _version(file.path) != file.version:
+            raise InputError(
+                f"{file.path}: has changed while prepare was reading it. Let whatever writes the files of silo {section.name!r} finish first, and start again."
+            )
 
 
 def _match(pattern: str, section: SiloSection) -> list[str]:
@@ -239,7 +265,7 @@ def _name(path: str, base: Path) -> str:
 
 def _checksum(file: transforms.InputFile) -> tuple[str, int]:
     digest, size = hashlib.sha256(), 0
-    with formats.opened(transforms.open_raw, file.path, file.name) as handle:
+    with formats.opened(transforms.open_raw, file.path) as handle:
         while block := handle.read(1 << 20):
             digest.update(block)
             size += len(block)
@@ -294,7 +320,9 @@ def _beam_options(beam_args: Sequence[str]) -> Any:
             options = PipelineOptions(list(beam_args))
             # Other runners may know options that this SDK does not.
             strict = options.view_as(StandardOptions).runner in _IN_PROCESS
-            options.get_all_options(add_extra_args_fn=lambda parser: strict and parser.parse_args(list(beam_args)))
+            options.get_all_options(
+                add_extra_args_fn=lambda parser: parser.parse_args(list(beam_args)) if strict else None
+            )
     except SystemExit:
         complaint = (complaints.getvalue().splitlines() or [""])[-1].partition("error: ")[2]
         raise ConfigError(
@@ -375,17 +403,18 @@ def _publish(job: _Job, plan: transforms.Plan, result: transforms.Result) -> Non
         rejects[steps.SEVERAL_SPLITS] = several
     if not rows:
         raise InputError(
-            f"{plan.files[0].name}: holds no rows, only a header or blank lines ({len(plan.files)} files in all); "
+            f"{plan.files[0].path}: holds no rows, only a header or blank lines ({len(plan.files)} files in all); "
             f"expected rows of silo {plan.silo.name!r}. Export it again."
         )
     if not plan.acceptable(rejects.total(), rows):
         with job.rejected_aside.open("wb") as file:
             _write_rejected(file, result)
         raise _too_many_rejects(plan, rejects, rows, job.rejected_aside)
+    labels, groups = list(plan.known_labels or result.read.labels), result.read.groups
     manifest = {
         **job.manifest,
-        "labels": list(plan.known_labels if plan.known_labels is not None else result.read.labels),
-        "groups": result.read.groups,
+        "labels": labels,
+        "groups": groups,
         "rows": rows,
         "accepted": rows - rejects.total(),
         "rejects": dict(sorted(rejects.items())),
@@ -398,8 +427,7 @@ def _publish(job: _Job, plan: transforms.Plan, result: transforms.Result) -> Non
         with (aside / REJECTED).open("wb") as file:
             _write_rejected(file, result)
         manifest["splits"] = {
-            split: _collect(split, result.shards, aside, plan.prepare.shards, manifest["labels"], manifest["groups"])
-            for split in SPLITS
+            split: _collect(split, result.shards, aside, plan.prepare.shards, labels, groups) for split in SPLITS
         }
 
 

@@ -1,6 +1,8 @@
 """The pipeline of prepare, as PTransforms that wire the plain functions of `steps` and count.
 
-    files -> ReadAndTokenize -> summary of what was read -> WriteShards -> summary of what was written -> WriteResult
+    files -> Read -> Tokenize -> Spill -> Merge -> one ReadSummary             ReadAndTokenize
+    shards, ReadSummary -> Write -> a ShardSummary each                        WriteShards
+    ReadSummary, ShardSummaries -> the file that tells the driver of both      WriteResult
 
 Elements are small throughout: names of files, batches of rows inside fused steps, places of segments. The rows themselves
 go through the workdir (see `spill`). Whatever goes wrong on a worker reaches the driver as text in an exception, on any
@@ -44,6 +46,7 @@ class InputFile:
     path: str
     name: str
     split: str
+    version: str = ""  # size and time of change: whether it is still the same file
 
 
 @dataclass(frozen=True)
@@ -56,15 +59,23 @@ class Plan:
     files: tuple[InputFile, ...]
     split_by_files: bool
     secret: str
-    work: str
     ranges_per_shard: int
+    work: str = ""
 
     @property
     def ranges(self) -> int:
         return self.prepare.shards * self.ranges_per_shard
 
     def keys(self) -> steps.Keys:
-        return steps.Keys.of(artifacts.secret(Path(self.secret)))
+        """The keys, on a worker. Never makes a secret: one made there would turn every client into another."""
+        try:
+            secret = Path(self.secret).read_bytes()
+        except FileNotFoundError:
+            raise errors.ArtifactError(
+                f"{self.secret}: a Beam worker does not see this file. Workers must share the workdir's file system; "
+                "set pipeline.workdir to a folder they all see, or run in process."
+            ) from None
+        return steps.Keys.of(secret)
 
     def reject_line(self, file: int, line: int, reason: str) -> bytes:
         return steps.reject_line(
@@ -131,7 +142,7 @@ class ReadAndTokenize(beam.PTransform):
         super().__init__()
         self._plan, self._tokenizer = plan, tokenizer
 
-    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[steps.ReadSummary]:
+    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[steps.ReadSummary]:  # type: ignore[override]
         parts = (
             pipeline
             | "Files" >> beam.Create(self._plan.files)
@@ -154,15 +165,16 @@ class _Read(beam.DoFn):
         self._plan = plan
 
     def setup(self) -> None:
-        self._keys = self._plan.keys()
+        with reported("setup"):
+            self._keys = self._plan.keys()
         self._known = frozenset(self._plan.known_labels) if self._plan.known_labels is not None else None
         self._rows = beam.metrics.Metrics.counter("prepare", "rows")
 
     def process(self, file: InputFile) -> Iterator[steps.RowBatch]:
         silo = self._plan.silo
         with reported("read"):
-            with formats.opened(open_raw, file.path, file.name) as handle:
-                rows = formats.read_rows(handle, formats.Source(silo, file.name))
+            with formats.opened(open_raw, file.path) as handle:
+                rows = formats.read_rows(handle, formats.Source(silo, file.path))
                 for batch in steps.batches(
                     rows,
                     file=file.index,
@@ -183,7 +195,8 @@ class _Tokenize(beam.DoFn):
 
     def setup(self) -> None:
         silence_libraries()  # a worker may be a process of its own
-        self._keys = self._plan.keys()
+        with reported("setup"):
+            self._keys = self._plan.keys()
 
     def process(self, batch: steps.RowBatch) -> Iterator[steps.Tokenized]:
         with reported("tokenize"):
@@ -220,7 +233,7 @@ class _Spill(beam.DoFn):
             with writing(self._running):
                 self._running.write_text(str(self._rows.total()))
 
-    def finish_bundle(self) -> Iterator[WindowedValue]:
+    def finish_bundle(self) -> Iterator[WindowedValue]:  # type: ignore[override]
         with reported("spill"):
             labels = sorted(self._labels - {""})
             summary = steps.ReadSummary(
@@ -244,7 +257,7 @@ class WriteShards(beam.PTransform):
         super().__init__()
         self._plan, self._read = plan, read
 
-    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[steps.ShardSummary]:
+    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[steps.ShardSummary]:  # type: ignore[override]
         shards = pipeline | "Shards" >> beam.Create(range(self._plan.prepare.shards))
         return shards | "Write" >> beam.ParDo(_WriteShard(self._plan), read=beam.pvalue.AsSingleton(self._read))
 
@@ -256,7 +269,8 @@ class _WriteShard(beam.DoFn):
         self._plan = plan
 
     def setup(self) -> None:
-        self._keys = self._plan.keys()
+        with reported("setup"):
+            self._keys = self._plan.keys()
 
     def process(self, shard: int, read: steps.ReadSummary) -> Iterator[steps.ShardSummary]:
         plan = self._plan
@@ -303,7 +317,7 @@ class WriteResult(beam.PTransform):
         super().__init__()
         self._plan, self._read, self._shards = plan, read, shards
 
-    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[None]:
+    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[None]:  # type: ignore[override]
         found = beam.pvalue.AsSingleton(self._read), beam.pvalue.AsList(self._shards)
         return pipeline | "Once" >> beam.Impulse() | "Write" >> beam.Map(_write_result, self._plan.work, *found)
 

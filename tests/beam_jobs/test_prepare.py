@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -34,10 +35,10 @@ def many(clients: int, *, rows: int = 3) -> str:
     )
 
 
-def refusal(case: Case, kind: type[PipelineError] = InputError) -> str:
+def refusal(case: Case, kind: type[PipelineError] = InputError, *, beam_args: Sequence[str] = ()) -> str:
     """The message prepare fails with; the silo's folder then holds neither a snapshot nor unfinished files."""
     with pytest.raises(kind) as raised:
-        case.prepare_it()
+        case.prepare_it(*beam_args)
     assert nothing_left(case)
     return str(raised.value)
 
@@ -516,12 +517,46 @@ def test_a_file_that_cannot_be_used(case, content, words):
     assert words in refusal(case)
 
 
-def test_a_gzip_cut_short_far_behind_its_head_is_found_by_the_worker_and_said_in_our_words(case, capfd):
+@pytest.mark.parametrize("beam_args", [[], ["--direct_num_workers=2", "--direct_running_mode=multi_threading"]])
+def test_what_only_a_worker_finds_is_said_in_our_words(case, capfd, beam_args):
+    """A gzip whose end is missing, far behind its head; the threads' errors travel through gRPC as those of a process do."""
     whole = gzip.compress(many(4000).encode() + b"".join(b"help,%x,anna\n" % (n * n * 7919) for n in range(20_000)))
     case.write("data.csv", whole[:-100])
 
-    assert refusal(case).startswith("data.csv: the compressed data is cut short")
+    message = refusal(case, beam_args=beam_args)
+
+    assert message.startswith(
+        f"{case.folder / 'data.csv'}: the compressed data is cut short or damaged (EOFError). Copy the file again"
+    )
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_file_that_changes_while_it_is_read(case, monkeypatch):
+    run = prepare_silo._run
+
+    def and_append(*arguments):
+        result = run(*arguments)
+        case.write("data.csv", GOOD + "help,help,dora\n")
+        return result
+
+    case.write("data.csv", GOOD)
+    monkeypatch.setattr(prepare_silo, "_run", and_append)
+
+    assert "data.csv: has changed while prepare was reading it" in refusal(case)
+
+
+def test_a_worker_that_does_not_see_the_secret_makes_none(case, monkeypatch):
+    run = prepare_silo._run
+
+    def without_secret(plan, *others):
+        Path(plan.secret).unlink()
+        return run(plan, *others)
+
+    case.write("data.csv", GOOD)
+    monkeypatch.setattr(prepare_silo, "_run", without_secret)
+
+    assert "clients.key: a Beam worker does not see this file" in refusal(case, ArtifactError)
+    assert not (case.silo_folder / "keys" / "clients.key").exists()
 
 
 def test_a_glob_that_matches_nothing(case):
