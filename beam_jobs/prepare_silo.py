@@ -314,15 +314,16 @@ def _beam_options(beam_args: Sequence[str]) -> Any:
     """The options, checked here and now: Beam by itself reads late, exits where it cannot, and drops what it does not know."""
     from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
+    def parse_all(parser: argparse.ArgumentParser) -> None:
+        if strict:
+            parser.parse_args(list(beam_args))
+
     complaints = io.StringIO()
     try:
         with redirect_stderr(complaints):
             options = PipelineOptions(list(beam_args))
-            # Other runners may know options that this SDK does not.
-            strict = options.view_as(StandardOptions).runner in _IN_PROCESS
-            options.get_all_options(
-                add_extra_args_fn=lambda parser: parser.parse_args(list(beam_args)) if strict else None
-            )
+            strict = options.view_as(StandardOptions).runner in _IN_PROCESS  # others may know options this SDK does not
+            options.get_all_options(add_extra_args_fn=parse_all)
     except SystemExit:
         complaint = (complaints.getvalue().splitlines() or [""])[-1].partition("error: ")[2]
         raise ConfigError(

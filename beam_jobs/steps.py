@@ -26,7 +26,8 @@ import numpy as np
 from beam_jobs.formats import NOT_UTF8, Fields, RawRow
 from beam_jobs.spill import Segment, read_segments, writing
 from tff_pipeline import records
-from tff_pipeline.config import SPLITS
+from tff_pipeline.config import SPLITS, SiloSection
+from tff_pipeline.errors import InputError
 from tff_pipeline.tokenization import Tokenizer
 
 EMPTY_TEXT = "empty text"
@@ -34,6 +35,8 @@ EMPTY_LABEL = "empty label"
 EMPTY_CLIENT = "empty client"
 UNKNOWN_LABEL = "unknown label"
 SEVERAL_SPLITS = "client in several splits"
+
+MAX_NAMES = 1000  # different labels, or groups, of one silo
 
 BATCH_ROWS = 2048  # the tokenizer is fastest between 256 and 4,096 texts
 BATCH_CHARACTERS = 4 * 2**20  # and a batch of long documents stays small
@@ -533,6 +536,23 @@ def merged(summaries: Iterable[ReadSummary]) -> ReadSummary:
     total.rows, total.reasons = dict(sorted(rows.items())), dict(sorted(reasons.items()))
     total.labels, total.groups = sorted(labels), sorted(groups)
     return total
+
+
+def check_names(read: ReadSummary, silo: SiloSection, *, labels_listed: bool) -> None:
+    """InputError where label or group cannot be what the configuration says: their values are written down by name.
+
+    A column of free text in their place would put the silo's text into the manifest, and from there into reports.
+    """
+    for key, column, names in (
+        ("label", silo.label, () if labels_listed else read.labels),
+        ("group", silo.group, read.groups),
+    ):
+        if len(names) > MAX_NAMES:
+            raise InputError(
+                f"silo {silo.name!r}: the {key} column {column!r} has {len(names):,} different values; expected at most {MAX_NAMES:,}, "
+                f"since each is written into the manifest by name. Correct `{key}` of the silo"
+                + (", or list the labels in task.labels." if key == "label" else ".")
+            )
 
 
 def percentiles(histogram: Sequence[int] | np.ndarray) -> dict[str, int]:

@@ -150,12 +150,14 @@ class ReadAndTokenize(beam.PTransform):
             | "Tokenize" >> beam.ParDo(_Tokenize(self._plan, self._tokenizer))
             | "Spill" >> beam.ParDo(_Spill(self._plan))
         )
-        return pipeline | "Once" >> beam.Impulse() | "Merge" >> beam.Map(_merge, beam.pvalue.AsList(parts))
+        return pipeline | "Once" >> beam.Impulse() | "Merge" >> beam.Map(_merge, self._plan, beam.pvalue.AsList(parts))
 
 
-def _merge(_: bytes, parts: Sequence[steps.ReadSummary]) -> steps.ReadSummary:
+def _merge(_: bytes, plan: Plan, parts: Sequence[steps.ReadSummary]) -> steps.ReadSummary:
     with reported("merge"):
-        return steps.merged(parts)
+        read = steps.merged(parts)
+        steps.check_names(read, plan.silo, labels_listed=plan.known_labels is not None)
+        return read
 
 
 class _Read(beam.DoFn):

@@ -559,6 +559,16 @@ def test_a_worker_that_does_not_see_the_secret_makes_none(case, monkeypatch):
     assert not (case.silo_folder / "keys" / "clients.key").exists()
 
 
+def test_a_text_column_taken_for_labels_does_not_reach_the_manifest(case):
+    case.silo["label"] = "client"
+    case.write("data.csv", many(1001, rows=1))
+
+    message = refusal(case)
+
+    assert "silo 'bank': the label column 'client' has 1,001 different values; expected at most 1,000" in message
+    assert "Correct `label` of the silo, or list the labels in task.labels." in message
+
+
 def test_a_glob_that_matches_nothing(case):
     case.silo["input"] = "none*.csv"
 
