@@ -49,7 +49,7 @@ def checks(config: Config | None) -> list[Check]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints a table, or JSON; 0 where all is fit, 1 where something is not, 2 where the configuration is wrong."""
+    """`tff-pipeline doctor`: prints a table, or JSON; 0 where all is fit, 1 where something is not."""
     parser = argparse.ArgumentParser(
         prog="tff-pipeline doctor",
         description="Says what on this machine is fit for a run, and what to do where it is not.",
@@ -59,13 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if action.dest == "config":  # here alone a configuration is not needed
             action.required = False
     arguments = parser.parse_args(argv)
-    try:
-        if arguments.set and not arguments.config:
-            raise ConfigError("--set changes a configuration; expected --config FILE with it.")
-        config = configuration.load(arguments.config, arguments.set) if arguments.config else None
-    except ConfigError as error:
-        print(f"tff-pipeline doctor: {error}", file=sys.stderr)
-        return error.exit_code
+    if arguments.set and not arguments.config:
+        raise ConfigError("--set changes a configuration; expected --config FILE with it.")
+    config = configuration.load(arguments.config, arguments.set) if arguments.config else None
     found = checks(config)
     fit = all(check.fit for check in found)
     if arguments.json:
@@ -349,7 +345,3 @@ def _listed(items: Sequence[str], *, between: str = "; ") -> str:
 
 def _size(count: int) -> str:
     return f"{count / 2**30:.1f} GiB"
-
-
-if __name__ == "__main__":
-    sys.exit(main())
