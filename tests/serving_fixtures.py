@@ -4,7 +4,11 @@
 The head is random, so that different texts get different answers.
 """
 
+import atexit
 import dataclasses
+import functools
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -280,3 +284,19 @@ def make_run(workdir: Path, *, task: str = "sequence_classification", **model: o
     tokenizer = Tokenizer.from_config(configuration.model, configuration.prepare.max_length)
     snapshots = {silo: write_snapshot(workdir, silo, data, tokenizer, task=task) for silo, data in silos.items()}
     return write_run(configuration, snapshots, labels)
+
+
+@functools.cache
+def exported(task: str = "sequence_classification") -> tuple[Path, Path]:
+    """A run, evaluated, and its exported version 1; made once for all tests, which must not change it."""
+    from tff_pipeline.artifacts import model_base
+    from tff_pipeline.evaluation import evaluate
+    from tff_pipeline.export import export
+    from tff_pipeline.progress import Progress
+    from tff_pipeline.state import config_of
+
+    workdir = Path(tempfile.mkdtemp(prefix="exported-"))
+    atexit.register(shutil.rmtree, workdir, ignore_errors=True)
+    run, quiet = make_run(workdir, task=task), Progress(interactive=False)
+    evaluate(run, progress=quiet)
+    return run, export(run, model_base(config_of(run)), progress=quiet)

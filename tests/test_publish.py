@@ -1,0 +1,142 @@
+"""Publishing: whole or not at all, never over something, and only what was verified."""
+
+import json
+import os
+import shutil
+
+import pytest
+import tensorflow as tf
+import tensorflow_text  # noqa: F401  registers the ops of the tokenizer
+from serving_fixtures import exported, write_config
+
+from serving import publish as publishing
+from serving.publish import main, publish
+from tff_pipeline.artifacts import read_manifest
+from tff_pipeline.errors import ArtifactError
+from tff_pipeline.state import config_of
+
+
+@pytest.fixture(scope="module")
+def version():
+    return exported()[1]
+
+
+@pytest.fixture
+def altered(version, tmp_path):
+    """A copy of the version that a test may break."""
+    return shutil.copytree(version, tmp_path / "altered")
+
+
+@pytest.fixture
+def base(tmp_path):
+    return tmp_path / "served" / "desk"
+
+
+def test_a_published_version_is_the_exported_one(version, base):
+    final = publish(version, base)
+
+    assert final == base / "1"
+    assert read_manifest(final, check_files=True) == read_manifest(version)
+    assert [path.name for path in base.iterdir()] == ["1"]
+    assert final.stat().st_mode & 0o555 == 0o555, "the server runs as another user"
+    answer = tf.saved_model.load(str(final)).signatures["serving_default"](text=tf.constant(["my card"]))
+    assert answer["label"].shape == (1,)
+
+
+def test_an_existing_number_is_refused(version, base):
+    (base / "1").mkdir(parents=True)
+    with pytest.raises(ArtifactError, match="served/desk/1: is there already"):
+        publish(version, base)
+    assert list((base / "1").iterdir()) == []
+
+
+def every_file(version):
+    return sorted(path.relative_to(version).as_posix() for path in version.rglob("*") if path.is_file())
+
+
+def test_every_missing_or_altered_file_is_refused_by_name(version, tmp_path, base):
+    names = every_file(version)
+    assert len(names) == 6
+    for name in names:
+        altered = shutil.copytree(version, tmp_path / name.replace("/", "-"))
+        whole = (altered / name).read_bytes()
+        for damaged in (whole[:-2], bytes([whole[0] ^ 1]) + whole[1:], None):
+            (altered / name).unlink()
+            if damaged is not None:
+                (altered / name).write_bytes(damaged)
+            with pytest.raises(ArtifactError) as refused:
+                publish(altered, base)
+            # Without COMPLETE or manifest the folder is named, and COMPLETE speaks for the manifest.
+            named = {"COMPLETE": "manifest.json", "manifest.json": "manifest.json"}.get(name, name)
+            assert named in str(refused.value)
+            if damaged is None:
+                (altered / name).touch()
+    assert not base.exists()
+
+
+def test_a_file_that_was_not_exported_is_refused(altered, base):
+    (altered / "assets.extra").mkdir()
+    (altered / "assets.extra" / "tf_serving_warmup_requests").write_bytes(b"bad")
+    with pytest.raises(ArtifactError, match=r"assets\.extra/tf_serving_warmup_requests: is not in manifest\.json"):
+        publish(altered, base)
+
+
+def test_something_else_is_no_version(base):
+    run = exported()[0]
+    with pytest.raises(ArtifactError, match="holds 'weights'; expected a version"):
+        publish(run / "trained", base)
+
+
+def test_a_copy_that_fails_leaves_no_number(version, base, monkeypatch):
+    """The disk fills up, or turns a bit, in the middle: what the server sees is what was there before."""
+    copy = publishing._copy
+
+    def full(source, target):
+        if source.name == "saved_model.pb":
+            raise OSError(28, "No space left on device")
+        copy(source, target)
+
+    def turning(source, target):
+        copy(source, target)
+        if source.name == "saved_model.pb":
+            target.write_bytes(b"\0" + target.read_bytes()[1:])
+
+    for broken, error in ((full, OSError), (turning, ArtifactError)):
+        monkeypatch.setattr(publishing, "_copy", broken)
+        with pytest.raises(error, match=r"No space left|saved_model\.pb: has changed"):
+            publish(version, base)
+        assert list(base.iterdir()) == []
+
+
+def test_leftovers_of_a_killed_publish_are_cleared(version, base):
+    (base / ".staging-1-dead" / "variables").mkdir(parents=True)
+    publish(version, base)
+
+    assert [path.name for path in base.iterdir()] == ["1"]
+
+
+def test_the_number_appears_with_everything_in_it(version, base, monkeypatch):
+    """At the moment of the rename the folder aside is complete."""
+    seen, rename = [], os.rename
+
+    def looking(source, target):
+        seen.append(every_file(source))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", looking)
+    publish(version, base)
+
+    assert seen == [every_file(version)]
+
+
+def test_command(version, base, tmp_path, capsys):
+    file = write_config(config_of(exported()[0]), tmp_path / "config.toml")
+    assert main(["--config", str(file), "--to", str(base)]) == 0
+    assert capsys.readouterr().out == f"{base / '1'}\n"
+    assert main(["--model", str(version), "--to", str(base.parent / "other"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"path": str(base.parent / "other" / "1"), "version": 1}
+
+
+def test_nothing_to_publish(tmp_path, base):
+    with pytest.raises(ArtifactError, match="holds no complete version of a model"):
+        main(["--model", str(tmp_path), "--to", str(base)])
