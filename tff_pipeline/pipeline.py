@@ -56,7 +56,7 @@ def run(config: Config, *, overrides: Sequence[str], ask: Sequence[str], progres
         "plan": facts["plan"],
         "rounds": facts["rounds"],
         "evaluation": {key: evaluated[key] for key in ("split", "overall", "silos", "groups")},
-        "answers": prediction.answers(version, texts) if texts else [],
+        "answers": [{"text": text, **answer} for text, answer in zip(texts, prediction.Model(version).ask(texts), strict=True)] if texts else [],
         "paths": {
             "run": str(folder),
             "evaluation": str(file),
@@ -107,8 +107,8 @@ def _print(result: dict[str, Any]) -> None:
 
 
 def _answer_row(answer: dict[str, Any]) -> tuple[str, str, str]:
-    if "labels" in answer:  # token classification: one label a word
-        return answer["text"], " ".join(answer["labels"]), ""
+    if "tokens" in answer:  # token classification: one label a word
+        return answer["text"], " ".join(str(token["label"]) for token in answer["tokens"]), ""
     return answer["text"], answer["label"], f"{answer['score']:.3f}"
 
 

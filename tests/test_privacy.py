@@ -1,0 +1,293 @@
+"""Plan, accounting, randomness, ledger and statement: against arithmetic of their own wherever there is one."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import optimize, stats
+
+from tff_pipeline import sampling
+from tff_pipeline.errors import PrivacyError
+from tff_pipeline.privacy import accounting, randomness, statement
+from tff_pipeline.privacy.ledger import Ledger
+from tff_pipeline.privacy.plan import PrivacyPlan
+
+EVENT = {"kind": "poisson_gaussian", "sampling_probability": 0.1, "noise_multiplier": 1.2}
+
+
+def plan(**changes) -> PrivacyPlan:
+    made = PrivacyPlan(
+        mechanism="gaussian",
+        unit="client",
+        clients=1000,
+        expected_cohort=100.0,
+        sampling_probability=0.1,
+        rounds=20,
+        clip_norm=1.0,
+        value_range=1.0,
+        noise_multiplier=1.2,
+        delta=1e-5,
+        dimension=10_000,
+        max_examples_per_client=30,
+        local_epochs=1,
+    )
+    return dataclasses.replace(made, **changes)
+
+
+# -- accounting
+
+
+def gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
+    """Balle and Wang 2018 (arXiv:1805.06530), theorem 8: the exact epsilon of one Gaussian mechanism of sensitivity 1."""
+
+    def excess(epsilon: float) -> float:
+        half, ratio = 1 / (2 * noise_multiplier), epsilon * noise_multiplier
+        return stats.norm.cdf(half - ratio) - math.exp(epsilon) * stats.norm.cdf(-half - ratio) - delta
+
+    return optimize.brentq(excess, 0, 100)
+
+
+@pytest.mark.parametrize(("noise_multiplier", "rounds"), [(1.0, 1), (3.0, 1), (5.0, 25), (10.0, 4)])
+def test_without_sampling_epsilon_is_the_analytic_gaussians(noise_multiplier, rounds):
+    """T Gaussian rounds are one Gaussian with noise divided by sqrt(T). The bound is tight from above."""
+    event = {"kind": "poisson_gaussian", "sampling_probability": 1.0, "noise_multiplier": noise_multiplier}
+    exact = gaussian_epsilon(noise_multiplier / math.sqrt(rounds), 1e-5)
+
+    assert exact <= accounting.epsilon([(event, rounds)], 1e-5) <= exact * 1.01 + 1e-3
+
+
+def test_one_sampled_round_is_the_integral():
+    """Epsilon of one Poisson-sampled Gaussian round, from the hockey-stick divergence by numerical integration."""
+    q, z, delta = 0.1, 1.2, 1e-3
+    grid = np.linspace(-30, 30, 2_000_001)
+    without = stats.norm.pdf(grid, 0, z)
+    with_client = (1 - q) * without + q * stats.norm.pdf(grid, 1, z)
+
+    def divergence(epsilon: float, upper: np.ndarray, lower: np.ndarray) -> float:
+        return float(np.maximum(upper - math.exp(epsilon) * lower, 0).sum() * (grid[1] - grid[0]))
+
+    exact = max(
+        optimize.brentq(lambda epsilon: divergence(epsilon, *pair) - delta, 0, 10)
+        for pair in ((with_client, without), (without, with_client))
+    )
+    assert exact - 1e-5 <= accounting.epsilon([(EVENT, 1)], delta) <= exact + 2e-3
+
+
+@pytest.mark.parametrize(("target", "q", "rounds"), [(1.0, 0.01, 50), (4.0, 0.1, 10), (8.0, 0.5, 5)])
+def test_calibration_never_exceeds_the_target_and_wastes_little(target, q, rounds):
+    noise = accounting.calibrate(target, 1e-5, sampling_probability=q, rounds=rounds)
+    event = {"kind": "poisson_gaussian", "sampling_probability": q, "noise_multiplier": noise}
+
+    assert accounting.epsilon([(event, rounds)], 1e-5) <= target
+    assert accounting.epsilon([({**event, "noise_multiplier": noise - 0.001}, rounds)], 1e-5) > target
+
+
+def test_epsilon_grows_with_rounds_and_rate_and_falls_with_noise():
+    base = accounting.epsilon([(EVENT, 10)], 1e-5)
+    assert accounting.epsilon([(EVENT, 20)], 1e-5) > base
+    assert accounting.epsilon([({**EVENT, "sampling_probability": 0.2}, 10)], 1e-5) > base
+    assert accounting.epsilon([({**EVENT, "noise_multiplier": 1.5}, 10)], 1e-5) < base
+
+
+def test_what_cannot_be_accounted_for_is_refused():
+    with pytest.raises(PrivacyError, match="'hope' cannot be accounted for"):
+        accounting.epsilon([({"kind": "hope"}, 1)], 1e-5)
+    assert accounting.epsilon([({"kind": "none"}, 1)], 1e-5) == math.inf
+
+
+# -- the plan
+
+
+def test_sensitivity_is_the_clip_and_what_quantisation_adds():
+    exact = 3.0 * (1 + 2**-23) + 100 * 6.0 / (2**32 - 1)
+    assert plan(clip_norm=3.0, value_range=3.0).sensitivity == pytest.approx(exact, rel=1e-12)
+    assert plan().noise_stddev == 1.2 * plan().sensitivity
+
+
+def test_the_grain_is_a_power_of_two_about_a_millionth_of_the_noise():
+    assert math.log2(plan().grain).is_integer()
+    assert 2**-21 <= plan().grain / plan().noise_stddev <= 2**-20
+
+
+def test_everything_follows_from_one_number():
+    more = plan(noise_multiplier=2.4)
+    assert more.noise_stddev == 2 * plan().noise_stddev
+    assert more.round_event["noise_multiplier"] == 2.4
+    assert more.epsilon() < plan().epsilon()
+    assert "2.4 times the sensitivity" in " ".join(statement.sentences(more, seeded=False, silos=3))
+
+
+def test_the_statement_says_who_is_trusted_and_what_is_not_covered():
+    said = " ".join(statement.sentences(plan(), seeded=True, silos=3))
+    for words in (
+        "differentially private for the client",
+        "Poisson sampling",
+        "probability 0.1 ",
+        "trusted to add the noise",
+        "hyperparameters",
+        "Seed: pipeline.seed is set",
+    ):
+        assert words in said
+    assert "Seed:" not in " ".join(statement.sentences(plan(), seeded=False, silos=3))
+    assert "The server sees it" in " ".join(statement.sentences(plan(), seeded=False, silos=1))
+    none = " ".join(
+        statement.sentences(plan(mechanism="none", noise_multiplier=0.0, delta=None), seeded=False, silos=3)
+    )
+    assert "No guarantee" in none
+    assert "Epsilon is infinite" in none
+
+
+# -- randomness
+
+
+def test_the_keystream_is_chacha20s():
+    """RFC 8439, appendix A.1, test vector 1: key, nonce and counter of zero."""
+    expected = "76b8e0ada0f13d90405d6ae55386bd28bdd219b8a08ded1aa836efcc8b770dc7"
+    assert randomness.uniform_words(bytes(32), 4).astype("<u8").tobytes().hex() == expected
+
+
+def test_purposes_have_keys_of_their_own():
+    assert randomness.derive(b"s" * 32, "a") != randomness.derive(b"s" * 32, "b") != randomness.derive(b"t" * 32, "b")
+
+
+@pytest.mark.parametrize("stddev", [1.0, 0.01])
+def test_gaussian_noise_is_normal(stddev):
+    """Kolmogorov-Smirnov on 400,000 numbers, mean and variance; the key is fixed, so this cannot flake."""
+    (numbers,) = randomness.gaussian(b"k" * 32, stddev, [(400, 1000)])
+    flat = numbers.ravel() / stddev
+
+    assert stats.kstest(flat, "norm").pvalue > 1e-3
+    assert abs(flat.mean()) < 4 / math.sqrt(flat.size)
+    assert abs(flat.var() - 1) < 4 * math.sqrt(2 / flat.size)
+    # The two halves of Box and Muller's pairs are independent.
+    assert abs(np.corrcoef(flat[:200_000], flat[200_000:])[0, 1]) < 4 / math.sqrt(200_000)
+
+
+def test_noise_has_the_shapes_asked_for_and_no_repeats():
+    parts = randomness.gaussian(b"k" * 32, 1.0, [(3, 5), (), (7,)])
+    assert [part.shape for part in parts] == [(3, 5), (), (7,)]
+    everything = np.concatenate([part.ravel() for part in parts])
+    assert len(np.unique(everything)) == everything.size == 23
+
+
+def test_cohorts_are_binomial_and_independent():
+    """2,000 rounds of 500 clients at 0.3: cohort sizes and each client's count; fixed secret, so this cannot flake."""
+    drawn = np.zeros((2000, 500), bool)
+    for number in range(2000):
+        drawn[number, sampling.cohort(b"s" * 32, round_number=number, clients=500, probability=0.3)] = True
+
+    sizes, counts = drawn.sum(axis=1), drawn.sum(axis=0)
+    assert abs(sizes.mean() - 150) < 4 * math.sqrt(500 * 0.21 / 2000)
+    assert stats.kstest((sizes - 150) / math.sqrt(500 * 0.21), "norm").statistic < 0.06
+    assert abs(sizes.var() / (500 * 0.21) - 1) < 0.15
+    assert abs(counts.var() / (2000 * 0.21) - 1) < 0.3
+    assert counts.min() > 500
+
+
+def test_a_cohort_is_the_same_when_drawn_again_and_another_in_another_silo():
+    again = [
+        sampling.cohort(secret * 32, round_number=4, clients=1000, probability=0.1).tolist()
+        for secret in (b"a", b"a", b"b")
+    ]
+    assert again[0] == again[1] != again[2]
+    assert sampling.cohort(b"a" * 32, round_number=0, clients=10, probability=1.0).tolist() == list(range(10))
+
+
+# -- the ledger
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "ledgers" / "people.jsonl", "people")
+
+
+def charged(ledger: Ledger, rounds: int, *, run: str = "r1", draw: str = "d") -> list[bool]:
+    return [ledger.charge(run=run, round_number=number, event=EVENT, draw=draw) for number in range(1, rounds + 1)]
+
+
+def test_a_round_is_charged_once_and_its_repetition_not_at_all(ledger):
+    assert charged(ledger, 3) == [True] * 3
+    assert charged(ledger, 4) == [False, False, False, True]
+    assert [entry["round"] for entry in ledger.entries()] == [1, 2, 3, 4]
+
+
+def test_the_same_round_under_other_secrets_is_another_release(ledger):
+    charged(ledger, 2)
+    assert charged(ledger, 2, draw="other") == [True, True]
+    # The two draws of round 1 and 2 are four releases, whatever run is planned.
+    assert ledger.epsilon(1e-5, planned=EVENT, rounds=2, run="r1") == pytest.approx(
+        accounting.epsilon([(EVENT, 4)], 1e-5)
+    )
+
+
+def test_a_round_cannot_be_charged_with_another_event(ledger):
+    charged(ledger, 1)
+    with pytest.raises(PrivacyError, match="round 1 of run r1 was charged as"):
+        ledger.charge(run="r1", round_number=1, event={**EVENT, "noise_multiplier": 9.0}, draw="d")
+
+
+def test_a_ledger_cut_at_any_byte_loses_at_most_the_line_that_was_cut(ledger):
+    charged(ledger, 3)
+    whole = ledger.path.read_bytes()
+    ends = [place + 1 for place, byte in enumerate(whole) if byte == ord("\n")]
+    for cut in range(0, len(whole) + 1, 7):
+        ledger.path.write_bytes(whole[:cut])
+        complete = sum(end <= cut for end in ends)
+        assert len(ledger.entries()) == complete
+        assert charged(ledger, 3) == [False] * complete + [True] * (3 - complete)
+        assert len(ledger.entries()) == 3
+
+
+@pytest.mark.parametrize("damage", ["edited", "swapped", "first line gone", "not JSON"])
+def test_a_damaged_ledger_is_refused_with_its_line(ledger, damage):
+    charged(ledger, 3)
+    lines = ledger.path.read_bytes().splitlines(keepends=True)
+    line = 2
+    if damage == "edited":
+        lines[0] = lines[0].replace(b'"noise_multiplier":1.2', b'"noise_multiplier":9.2')
+    elif damage == "swapped":
+        lines[1], lines[2] = lines[2], lines[1]
+    elif damage == "first line gone":
+        lines, line = lines[1:], 1
+    else:
+        lines[1] = b"spilled coffee\n"
+    ledger.path.write_bytes(b"".join(lines))
+    with pytest.raises(PrivacyError, match=f"line {line} is damaged, edited or out of order"):
+        charged(ledger, 4)
+
+
+def test_a_ledger_of_another_population_is_refused(ledger):
+    charged(ledger, 1)
+    with pytest.raises(PrivacyError, match="line 1 "):
+        Ledger(ledger.path, "others").entries()
+
+
+def test_two_runs_on_one_population_exclude_each_other(ledger):
+    with ledger.exclusively():
+        with pytest.raises(PrivacyError, match="another run is training on population 'people'"):
+            with Ledger(ledger.path, "people").exclusively():
+                pass
+    with ledger.exclusively():
+        pass
+
+
+def test_budgets_compose_over_runs_and_say_what_is_left(ledger):
+    charged(ledger, 10, run="earlier")
+    enough = accounting.epsilon([(EVENT, 15)], 1e-5)
+    ledger.require_budget(enough, 1e-5, planned=EVENT, rounds=5, run="now")
+    with pytest.raises(
+        PrivacyError, match=r"20 rounds would bring population 'people' .* rounds left at these settings: 5\."
+    ):
+        ledger.require_budget(enough, 1e-5, planned=EVENT, rounds=20, run="now")
+    # A run that is under way has been charged some of its own rounds already.
+    charged(ledger, 3, run="now")
+    ledger.require_budget(enough, 1e-5, planned=EVENT, rounds=5, run="now")
+
+
+def test_the_ledger_holds_no_secret_and_no_text(ledger):
+    charged(ledger, 1)
+    (entry,) = [json.loads(line) for line in ledger.path.read_text().splitlines()]
+    assert set(entry) == {"population", "run", "round", "event", "draw", "time", "version", "previous"}

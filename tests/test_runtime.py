@@ -1,0 +1,348 @@
+"""The contract of every runtime: the same integers out of every secure slot, and so the same weights, as TFF's executor."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tff_pipeline import records
+from tff_pipeline.config import TrainingSection
+from tff_pipeline.errors import InsecureProcessError, TrainingError
+from tff_pipeline.privacy.plan import PrivacyPlan
+
+HIDDEN, LABELS = 16, 3
+COHORT = {"bank": [0, 2], "shop": [1, 3]}
+# A unit is 2 * clip / (2**32 - 1). Float32 sums in another order move a coordinate by a few parts in ten million of the
+# clip; four clients together stay under this many units (96 were seen).
+UNITS = 1000
+
+
+def plan(**changes: Any) -> PrivacyPlan:
+    made = PrivacyPlan(
+        mechanism="gaussian",
+        unit="client",
+        clients=100,
+        expected_cohort=4.0,
+        sampling_probability=0.04,
+        rounds=3,
+        clip_norm=0.5,
+        value_range=0.5,
+        noise_multiplier=1.0,
+        delta=1e-3,
+        dimension=HIDDEN * LABELS + LABELS,
+        max_examples_per_client=20,
+        local_epochs=1,
+    )
+    return dataclasses.replace(made, **changes)
+
+
+class Recorded:
+    """Clients whose records are made up on the spot: client r has r + 1 texts of 3 to 19 tokens."""
+
+    def __init__(self, clients: int):
+        self._clients = clients
+
+    def __len__(self) -> int:
+        return self._clients
+
+    def read(self, row: int) -> bytes:
+        random = np.random.default_rng(row)
+        lengths = random.integers(3, 20, row + 1)
+        tokens, labels = random.integers(5, 1000, lengths.sum()), random.integers(0, LABELS, row + 1)
+        return records.encode_client("c", tokens, lengths, labels, np.zeros(row + 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    compiled: Any
+    silos: Sequence[Any]
+    weights: Sequence[np.ndarray]
+
+
+def head_case() -> Case:
+    from tff_pipeline import learning
+    from tff_pipeline.model.learner import FeatureLearner
+    from tff_pipeline.runtime.clients import FeatureClients
+
+    random = np.random.default_rng(0)
+    shapes = [(HIDDEN, LABELS), (LABELS,)]
+    random_weights = [(random.normal(size=shape) * 0.05).astype(np.float32) for shape in shapes]
+    # Unequal on purpose: one example, several batches, an odd last batch.
+    starts = np.cumsum([0, 3, 1, 20, 7])
+    silos = []
+    for name in COHORT:
+        features = random.normal(size=(31, HIDDEN)).astype(np.float32)
+        silos.append(
+            FeatureClients(
+                name, features, random.integers(0, LABELS, 31).astype(np.int32), starts, batch_size=8, epochs=2
+            )
+        )
+    training = TrainingSection(rounds=3, clients_per_round=4.0)
+    compiled = learning.build(lambda: FeatureLearner(hidden_size=HIDDEN, labels=LABELS), training, plan(), shapes)
+    return Case(compiled, silos, random_weights)
+
+
+def full_case() -> Case:
+    import tf_keras
+    from transformers import BertConfig
+
+    from tff_pipeline import learning
+    from tff_pipeline.model.learner import TextLearner
+    from tff_pipeline.model.network import Network
+    from tff_pipeline.runtime.clients import TextClients
+
+    sizes = {
+        "vocab_size": 1000,
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
+
+    def network() -> Network:
+        return Network(BertConfig(**sizes, **dropout), labels=LABELS, task="sequence_classification", pooling="mean")
+
+    tf_keras.utils.set_random_seed(3)
+    # As transformers draws them (with gammas of 1, without which attention would be uniform and learn nothing), and a
+    # head that is not zero, so that gradients reach the encoder.
+    weights = [variable.numpy() for variable in network().variables]
+    weights[-2] = np.random.default_rng(1).normal(size=weights[-2].shape).astype(np.float32) * 0.3
+    shapes = [weight.shape for weight in weights]
+    silos = [
+        TextClients(name, Recorded(4), np.array([2, 0, 1]), pad_id=0, batch_size=2, epochs=1, token_labels=False)  # type: ignore[arg-type]
+        for name in COHORT
+    ]
+    compiled = learning.build(
+        lambda: TextLearner(network), TrainingSection(rounds=3, clients_per_round=4.0), plan(), shapes
+    )
+    return Case(compiled, silos, weights)
+
+
+@pytest.fixture(scope="module", params=[head_case, full_case], ids=["head", "full"])
+def case(request: pytest.FixtureRequest) -> Case:
+    return request.param()
+
+
+@pytest.fixture(scope="module")
+def head() -> Case:
+    return head_case()
+
+
+@pytest.fixture(scope="module")
+def local(case: Case) -> Iterator[Any]:
+    from tff_pipeline.runtime.local import LocalRuntime
+
+    with LocalRuntime(case.compiled, case.silos, session="test") as runtime:
+        yield runtime
+
+
+@pytest.fixture(scope="module")
+def reference(case: Case) -> Iterator[Any]:
+    from tff_pipeline.runtime.reference import ReferenceRuntime
+
+    with ReferenceRuntime(case.compiled, case.silos) as runtime:
+        yield runtime
+
+
+def started(case: Case, runtime: Any) -> list[np.ndarray]:
+    from tff_pipeline.runtime.base import with_weights
+
+    return with_weights(case.compiled, runtime.initial_state(), case.weights)
+
+
+def silent(case: Case) -> list[np.ndarray]:
+    return [np.zeros(shape) for shape in case.compiled.shapes]
+
+
+def rounds(case: Case, runtime: Any, state: list[np.ndarray], count: int, cohorts: Any = COHORT) -> Any:
+    from tff_pipeline.runtime.base import with_noise
+
+    for number in range(count):
+        # Rounds of one runtime have to differ in their numbers: two reports under one mask are refused.
+        result = runtime.run_round(with_noise(case.compiled, state, silent(case)), cohorts, round_number=rounds.next)
+        rounds.next += 1
+        state = result.state
+    return result
+
+
+rounds.next = 0  # type: ignore[attr-defined]
+
+
+def test_initial_states_agree(case, local, reference):
+    for ours, theirs in zip(local.initial_state(), reference.initial_state(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_every_secure_slot_gives_the_oracles_integers(case, local, reference):
+    state = started(case, local)
+    ours, theirs = local.secure_sums(state, COHORT), reference.secure_sums(state, COHORT)
+
+    differences = [int(np.abs((one - other).view(np.int64)).max()) for one, other in zip(ours, theirs, strict=True)]
+    assert max(differences) <= UNITS
+    # It is not that everything is zero: the weights' slots hold values all over the range.
+    assert max(int(one.max()) for one in ours) > 2**30
+
+
+def test_three_rounds_end_in_the_oracles_weights(case, local, reference):
+    from tff_pipeline.runtime.base import weights_of
+
+    ours = rounds(case, local, started(case, local), 3)
+    theirs = rounds(case, reference, started(case, reference), 3)
+
+    for one, other, before in zip(
+        weights_of(case.compiled, ours.state), weights_of(case.compiled, theirs.state), case.weights, strict=True
+    ):
+        np.testing.assert_allclose(one, other, atol=2e-6)
+        # A key's bias adds the same to every score of a query: softmax does not see it.
+        assert not np.array_equal(one, before) or one.ndim == 1
+    assert ours.metrics["loss"] == pytest.approx(theirs.metrics["loss"], abs=1e-5)
+    assert ours.metrics["instances"] == theirs.metrics["instances"]
+    assert ours.metrics["finite_clients"] == theirs.metrics["finite_clients"] == 4
+
+
+def test_a_round_with_nobody_changes_nothing_without_noise(case, local, reference):
+    from tff_pipeline.runtime.base import weights_of
+
+    for runtime in (local, reference):
+        result = rounds(case, runtime, started(case, runtime), 1, cohorts={})
+        for after, before in zip(weights_of(case.compiled, result.state), case.weights, strict=True):
+            np.testing.assert_array_equal(after, before)
+        assert result.metrics["instances"] == 0
+
+
+def test_supplied_noise_is_what_reaches_the_weights(case, local, reference):
+    """Nobody takes part, so the update is the noise, rounded to the grain and divided by the expected cohort of 4."""
+    from tff_pipeline.runtime.base import weights_of, with_noise
+
+    random = np.random.default_rng(2)
+    noise = [random.normal(size=shape) for shape in case.compiled.shapes]
+    grain = plan().grain
+    for runtime in (local, reference):
+        result = runtime.run_round(with_noise(case.compiled, started(case, runtime), noise), {}, round_number=1000)
+        for after, before, added in zip(weights_of(case.compiled, result.state), case.weights, noise, strict=True):
+            expected = before - np.round(added / grain) * grain / 4
+            np.testing.assert_allclose(after, expected, atol=1e-6)
+
+
+def test_a_round_whose_noise_was_forgotten_releases_nothing(case, local, reference):
+    from tff_pipeline.runtime.base import weights_of
+
+    for runtime in (local, reference):
+        result = runtime.run_round(started(case, runtime), COHORT, round_number=2000)
+        assert result.metrics["update_non_finite"] == 1
+        for after, before in zip(weights_of(case.compiled, result.state), case.weights, strict=True):
+            np.testing.assert_array_equal(after, before)
+
+
+def test_noise_is_used_once(case, local):
+    """After a round the state holds NaN again where the noise was."""
+    from tff_pipeline.runtime.base import noise_places
+
+    state = rounds(case, local, started(case, local), 1).state
+    assert all(np.isnan(state[place]).all() for place in noise_places(case.compiled))
+
+
+def test_one_client_moves_the_sum_by_at_most_the_sensitivity(case, local):
+    """Before the noise, in L2 over all coordinates: what the plan states, for every client of every silo."""
+    state = started(case, local)
+    step = 2 * plan().value_range / (2**32 - 1)
+    shapes = [tuple(shape) for shape in case.compiled.shapes]
+    base = local.secure_sums(state, COHORT)
+    slots = [place for place, total in enumerate(base) if total.shape in shapes and total.size > 1]
+    offset = np.int64(2**31)  # one client's zero, in units
+    largest = 0.0
+    for silo, other in (("bank", 1), ("bank", 3), ("shop", 0), ("shop", 2)):
+        more = local.secure_sums(state, {**COHORT, silo: sorted([*COHORT[silo], other])})
+        moved = [((more[place] - base[place]).view(np.int64) - offset) * step for place in slots]
+        largest = max(largest, float(np.sqrt(sum((part**2).sum() for part in moved))))
+    d = sum(int(np.prod(shape)) for shape in shapes)
+    assert largest <= dataclasses.replace(plan(), dimension=d).sensitivity + np.sqrt(d) * step
+    assert largest > 0.05
+
+
+def test_clients_in_parallel_give_the_same_integers(head):
+    from tff_pipeline.runtime.local import LocalRuntime
+
+    totals = []
+    for workers in (1, 3):
+        with LocalRuntime(head.compiled, head.silos, clients_in_parallel=workers) as runtime:
+            totals.append(runtime.secure_sums(started(head, runtime), {"bank": [0, 1, 2, 3], "shop": [0, 1, 2, 3]}))
+    for one, other in zip(*totals, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_device_that_is_not_there_is_named_with_those_that_are():
+    from tff_pipeline.runtime.local import choose_devices
+
+    assert choose_devices("CPU") == ["CPU:0"]
+    with pytest.raises(TrainingError, match=r"asks for GPU:7, which TensorFlow does not see; expected some of .*CPU:0"):
+        choose_devices(["GPU:7"])
+
+
+@pytest.mark.parametrize("leak", ["model", "metrics"])
+def test_a_process_that_sums_in_the_clear_is_refused(leak):
+    import tensorflow_federated as tff
+
+    from tff_pipeline import aggregation, learning
+    from tff_pipeline.model.learner import FeatureLearner
+
+    shapes = [(HIDDEN, LABELS), (LABELS,)]
+    secure: dict[str, Any] = {
+        "model_aggregator": aggregation.unweighted(plan(), shapes),
+        "metrics_aggregator": tff.learning.metrics.secure_sum_then_finalize,
+    }
+    secure.pop(f"{leak}_aggregator")
+    process = tff.learning.algorithms.build_unweighted_fed_avg(
+        lambda: FeatureLearner(hidden_size=HIDDEN, labels=LABELS),
+        client_optimizer_fn=tff.learning.optimizers.build_sgdm(0.1),
+        server_optimizer_fn=tff.learning.optimizers.build_sgdm(1.0),
+        **secure,
+    )
+    with pytest.raises(InsecureProcessError, match="Nothing was run"):
+        learning.compile_process(process, shapes)
+
+
+_ORPHAN = """
+    import time
+    from tff_pipeline.progress import silence_libraries
+    silence_libraries()
+    from tff_pipeline.runtime import reference
+    process, _ = reference._start_worker()
+    print(process.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_tffs_worker_dies_with_the_process_that_started_it():
+    parent = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(_ORPHAN)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        assert Path(f"/proc/{worker}").exists()
+        os.kill(parent.pid, signal.SIGKILL)
+        parent.wait()
+        deadline = time.monotonic() + 10
+        while _running(worker) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not _running(worker)
+    finally:
+        parent.kill()
+
+
+def _running(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False

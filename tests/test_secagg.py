@@ -1,0 +1,74 @@
+"""Masks cancel in the sum of all silos, and in nothing less."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tff_pipeline.errors import PrivacyError
+from tff_pipeline.secagg.masking import Party, add_up, introduce
+
+
+def parties(*names: str, session: str = "run") -> list[Party]:
+    made = [Party(name, session) for name in names]
+    introduce(made)
+    return made
+
+
+def values(seed: int) -> list[np.ndarray]:
+    random = np.random.default_rng(seed)
+    return [random.integers(0, 2**63, (3, 5)).astype(np.uint64), np.array(seed, np.uint64), np.zeros(7, np.uint64)]
+
+
+def test_the_sum_of_all_reports_is_the_sum_of_all_values():
+    silos = parties("bank", "insurer", "shop")
+
+    total = add_up([silo.mask(values(seed), 1) for seed, silo in enumerate(silos)])
+
+    with np.errstate(over="ignore"):
+        for place, one in enumerate(total):
+            np.testing.assert_array_equal(one, values(0)[place] + values(1)[place] + values(2)[place])
+            assert one.shape == values(0)[place].shape
+
+
+def test_the_callers_values_are_left_alone():
+    given = values(1)
+    parties("a", "b")[0].mask(given, 1)
+    for one, other in zip(given, values(1), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_all_but_one_report_look_uniform():
+    """A chi-square test on the bytes of masked zeros; keys are random, so it fails once in 10**6 runs by chance."""
+    silos = parties("a", "b", "c", "d")
+    zeros = [np.zeros(20_000, np.uint64)]
+    partial = add_up([silo.mask(zeros, 1) for silo in silos[:3]])[0]
+
+    counts = np.bincount(partial.view(np.uint8), minlength=256)
+    assert stats.chisquare(counts).pvalue > 1e-6
+
+
+def test_rounds_and_sessions_have_masks_of_their_own():
+    zeros = [np.zeros(8, np.uint64)]
+    one, other = parties("a", "b")
+    assert not np.array_equal(one.mask(zeros, 1)[0], one.mask(zeros, 2)[0])
+    np.testing.assert_array_equal(add_up([one.mask(zeros, 3), other.mask(zeros, 3)])[0], zeros[0])
+    # Masks of different rounds do not cancel.
+    assert add_up([one.mask(zeros, 4), other.mask(zeros, 5)])[0].any()
+
+
+def test_a_second_report_for_a_round_is_refused():
+    silo, _ = parties("a", "b")
+    silo.mask(values(0), 7)
+    with pytest.raises(PrivacyError, match="silo a: round 7 was masked before"):
+        silo.mask(values(1), 7)
+
+
+def test_a_party_refuses_a_list_without_its_own_key():
+    silo, stranger = Party("a", "run"), Party("a", "run")
+    with pytest.raises(PrivacyError, match="does not hold the key this silo sent"):
+        silo.agree({"a": stranger.public_key})
+
+
+def test_a_single_silo_has_nothing_to_hide_in():
+    (alone,) = parties("a")
+    np.testing.assert_array_equal(alone.mask(values(3), 1)[0], values(3)[0])
