@@ -342,7 +342,7 @@ def test_a_finished_snapshot_is_not_made_again(case, capsys, monkeypatch):
     assert "is there already" in event["message"]
 
 
-def test_whatever_changes_the_bytes_changes_the_id(case):
+def test_whatever_changes_the_bytes_changes_the_id(case, monkeypatch):
     def name() -> str:
         configuration = case.config()
         return prepare_silo._plan_job(configuration, configuration.silo("bank")).id
@@ -354,11 +354,13 @@ def test_whatever_changes_the_bytes_changes_the_id(case):
         names.add(name())
     case.prepare, case.labels = {}, ["lost", "help", "bye"]
     names.add(name())
+    monkeypatch.setattr("prepare_helpers.VOCABULARY", [*VOCABULARY, "more"])  # another tokenizer
+    names.add(name())
     case.workdir, case.seed = "other", 8  # another key: other clients, other splits
     names.add(name())
     case.write("data.csv", GOOD + "lost,lost,anna\n")
     names.add(name())
-    assert len(names) == 8
+    assert len(names) == 9
 
     case.prepare = {"max_reject_share": 0.01}  # decides whether there is a snapshot, not what is in it
     assert name() in names

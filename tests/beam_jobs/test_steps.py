@@ -48,6 +48,11 @@ def test_client_hash_is_keyed_and_has_128_bits():
     assert steps.client_hash(KEYS, "anna") != steps.client_hash(KEYS, "Anna")
 
 
+def test_one_secret_gives_three_keys():
+    """What one hash shows must say nothing of another."""
+    assert len({KEYS.client, KEYS.split, KEYS.bound}) == 3
+
+
 def test_a_row_client_is_never_a_named_client():
     assert steps.row_client_hash(KEYS, "a.csv", 12) != steps.row_client_hash(KEYS, "a.csv", 1)
     assert steps.row_client_hash(KEYS, "a.csv", 12) != steps.row_client_hash(KEYS, "b.csv", 12)
@@ -201,11 +206,17 @@ def test_the_bound_is_keyed_and_its_result_in_reading_order():
 
 
 def test_gather_puts_packs_of_any_order_together(tmp_path):
-    packs = [pack(first=1), pack(first=3), pack(file=1, first=1), pack(client="00" * 16)]
+    packs = [
+        pack(first=1, values=((4,), (5, 5))),
+        pack(first=3, values=((6,), (7, 7))),
+        pack(file=1, first=1, values=((8,), (9, 9))),
+        pack(client="00" * 16),
+    ]
 
     clients, _ = gather(tmp_path, packs)
     assert clients[0].client == "00" * 16
     assert clients[1].lengths == [3, 4] * 3
+    assert [token for token in clients[1].tokens.tolist() if token > 3] == [4, 5, 5, 6, 7, 7, 8, 9, 9]
     for order in itertools.permutations(packs):
         again, _ = gather(tmp_path, order)
         assert [one.tokens.tolist() for one in again] == [one.tokens.tolist() for one in clients]
