@@ -15,6 +15,7 @@ from tff_pipeline.evaluation import (
     entities,
     entity_scores,
     evaluate,
+    label_scores,
     macro_f1,
     main,
     summarise,
@@ -61,6 +62,19 @@ def test_hand_computed_numbers():
 def test_macro_f1_is_over_labels_of_the_truth():
     assert macro_f1(np.array([5, 5]), np.array([5, 5])) == 1.0
     assert macro_f1(np.array([5, 7]), np.array([5, 5])) == pytest.approx((2 / 3 + 0) / 2)
+
+
+def test_scores_are_those_of_scikit_learn():
+    """Seed 3: 400 examples of 7 labels, the last of them never true and never predicted."""
+    from sklearn.metrics import f1_score, precision_recall_fscore_support
+
+    random = np.random.default_rng(3)
+    truth, predicted = random.integers(0, 6, 400), random.integers(0, 6, 400)
+    expected = precision_recall_fscore_support(truth, predicted, labels=range(7), zero_division=0)
+    found = label_scores(truth, predicted, 7)
+    for name, column in zip(("precision", "recall", "f1", "support"), expected, strict=True):
+        np.testing.assert_allclose([score[name] for score in found], column)
+    assert macro_f1(truth, predicted) == pytest.approx(f1_score(truth, predicted, average="macro"))
 
 
 def test_calibration_error_by_hand():

@@ -102,7 +102,7 @@ def evaluate(run: Path, *, split: str = "test", progress: Progress) -> dict[str,
     with progress.bar("evaluate", sum(snapshot.count(split) for snapshot in snapshots)) as bar:
         for snapshot in snapshots:
             answers[snapshot.silo] = _ask(trained, snapshot, split, bar)
-    result = {
+    result: dict[str, Any] = {
         "run": trained.facts["id"],
         "split": split,
         "task": trained.network.task,
@@ -134,7 +134,7 @@ def summarise(
         "overall": describe(both, tags),
         "silos": {silo: describe(part, tags) for silo, part in answers.items()},
         "groups": {name: describe(part, tags) for name, part in _by_group(answers, groups).items()},
-        "labels": _by_label(both, labels),
+        "labels": dict(zip(labels, label_scores(both.truth, both.predicted, len(labels)), strict=True)),
         "confusion": {
             "labels": list(labels),
             "rows": "truth",
@@ -172,9 +172,15 @@ def describe(answers: Answers, tags: Sequence[str] | None = None) -> dict[str, A
 
 def macro_f1(truth: np.ndarray, predicted: np.ndarray) -> float:
     """The mean F1 of the labels that occur in `truth`; a label that is never predicted has 0."""
-    from sklearn.metrics import f1_score
+    scores = label_scores(truth, predicted, int(max(truth.max(), predicted.max())) + 1)
+    return float(np.mean([score["f1"] for score in scores if score["support"]]))
 
-    return float(f1_score(truth, predicted, labels=np.unique(truth), average="macro", zero_division=0.0))
+
+def label_scores(truth: np.ndarray, predicted: np.ndarray, labels: int) -> list[dict[str, Any]]:
+    """Precision, recall, F1, support and number of predictions of each label; what would divide by 0 is 0."""
+    right = np.bincount(truth[truth == predicted], minlength=labels).tolist()
+    expected, given = (np.bincount(column, minlength=labels).tolist() for column in (truth, predicted))
+    return [_f_scores(*counts) for counts in zip(right, expected, given, strict=True)]
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
@@ -247,29 +253,6 @@ def _by_group(answers: dict[str, Answers], groups: dict[str, Sequence[str]]) -> 
             if name:
                 parts.setdefault(name, []).append(part.where(part.groups == index))
     return {name: Answers.joined(found) for name, found in sorted(parts.items())}
-
-
-def _by_label(answers: Answers, labels: Sequence[str]) -> dict[str, Any]:
-    from sklearn.metrics import precision_recall_fscore_support
-
-    if not len(answers):
-        return {
-            label: {"precision": None, "recall": None, "f1": None, "support": 0, "predicted": 0} for label in labels
-        }
-    scores = precision_recall_fscore_support(
-        answers.truth, answers.predicted, labels=range(len(labels)), zero_division=0.0
-    )
-    given = np.bincount(answers.predicted, minlength=len(labels))
-    return {
-        label: {
-            "precision": float(precision),
-            "recall": float(recall),
-            "f1": float(f1),
-            "support": int(support),
-            "predicted": int(given[index]),
-        }
-        for index, (label, precision, recall, f1, support) in enumerate(zip(labels, *scores, strict=True))
-    }
 
 
 def _confusion(answers: Answers, labels: int) -> np.ndarray:

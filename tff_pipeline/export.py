@@ -185,7 +185,7 @@ def save(trained: "Trained", directory: Path) -> None:
     import tensorflow as tf
 
     network, tokenizer = trained.network, trained.tokenizer
-    module = tf.Module()
+    module: Any = tf.Module()
     module.weights = network.variables
     with _without_unused_pooler(network):
         functions = {
@@ -283,10 +283,11 @@ def _word_tokens(words: "tf.RaggedTensor", tokenizer: "Tokenizer") -> tuple["tf.
     first_pieces = words.with_flat_values(starts - tf.gather(first_of_row, words.value_rowids()))
     room = tokenizer.max_length - 2
     first_pieces = tf.ragged.boolean_mask(first_pieces, first_pieces < room) + 1
-    ids = tf.RaggedTensor.from_row_lengths(pieces.flat_values, tf.reduce_sum(counts, axis=1))[:, :room]
+    ragged: Any = tf.RaggedTensor
+    ids = ragged.from_row_lengths(pieces.flat_values, tf.reduce_sum(counts, axis=1))[:, :room]
     rows = words.nrows(tf.int32)
-    ids = tf.concat([tf.fill([rows, 1], tokenizer.cls_id), ids, tf.fill([rows, 1], tokenizer.sep_id)], axis=1)
-    return ids.to_tensor(default_value=tokenizer.pad_id), first_pieces
+    framed: Any = tf.concat([tf.fill([rows, 1], tokenizer.cls_id), ids, tf.fill([rows, 1], tokenizer.sep_id)], axis=1)
+    return framed.to_tensor(default_value=tokenizer.pad_id), first_pieces
 
 
 def _signatures(task: str) -> dict[str, dict[str, dict[str, str]]]:

@@ -105,9 +105,10 @@ class Tokenizer:
         pieces = self._tokenizer().tokenize(texts)[:, : self.max_length - 2]
         count = tf.shape(texts)[0]
         first, last = tf.fill([count, 1], self.cls_id), tf.fill([count, 1], self.sep_id)
-        return tf.concat([first, pieces, last], axis=1)
+        joined: Any = tf.concat([first, pieces, last], axis=1)
+        return joined
 
-    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def encode(self, texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
         """Many texts at once.
 
         Returns:
@@ -127,10 +128,12 @@ class Tokenizer:
 
         pieces = self._tokenizer().tokenize(words)
         empty = tf.cast(tf.equal(pieces.row_lengths(), 0), tf.int64)
-        unknown = tf.RaggedTensor.from_row_lengths(tf.fill([tf.reduce_sum(empty)], self.unk_id), empty)
-        return tf.concat([pieces, unknown], axis=1)
+        ragged: Any = tf.RaggedTensor
+        unknown = ragged.from_row_lengths(tf.fill([tf.reduce_sum(empty)], self.unk_id), empty)
+        joined: Any = tf.concat([pieces, unknown], axis=1)
+        return joined
 
-    def encode_words(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def encode_words(self, words: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
         """One sentence that is already split into words, for token classification.
 
         Returns:

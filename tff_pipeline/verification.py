@@ -284,7 +284,7 @@ class Golden:
         if not distance <= TOLERANCE:
             raise Refused(f"{where} differs by {distance:.2g} from the model in memory; expected at most {TOLERANCE:g}")
 
-    def _best(self, label: bytes, wanted: np.ndarray, where: str) -> None:
+    def _best(self, label: Any, wanted: np.ndarray, where: str) -> None:
         """The label is the most probable one, or as probable as it within the tolerance."""
         if label not in self._labels or wanted[self._labels.index(label)] < wanted.max() - TOLERANCE:
             raise Refused(f"{where} is {label!r}; expected {self._labels[int(wanted.argmax())]!r}")
