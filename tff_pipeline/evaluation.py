@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 256
 CALIBRATION_BINS = 15
-_LARGEST_PRINTED_CONFUSION = 10
+_LARGEST_PRINTED_CONFUSION = 12
 _CONFUSIONS_PRINTED = 8
 
 
@@ -448,10 +448,11 @@ def _print_confusion(confusion: dict[str, Any], console: Any, table_type: Any) -
     labels, matrix = confusion["labels"], np.array(confusion["matrix"])
     if len(labels) <= _LARGEST_PRINTED_CONFUSION:
         table = table_type(title="truth in rows, prediction in columns", title_justify="left")
-        for name in ("", *labels):
-            table.add_column(name, justify="right" if name else "left")
-        for label, row in zip(labels, matrix, strict=True):
-            table.add_row(label, *map(str, row))
+        table.add_column("")
+        for number in range(len(labels)):
+            table.add_column(str(number + 1), justify="right")
+        for number, (label, row) in enumerate(zip(labels, matrix, strict=True)):
+            table.add_row(f"{number + 1} {label}", *map(str, row))
     else:
         table = table_type(
             "truth", "predicted as", title="commonest confusions; --json has the whole matrix", title_justify="left"
