@@ -43,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     pairs = zip(*(trained(result) for result in results.values()), strict=True)
     difference = max(float(np.abs(one - other).max()) for one, other in pairs)
     accuracies = {runtime: result["evaluation"]["overall"]["accuracy"] for runtime, result in results.items()}
-    print(f"largest difference between any two weights: {difference:.2g} (at most {TOLERANCE:g}); accuracy {accuracies}")
+    print(
+        f"largest difference between any two weights: {difference:.2g} (at most {TOLERANCE:g}); accuracy {accuracies}"
+    )
     for answer in results["local"]["answers"]:
         print(f"{answer['score']:.3f}  {answer['label']}  {answer['text']}")
     return 0 if difference <= TOLERANCE else 1

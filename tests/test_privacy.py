@@ -69,10 +69,10 @@ def test_one_sampled_round_is_the_integral():
     def divergence(epsilon: float, upper: np.ndarray, lower: np.ndarray) -> float:
         return float(np.maximum(upper - math.exp(epsilon) * lower, 0).sum() * (grid[1] - grid[0]))
 
-    exact = max(
-        optimize.brentq(lambda epsilon: divergence(epsilon, *pair) - delta, 0, 10)
-        for pair in ((with_client, without), (without, with_client))
-    )
+    def exact_in_one_direction(upper: np.ndarray, lower: np.ndarray) -> float:
+        return optimize.brentq(lambda epsilon: divergence(epsilon, upper, lower) - delta, 0, 10)
+
+    exact = max(exact_in_one_direction(with_client, without), exact_in_one_direction(without, with_client))
     assert exact - 1e-5 <= accounting.epsilon([(EVENT, 1)], delta) <= exact + 2e-3
 
 

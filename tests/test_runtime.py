@@ -167,7 +167,7 @@ def silent(case: Case) -> list[np.ndarray]:
 def rounds(case: Case, runtime: Any, state: list[np.ndarray], count: int, cohorts: Any = COHORT) -> Any:
     from tff_pipeline.runtime.base import with_noise
 
-    for number in range(count):
+    for _ in range(count):
         # Rounds of one runtime have to differ in their numbers: two reports under one mask are refused.
         result = runtime.run_round(with_noise(case.compiled, state, silent(case)), cohorts, round_number=rounds.next)
         rounds.next += 1

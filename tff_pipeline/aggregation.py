@@ -18,8 +18,8 @@ import tensorflow_privacy as tfp
 from tff_pipeline.privacy.accounting import event_unknown_to_graph
 from tff_pipeline.privacy.plan import PrivacyPlan
 
-NOISE = "supplied_noise"
-_State = collections.namedtuple("_State", [NOISE])
+NOISE = "supplied_noise"  # the field of _State
+_State: Any = collections.namedtuple("_State", "supplied_noise")
 
 
 class SuppliedNoiseSumQuery(tfp.SumAggregationDPQuery):
@@ -54,7 +54,9 @@ class SuppliedNoiseSumQuery(tfp.SumAggregationDPQuery):
         tensors = tf.nest.flatten(record)
         norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(tf.cast(tensor, tf.float64))) for tensor in tensors]))
         # A norm of 0 divides to 0 here, and 0 times the zero record is the record.
-        scale = tf.minimum(tf.constant(1.0, tf.float64), tf.math.divide_no_nan(tf.constant(self._clip_norm, tf.float64), norm))
+        scale = tf.minimum(
+            tf.constant(1.0, tf.float64), tf.math.divide_no_nan(tf.constant(self._clip_norm, tf.float64), norm)
+        )
         clipped = [tf.cast(tf.cast(tensor, tf.float64) * scale, tf.float32) for tensor in tensors]
         return tf.nest.pack_sequence_as(record, clipped)
 

@@ -31,7 +31,18 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 COMPLETE = "COMPLETE"
-_VERSIONED = ("tff-pipeline", "tensorflow", "tensorflow-text", "tensorflow-federated", "tensorflow-privacy", "tf-keras", "transformers", "apache-beam", "dp-accounting", "numpy")
+_VERSIONED = (
+    "tff-pipeline",
+    "tensorflow",
+    "tensorflow-text",
+    "tensorflow-federated",
+    "tensorflow-privacy",
+    "tf-keras",
+    "transformers",
+    "apache-beam",
+    "dp-accounting",
+    "numpy",
+)
 
 
 class Workdir:
@@ -132,7 +143,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise ArtifactError(f"{path}: no such file; the stage that writes it has not finished here.") from None
     except ValueError as error:
-        raise ArtifactError(f"{path}: not valid JSON ({error}); expected what this project wrote there. Remove it and run its stage again.") from None
+        raise ArtifactError(
+            f"{path}: not valid JSON ({error}); expected what this project wrote there. Remove it and run its stage again."
+        ) from None
 
 
 @contextmanager
@@ -147,7 +160,9 @@ def staged(final: Path, manifest: Callable[[], Mapping[str, Any]]) -> Iterator[P
       The directory to write into.
     """
     if (final / COMPLETE).exists():
-        raise ArtifactError(f"{final}: is there already and complete; artifacts are never overwritten. Remove it first if it must be made again.")
+        raise ArtifactError(
+            f"{final}: is there already and complete; artifacts are never overwritten. Remove it first if it must be made again."
+        )
     final.parent.mkdir(parents=True, exist_ok=True)
     for leftover in final.parent.glob(f".staging-{final.name}-*"):
         shutil.rmtree(leftover)
@@ -190,17 +205,25 @@ def read_manifest(directory: Path, *, check_files: bool = False) -> dict[str, An
       ArtifactError: naming what is missing or does not match.
     """
     if not is_complete(directory):
-        raise ArtifactError(f"{directory}: not complete (no {COMPLETE} beside {MANIFEST}); expected the finished output of a stage. Run that stage again.")
+        raise ArtifactError(
+            f"{directory}: not complete (no {COMPLETE} beside {MANIFEST}); expected the finished output of a stage. Run that stage again."
+        )
     if sha256_file(directory / MANIFEST) != (directory / COMPLETE).read_text().strip():
-        raise ArtifactError(f"{directory / MANIFEST}: has changed since it was written (its SHA-256 differs from {COMPLETE}). Remove the directory and run its stage again.")
+        raise ArtifactError(
+            f"{directory / MANIFEST}: has changed since it was written (its SHA-256 differs from {COMPLETE}). Remove the directory and run its stage again."
+        )
     manifest = read_json(directory / MANIFEST)
     if check_files:
         for name, expected in manifest["files"].items():
             path = directory / name
             if not path.is_file():
-                raise ArtifactError(f"{path}: missing; {MANIFEST} lists it. Remove the directory and run its stage again.")
+                raise ArtifactError(
+                    f"{path}: missing; {MANIFEST} lists it. Remove the directory and run its stage again."
+                )
             if path.stat().st_size != expected["bytes"] or sha256_file(path) != expected["sha256"]:
-                raise ArtifactError(f"{path}: has changed since it was written (size or SHA-256 differs from {MANIFEST}). Remove the directory and run its stage again.")
+                raise ArtifactError(
+                    f"{path}: has changed since it was written (size or SHA-256 differs from {MANIFEST}). Remove the directory and run its stage again."
+                )
     return manifest
 
 
@@ -220,7 +243,9 @@ def newest_version(place: Path) -> Path:
     versions = model_versions(place)
     if not versions:
         what = "holds no complete version of a model" if place.is_dir() else "is not there"
-        raise ArtifactError(f"{place}: {what}; expected a folder with numbered versions. Run `tff-pipeline export` first.")
+        raise ArtifactError(
+            f"{place}: {what}; expected a folder with numbered versions. Run `tff-pipeline export` first."
+        )
     return place / str(versions[-1])
 
 
@@ -235,7 +260,9 @@ def model_base(config: "Config") -> Path:
             f"{config.path}: export.base_path is {config.export.base_path!r}; expected a folder, since a version appears there by a rename. "
             "Export to a folder, and copy the version with saved_model.pb last."
         )
-    return Path(config.export.base_path) if config.export.base_path else Workdir(config.workdir).model(config.model_name)
+    return (
+        Path(config.export.base_path) if config.export.base_path else Workdir(config.workdir).model(config.model_name)
+    )
 
 
 def version_numbers(base: Path) -> list[int]:
@@ -252,5 +279,7 @@ def secret(path: Path, derived: Callable[[], bytes] | None = None) -> bytes:
         value = derived() if derived else os.urandom(32)
         write_atomic(path, value, mode=0o600)
     if len(value) != 32:
-        raise ArtifactError(f"{path}: holds {len(value)} bytes; expected a secret of 32. Restore it from a backup: without it clients cannot be recognised.")
+        raise ArtifactError(
+            f"{path}: holds {len(value)} bytes; expected a secret of 32. Restore it from a backup: without it clients cannot be recognised."
+        )
     return value

@@ -15,14 +15,20 @@ from tff_pipeline.errors import PipelineError
 from tff_pipeline.progress import Progress, silence_libraries
 
 _COMMANDS = {
-    "run": ("tff_pipeline.pipeline:main", "all of it: prepare, train, evaluate, export; goes on where an earlier run stopped"),
+    "run": (
+        "tff_pipeline.pipeline:main",
+        "all of it: prepare, train, evaluate, export; goes on where an earlier run stopped",
+    ),
     "prepare": ("", "raw text of the silos to snapshots (Beam; runner options after --)"),
     "train": ("tff_pipeline.training:main", "snapshots to a trained run"),
     "evaluate": ("tff_pipeline.evaluation:main", "accuracy and F1 of a run, overall, by silo and by group"),
     "export": ("tff_pipeline.export:main", "a run to a verified version directory that TensorFlow Serving loads"),
     "publish": ("", "a version directory to the serving base path, in one rename"),
     "predict": ("tff_pipeline.prediction:main", "ask an exported model"),
-    "privacy": ("tff_pipeline.privacy.command:main", "the guarantee in sentences, and what a population has been charged"),
+    "privacy": (
+        "tff_pipeline.privacy.command:main",
+        "the guarantee in sentences, and what a population has been charged",
+    ),
     "doctor": ("tff_pipeline.doctor:main", "is this machine fit: versions, devices, disk, inputs"),
 }
 _EXIT_CODES = "0 done; 1 other failure; 2 configuration or usage; 3 a silo's input; 4 an artifact of an earlier stage; 5 privacy; 6 training; 7 export; 130 interrupted"
@@ -31,7 +37,17 @@ _INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _main(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Whoever read our output has left, as `head` does. Python would complain once more when it flushes on exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _main(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
         return 0
@@ -59,10 +75,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         progress.event("interrupted", "nothing is lost; the same command goes on where this one stopped", command=name)
         return _INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has left, as `head` does. Python would complain once more when it flushes on exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def command(name: str) -> Callable[[Sequence[str]], int]:
@@ -78,7 +90,9 @@ def command(name: str) -> Callable[[Sequence[str]], int]:
     for point in metadata.entry_points(group="tff_pipeline.commands"):
         if point.name == name:
             return point.load()
-    raise PipelineError(f"the command {name!r} is not installed (no entry point of that name in the group tff_pipeline.commands); expected this project to be installed. Run `make setup`.")
+    raise PipelineError(
+        f"the command {name!r} is not installed (no entry point of that name in the group tff_pipeline.commands); expected this project to be installed. Run `make setup`."
+    )
 
 
 def _help() -> str:

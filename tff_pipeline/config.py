@@ -23,18 +23,18 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     pass
 
 
-class PipelineSection(_Section):
+class PipelineSection(_Section, frozen=True, kw_only=True):
     name: str
     workdir: str = "workdir"
     seed: int | None = None
 
 
-class TaskSection(_Section):
+class TaskSection(_Section, frozen=True, kw_only=True):
     kind: Literal["sequence_classification", "token_classification"] = "sequence_classification"
     labels: str | tuple[str, ...] = "auto"
 
 
-class SiloSection(_Section):
+class SiloSection(_Section, frozen=True, kw_only=True):
     name: str
     input: str | tuple[str, ...] | dict[str, str | tuple[str, ...]]
     format: Literal["csv", "tsv", "jsonl", "parquet", "conll"]
@@ -52,7 +52,7 @@ class SiloSection(_Section):
         return {split: (globs,) if isinstance(globs, str) else tuple(globs) for split, globs in given.items()}
 
 
-class PrepareSection(_Section):
+class PrepareSection(_Section, frozen=True, kw_only=True):
     max_length: int = 128
     max_examples_per_client: int = 100
     splits: dict[str, float] = msgspec.field(default_factory=lambda: {"train": 0.8, "validation": 0.1, "test": 0.1})
@@ -60,7 +60,7 @@ class PrepareSection(_Section):
     shards: int = 1
 
 
-class ModelSection(_Section):
+class ModelSection(_Section, frozen=True, kw_only=True):
     checkpoint: str
     pooling: Literal["mean", "pooler"] = "mean"
     trainable: Literal["full", "head"] = "head"
@@ -72,7 +72,7 @@ class ModelSection(_Section):
     intermediate_size: int = 128
 
 
-class TrainingSection(_Section):
+class TrainingSection(_Section, frozen=True, kw_only=True):
     rounds: int
     clients_per_round: float
     local_epochs: int = 1
@@ -88,7 +88,7 @@ class TrainingSection(_Section):
     keep_states: int = 3
 
 
-class PrivacySection(_Section):
+class PrivacySection(_Section, frozen=True, kw_only=True):
     mechanism: Literal["gaussian", "none"]
     unit: Literal["client"] = "client"
     clip_norm: float | None = None
@@ -99,23 +99,23 @@ class PrivacySection(_Section):
     budget_epsilon: float | None = None
 
 
-class SecureSumSection(_Section):
+class SecureSumSection(_Section, frozen=True, kw_only=True):
     bits: Literal[32] = 32
 
 
-class RuntimeSection(_Section):
+class RuntimeSection(_Section, frozen=True, kw_only=True):
     kind: Literal["local", "reference"] = "local"
     devices: str | tuple[str, ...] = "auto"
     clients_in_parallel: int = 0
 
 
-class ExportSection(_Section):
+class ExportSection(_Section, frozen=True, kw_only=True):
     name: str = ""
     base_path: str = ""
     examples: tuple[str, ...] = ()
 
 
-class Config(_Section):
+class Config(_Section, frozen=True, kw_only=True):
     """A whole configuration, checked. `path` is the file it came from."""
 
     path: str
@@ -161,7 +161,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file. --config takes a TOML file; configs/quickstart.toml is one to start from.") from None
+        raise ConfigError(
+            f"{path}: no such file. --config takes a TOML file; configs/quickstart.toml is one to start from."
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}.") from None
     for override in overrides:
@@ -185,7 +187,9 @@ def _override(raw: dict[str, Any], override: str) -> None:
     for parent in parents:
         if isinstance(place, list):
             if not parent.isdigit() or int(parent) >= len(place):
-                raise ConfigError(f"--set {override!r}: {parent!r} is not an index below {len(place)}, as in silos.0.input.")
+                raise ConfigError(
+                    f"--set {override!r}: {parent!r} is not an index below {len(place)}, as in silos.0.input."
+                )
             place = place[int(parent)]
         else:
             place = place.setdefault(parent, {})
@@ -237,15 +241,31 @@ def _check(config: Config) -> None:
             raise ConfigError(f"{config.path}: {key} is {found!r}; expected {expected}.")
 
     name = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-    for key, value in (("pipeline.name", config.pipeline.name), ("privacy.population", config.population), ("export.name", config.model_name)):
+    for key, value in (
+        ("pipeline.name", config.pipeline.name),
+        ("privacy.population", config.population),
+        ("export.name", config.model_name),
+    ):
         require(bool(name.fullmatch(value)), key, value, "letters, digits, '.', '_' and '-', since it names a folder")
     require(bool(config.silos), "silos", [], "at least one [[silos]] table")
     names = [silo.name for silo in config.silos]
     for index, silo in enumerate(config.silos):
-        require(bool(name.fullmatch(silo.name)), f"silos[{index}].name", silo.name, "letters, digits, '.', '_' and '-', since it names a folder")
-        require(names.count(silo.name) == 1, f"silos[{index}].name", silo.name, "a name of its own: another silo has it too")
+        require(
+            bool(name.fullmatch(silo.name)),
+            f"silos[{index}].name",
+            silo.name,
+            "letters, digits, '.', '_' and '-', since it names a folder",
+        )
+        require(
+            names.count(silo.name) == 1, f"silos[{index}].name", silo.name, "a name of its own: another silo has it too"
+        )
         for split in silo.inputs_by_split:
-            require(split in ("", *SPLITS), f"silos[{index}].input", split, f"a glob, or globs by split with the keys {', '.join(SPLITS)}")
+            require(
+                split in ("", *SPLITS),
+                f"silos[{index}].input",
+                split,
+                f"a glob, or globs by split with the keys {', '.join(SPLITS)}",
+            )
         require(
             (silo.format == "conll") == (config.task.kind == "token_classification"),
             f"silos[{index}].format",
@@ -255,36 +275,84 @@ def _check(config: Config) -> None:
 
     prepare, training, model = config.prepare, config.training, config.model
     require(8 <= prepare.max_length <= 512, "prepare.max_length", prepare.max_length, "8 to 512 tokens")
-    require(prepare.max_examples_per_client >= 1, "prepare.max_examples_per_client", prepare.max_examples_per_client, "at least 1")
-    require(prepare.shards >= 1, "prepare.shards", prepare.shards, "at least 1")
-    require(0 <= prepare.max_reject_share <= 1, "prepare.max_reject_share", prepare.max_reject_share, "a share between 0 and 1")
     require(
-        set(prepare.splits) <= set(SPLITS) and prepare.splits.get("train", 0) > 0 and abs(sum(prepare.splits.values()) - 1) < 1e-9 and min(prepare.splits.values()) >= 0,
+        prepare.max_examples_per_client >= 1,
+        "prepare.max_examples_per_client",
+        prepare.max_examples_per_client,
+        "at least 1",
+    )
+    require(prepare.shards >= 1, "prepare.shards", prepare.shards, "at least 1")
+    require(
+        0 <= prepare.max_reject_share <= 1,
+        "prepare.max_reject_share",
+        prepare.max_reject_share,
+        "a share between 0 and 1",
+    )
+    require(
+        set(prepare.splits) <= set(SPLITS)
+        and prepare.splits.get("train", 0) > 0
+        and abs(sum(prepare.splits.values()) - 1) < 1e-9
+        and min(prepare.splits.values()) >= 0,
         "prepare.splits",
         prepare.splits,
         f"shares of {', '.join(SPLITS)} that add up to 1, with some for train",
     )
     require(training.rounds >= 1, "training.rounds", training.rounds, "at least 1")
-    require(training.clients_per_round > 0, "training.clients_per_round", training.clients_per_round, "above 0: the expected number of clients in a round")
+    require(
+        training.clients_per_round > 0,
+        "training.clients_per_round",
+        training.clients_per_round,
+        "above 0: the expected number of clients in a round",
+    )
     require(training.local_epochs >= 1, "training.local_epochs", training.local_epochs, "at least 1")
     require(training.batch_size >= 1, "training.batch_size", training.batch_size, "at least 1")
     require(training.keep_states >= 1, "training.keep_states", training.keep_states, "at least 1")
-    require(training.client_learning_rate > 0, "training.client_learning_rate", training.client_learning_rate, "above 0")
-    require(training.server_learning_rate > 0, "training.server_learning_rate", training.server_learning_rate, "above 0")
-    require(0 <= training.server_momentum < 1, "training.server_momentum", training.server_momentum, "at least 0 and below 1")
     require(
-        (training.algorithm == "fedprox") == (training.proximal_strength is not None) and (training.proximal_strength or 1) > 0,
+        training.client_learning_rate > 0, "training.client_learning_rate", training.client_learning_rate, "above 0"
+    )
+    require(
+        training.server_learning_rate > 0, "training.server_learning_rate", training.server_learning_rate, "above 0"
+    )
+    require(
+        0 <= training.server_momentum < 1,
+        "training.server_momentum",
+        training.server_momentum,
+        "at least 0 and below 1",
+    )
+    require(
+        (training.algorithm == "fedprox") == (training.proximal_strength is not None)
+        and (training.proximal_strength or 1) > 0,
         "training.proximal_strength",
         training.proximal_strength,
         'a number above 0 with algorithm = "fedprox", and nothing with "fedavg"',
     )
     if model.checkpoint == "random":
-        require(bool(model.vocabulary), "model.vocabulary", model.vocabulary, 'a vocabulary file (one wordpiece a line) with checkpoint = "random"')
-        require(model.hidden_size % model.num_attention_heads == 0, "model.hidden_size", model.hidden_size, "a multiple of model.num_attention_heads")
-    require(config.runtime.clients_in_parallel >= 0, "runtime.clients_in_parallel", config.runtime.clients_in_parallel, "0 (as many as fit the machine) or more")
+        require(
+            bool(model.vocabulary),
+            "model.vocabulary",
+            model.vocabulary,
+            'a vocabulary file (one wordpiece a line) with checkpoint = "random"',
+        )
+        require(
+            model.hidden_size % model.num_attention_heads == 0,
+            "model.hidden_size",
+            model.hidden_size,
+            "a multiple of model.num_attention_heads",
+        )
+    require(
+        config.runtime.clients_in_parallel >= 0,
+        "runtime.clients_in_parallel",
+        config.runtime.clients_in_parallel,
+        "0 (as many as fit the machine) or more",
+    )
     devices = config.runtime.devices
     require(
-        devices in ("auto", "CPU") or (not isinstance(devices, str) and len(devices) > 0 and all(re.fullmatch(r"(GPU|CPU):\d+", device) for device in devices)),
+        devices in ("auto", "CPU")
+        or (
+            not isinstance(devices, str)
+            and len(devices) > 0
+            and all(re.fullmatch(r"(GPU|CPU):\d+", device) for device in devices)
+        ),
         "runtime.devices",
         devices,
         '"auto", "CPU" or a list such as ["GPU:0"]',
@@ -294,10 +362,18 @@ def _check(config: Config) -> None:
 
 def _check_privacy(config: Config, require: Any) -> None:
     privacy = config.privacy
-    numbers = {key: getattr(privacy, key) for key in ("clip_norm", "noise_multiplier", "target_epsilon", "delta", "budget_epsilon")}
+    numbers = {
+        key: getattr(privacy, key)
+        for key in ("clip_norm", "noise_multiplier", "target_epsilon", "delta", "budget_epsilon")
+    }
     if privacy.mechanism == "none":
         for key, value in numbers.items():
-            require(value is None or key == "clip_norm", f"privacy.{key}", value, 'nothing with mechanism = "none", which promises nothing')
+            require(
+                value is None or key == "clip_norm",
+                f"privacy.{key}",
+                value,
+                'nothing with mechanism = "none", which promises nothing',
+            )
         return
     for key in ("clip_norm", "delta"):
         require(
@@ -308,7 +384,12 @@ def _check_privacy(config: Config, require: Any) -> None:
         )
     for key, value in numbers.items():
         require(value is None or value > 0, f"privacy.{key}", value, "a number above 0")
-    require(privacy.delta < 1, "privacy.delta", privacy.delta, "below 1; usually well under one in the number of clients")
+    require(
+        privacy.delta is None or privacy.delta < 1,
+        "privacy.delta",
+        privacy.delta,
+        "below 1; usually well under one in the number of clients",
+    )
     require(
         (privacy.noise_multiplier is None) != (privacy.target_epsilon is None),
         "privacy.noise_multiplier",
@@ -363,16 +444,33 @@ def known_labels(config: Config) -> tuple[str, ...] | None:
         return None
     if isinstance(labels, str):
         try:
-            labels = tuple(line.strip() for line in Path(labels).read_text(encoding="utf-8").splitlines() if line.strip())
+            labels = tuple(
+                line.strip() for line in Path(labels).read_text(encoding="utf-8").splitlines() if line.strip()
+            )
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f'{config.path}: task.labels names {labels!r}, which cannot be read ({type(error).__name__}); expected "auto", a list, or a file with one label a line.') from None
+            raise ConfigError(
+                f'{config.path}: task.labels names {labels!r}, which cannot be read ({type(error).__name__}); expected "auto", a list, or a file with one label a line.'
+            ) from None
     if not labels or len(set(labels)) != len(labels) or not all(labels):
-        raise ConfigError(f"{config.path}: task.labels holds {len(labels)} labels, {len(set(labels))} of them different; expected at least one, none empty, none twice.")
+        raise ConfigError(
+            f"{config.path}: task.labels holds {len(labels)} labels, {len(set(labels))} of them different; expected at least one, none empty, none twice."
+        )
     return labels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """--config, --set and --json, which every command takes."""
-    parser.add_argument("--config", required=True, metavar="FILE", help="the configuration, a TOML file; configs/README.md explains every key")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key, as in training.rounds=5; may be given several times")
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="the configuration, a TOML file; configs/README.md explains every key",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change one key, as in training.rounds=5; may be given several times",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

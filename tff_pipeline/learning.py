@@ -32,7 +32,12 @@ class Compiled:
     metric_names: tuple[str, ...]
 
 
-def build(model_fn: Callable[[], tff.learning.models.VariableModel], training: TrainingSection, plan: PrivacyPlan, shapes: Sequence[Sequence[int]]) -> Compiled:
+def build(
+    model_fn: Callable[[], tff.learning.models.VariableModel],
+    training: TrainingSection,
+    plan: PrivacyPlan,
+    shapes: Sequence[Sequence[int]],
+) -> Compiled:
     """Builds and compiles the process.
 
     Args:
@@ -44,17 +49,31 @@ def build(model_fn: Callable[[], tff.learning.models.VariableModel], training: T
     Raises:
       InsecureProcessError: if anything would travel to the server outside the secure sum.
     """
-    optimizers = {"client_optimizer_fn": _optimizer(training.client_optimizer, training.client_learning_rate, 0.0)}
-    optimizers["server_optimizer_fn"] = _optimizer(training.server_optimizer, training.server_learning_rate, training.server_momentum)
-    algorithms = tff.learning.algorithms
+    optimizers: dict[str, Any] = {
+        "client_optimizer_fn": _optimizer(training.client_optimizer, training.client_learning_rate, 0.0)
+    }
+    optimizers["server_optimizer_fn"] = _optimizer(
+        training.server_optimizer, training.server_learning_rate, training.server_momentum
+    )
+    algorithms: Any = tff.learning.algorithms
     build_process: Any
     if training.algorithm == "fedprox":
-        build_process = algorithms.build_weighted_fed_prox if training.weighting == "examples" else algorithms.build_unweighted_fed_prox
+        build_process = (
+            algorithms.build_weighted_fed_prox
+            if training.weighting == "examples"
+            else algorithms.build_unweighted_fed_prox
+        )
         optimizers["proximal_strength"] = training.proximal_strength
     else:
-        build_process = algorithms.build_weighted_fed_avg if training.weighting == "examples" else algorithms.build_unweighted_fed_avg
+        build_process = (
+            algorithms.build_weighted_fed_avg
+            if training.weighting == "examples"
+            else algorithms.build_unweighted_fed_avg
+        )
     if training.weighting == "examples":
-        aggregator: Any = aggregation.weighted(plan, largest_weight=plan.max_examples_per_client * training.local_epochs)
+        aggregator: Any = aggregation.weighted(
+            plan, largest_weight=plan.max_examples_per_client * training.local_epochs
+        )
     else:
         aggregator = aggregation.unweighted(plan, shapes)
     process = build_process(
@@ -73,19 +92,26 @@ def compile_process(process: tff.learning.templates.LearningProcess, shapes: Seq
     Raises:
       InsecureProcessError: if anything would travel to the server outside the secure sum.
     """
+    next_computation: Any = process.next
     try:
-        tff.test.assert_not_contains_unsecure_aggregation(process.next)
+        tff.test.assert_not_contains_unsecure_aggregation(next_computation)
     except AssertionError as error:
-        raise InsecureProcessError(f"the learning process sums something in the clear ({str(error).splitlines()[0]}); expected secure sums only. Nothing was run.") from error
-    form = tff.backends.mapreduce.get_map_reduce_form_for_computation(process.next)
-    plain = form.work.type_signature.result[0]
+        raise InsecureProcessError(
+            f"the learning process sums something in the clear ({str(error).splitlines()[0]}); expected secure sums only. Nothing was run."
+        ) from error
+    form = tff.backends.mapreduce.get_map_reduce_form_for_computation(next_computation)
+    sent: Any = form.work.type_signature.result
+    plain = sent[0]
     if _leaf_names(plain):
-        raise InsecureProcessError(f"the compiled process sends {plain.compact_representation()} to the server outside the secure sum; expected nothing. Nothing was run.")
-    result = form.update.type_signature.result
+        raise InsecureProcessError(
+            f"the compiled process sends {plain.compact_representation()} to the server outside the secure sum; expected nothing. Nothing was run."
+        )
+    result: Any = form.update.type_signature.result
+    initialize: Any = process.initialize
     return Compiled(
         process=process,
         form=form,
-        initialize=tff.backends.mapreduce.get_state_initialization_computation(process.initialize),
+        initialize=tff.backends.mapreduce.get_state_initialization_computation(initialize),
         shapes=tuple(tuple(shape) for shape in shapes),
         state_names=tuple(_leaf_names(result[0])),
         metric_names=tuple(_leaf_names(result[1])),
@@ -102,5 +128,7 @@ def _leaf_names(kind: tff.types.Type, prefix: str = "") -> list[str]:
     """The paths of a type's tensors, in the order in which TFF flattens them."""
     if isinstance(kind, tff.types.StructType):
         parts = tff.structure.to_elements(kind)
-        return [leaf for index, (name, part) in enumerate(parts) for leaf in _leaf_names(part, f"{prefix}/{name or index}")]
+        return [
+            leaf for index, (name, part) in enumerate(parts) for leaf in _leaf_names(part, f"{prefix}/{name or index}")
+        ]
     return [prefix.removeprefix("/")]

@@ -23,7 +23,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Prepare every silo, train, evaluate, export, and ask the exported model. Killed at any moment, the same command goes on.",
     )
     configuration.add_arguments(parser)
-    parser.add_argument("--ask", action="append", default=[], metavar="TEXT", help="a text to ask the exported model at the end, besides those in export.examples; may be given several times")
+    parser.add_argument(
+        "--ask",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a text to ask the exported model at the end, besides those in export.examples; may be given several times",
+    )
     arguments = parser.parse_args(argv)
     config = configuration.load(arguments.config, arguments.set)
     progress = Progress()
@@ -56,7 +62,11 @@ def run(config: Config, *, overrides: Sequence[str], ask: Sequence[str], progres
         "plan": facts["plan"],
         "rounds": facts["rounds"],
         "evaluation": {key: evaluated[key] for key in ("split", "overall", "silos", "groups")},
-        "answers": [{"text": text, **answer} for text, answer in zip(texts, prediction.Model(version).ask(texts), strict=True)] if texts else [],
+        "answers": [
+            {"text": text, **answer} for text, answer in zip(texts, prediction.Model(version).ask(texts), strict=True)
+        ]
+        if texts
+        else [],
         "paths": {
             "run": str(folder),
             "evaluation": str(file),
@@ -83,17 +93,33 @@ def _print(result: dict[str, Any]) -> None:
     from rich.table import Table
 
     # Texts, labels and silos are other people's words: no markup in them is ours.
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, markup=False, emoji=False, highlight=False)
+    console = Console(
+        file=sys.stdout, width=None if sys.stdout.isatty() else 120, markup=False, emoji=False, highlight=False
+    )
     if result["answers"]:
         answers = Table("text", "label", "score", title="The exported model answers", title_justify="left")
         for answer in result["answers"]:
             answers.add_row(*_answer_row(answer))
         console.print(answers)
-    scores = Table("", "clients", "examples", "accuracy", "macro-F1", "majority class", title=f"Held-out clients ({result['evaluation']['split']})", title_justify="left")
+    scores = Table(
+        "",
+        "clients",
+        "examples",
+        "accuracy",
+        "macro-F1",
+        "majority class",
+        title=f"Held-out clients ({result['evaluation']['split']})",
+        title_justify="left",
+    )
     parts = {"overall": result["evaluation"]["overall"], **result["evaluation"]["silos"]}
     for name, part in parts.items():
         numbers = [part.get(key) for key in ("accuracy", "macro_f1", "majority_accuracy")]
-        scores.add_row(name, str(part.get("clients", 0)), str(part.get("examples", 0)), *("-" if number is None else f"{number:.3f}" for number in numbers))
+        scores.add_row(
+            name,
+            str(part.get("clients", 0)),
+            str(part.get("examples", 0)),
+            *("-" if number is None else f"{number:.3f}" for number in numbers),
+        )
     console.print(scores)
     for sentence in result["guarantee"]["statement"]:
         console.print(f"* {sentence}", soft_wrap=True)

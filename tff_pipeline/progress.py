@@ -45,7 +45,12 @@ class Progress:
             text = message or "  ".join(f"{key} {_short(value)}" for key, value in fields.items())
             self._terminal().print(f"[bold cyan]{event}[/]  {text}", highlight=False)
         else:
-            line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": event, **({"message": message} if message else {}), **fields}
+            line = {
+                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "event": event,
+                **({"message": message} if message else {}),
+                **fields,
+            }
             print(json.dumps(line, default=float), file=self._stream, flush=True)
 
     @contextmanager
@@ -57,10 +62,23 @@ class Progress:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
-        columns = (TextColumn("[bold cyan]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[shown]}"))
+        columns = (
+            TextColumn("[bold cyan]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[shown]}"),
+        )
         with RichProgress(*columns, console=self._terminal()) as rich:
             task = rich.add_task(event, total=total, shown="")
-            yield Bar(lambda steps, fields: rich.update(task, advance=steps, **({"shown": "  ".join(f"{key} {_short(value)}" for key, value in fields.items())} if fields else {})))
+
+            def show(steps: float, fields: dict[str, Any]) -> None:
+                rich.advance(task, steps)
+                if fields:
+                    rich.update(task, shown="  ".join(f"{key} {_short(value)}" for key, value in fields.items()))
+
+            yield Bar(show)
 
     def _terminal(self) -> Any:
         if self._console is None:

@@ -39,7 +39,9 @@ def index_name(split: str) -> str:
     return f"{split}.index.npy"
 
 
-def encode_client(client: str, tokens: np.ndarray, lengths: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> bytes:
+def encode_client(
+    client: str, tokens: np.ndarray, lengths: np.ndarray, labels: np.ndarray, groups: np.ndarray
+) -> bytes:
     """One client's record. The same values give the same bytes, whoever wrote them."""
     import tensorflow as tf
 
@@ -68,7 +70,10 @@ def parse_in_graph(record: "tf.Tensor") -> dict[str, "tf.Tensor"]:
     """`decode_client` as TensorFlow ops: a scalar string to int64 vectors."""
     import tensorflow as tf
 
-    spec = {name: tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True) for name in (TOKENS, LENGTHS, LABELS, GROUPS)}
+    spec = {
+        name: tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)
+        for name in (TOKENS, LENGTHS, LABELS, GROUPS)
+    }
     return tf.io.parse_single_example(record, spec)
 
 
@@ -118,7 +123,9 @@ class ClientReader:
         frame = file.read(size + 16)
         data = frame[12 : 12 + size]
         if len(frame) < size + 16 or struct.unpack("<I", frame[12 + size :])[0] != masked_crc(data):
-            raise ArtifactError(f"{self._paths[shard]}: the record at byte {offset} is cut short or damaged (checksum). Remove the snapshot and prepare the silo again.")
+            raise ArtifactError(
+                f"{self._paths[shard]}: the record at byte {offset} is cut short or damaged (checksum). Remove the snapshot and prepare the silo again."
+            )
         return data
 
     def close(self) -> None:

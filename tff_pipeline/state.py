@@ -32,14 +32,21 @@ if TYPE_CHECKING:
 FORMAT = 1
 
 
-def save_arrays(directory: Path, arrays: Sequence[np.ndarray], *, kind: str, names: Sequence[str] | None = None, **facts: Any) -> None:
+def save_arrays(
+    directory: Path, arrays: Sequence[np.ndarray], *, kind: str, names: Sequence[str] | None = None, **facts: Any
+) -> None:
     """Writes arrays and their manifest as one atomic artifact. Bytes become fixed-length strings; nothing is pickled."""
 
     def manifest() -> Mapping[str, Any]:
         return {"kind": kind, "format": FORMAT, "names": list(names) if names is not None else None, **facts}
 
     with staged(directory, manifest) as aside:
-        plain = {f"{index:05d}": np.asarray(array) if np.asarray(array).dtype != object else np.asarray(array).astype(np.bytes_) for index, array in enumerate(arrays)}
+        plain = {
+            f"{index:05d}": np.asarray(array)
+            if np.asarray(array).dtype != object
+            else np.asarray(array).astype(np.bytes_)
+            for index, array in enumerate(arrays)
+        }
         np.savez(aside / "arrays.npz", **plain)
 
 
@@ -51,7 +58,9 @@ def load_arrays(directory: Path, *, kind: str) -> tuple[list[np.ndarray], dict[s
     """
     manifest = read_manifest(directory, check_files=True)
     if (manifest.get("kind"), manifest.get("format")) != (kind, FORMAT):
-        raise ArtifactError(f"{directory}: holds {manifest.get('kind')!r} of format {manifest.get('format')!r}; expected {kind!r} of format {FORMAT}.")
+        raise ArtifactError(
+            f"{directory}: holds {manifest.get('kind')!r} of format {manifest.get('format')!r}; expected {kind!r} of format {FORMAT}."
+        )
     with np.load(directory / "arrays.npz") as stored:
         return [stored[key] for key in sorted(stored.files)], manifest
 
@@ -62,7 +71,13 @@ class StateStore:
     def __init__(self, run: Path, *, keep: int):
         self._states, self._keep = run / "states", keep
 
-    def save(self, round_number: int, arrays: Sequence[np.ndarray], names: Sequence[str], history: Sequence[Mapping[str, Any]]) -> None:
+    def save(
+        self,
+        round_number: int,
+        arrays: Sequence[np.ndarray],
+        names: Sequence[str],
+        history: Sequence[Mapping[str, Any]],
+    ) -> None:
         """Saves the state after `round_number` rounds, in the foreground: a save that fails fails the run.
 
         The metrics of all rounds so far are saved with it, so that they are never ahead of the state or behind it.
@@ -86,7 +101,9 @@ class StateStore:
         directory = self._states / f"round-{rounds[-1]:05d}"
         arrays, manifest = load_arrays(directory, kind="state")
         if manifest["names"] != list(names):
-            raise ArtifactError(f"{directory}: holds the state of another learning process (its fields differ); expected that of this configuration and version. Start a new run.")
+            raise ArtifactError(
+                f"{directory}: holds the state of another learning process (its fields differ); expected that of this configuration and version. Start a new run."
+            )
         return arrays, manifest["history"]
 
     def _rounds(self) -> list[int]:
@@ -119,14 +136,20 @@ def load_trained(run: Path) -> Trained:
 
     facts, config = read_json(run / "run.json"), config_of(run)
     if not is_complete(run / "trained"):
-        raise ArtifactError(f"{run}: training has not finished here (there is no complete trained/). Run `tff-pipeline train` with the run's configuration; it goes on where it stopped.")
+        raise ArtifactError(
+            f"{run}: training has not finished here (there is no complete trained/). Run `tff-pipeline train` with the run's configuration; it goes on where it stopped."
+        )
     base, _ = load_arrays(run / "base", kind="weights")
     trained, _ = load_arrays(run / "trained", kind="weights")
     tokenizer = Tokenizer.from_config(config.model, config.prepare.max_length)
     if tokenizer.fingerprint != facts["tokenizer"]:
-        raise ArtifactError(f"{run}: was trained with tokenizer {facts['tokenizer']}, the checkpoint's is now {tokenizer.fingerprint}; expected the same vocabulary. Restore the checkpoint.")
+        raise ArtifactError(
+            f"{run}: was trained with tokenizer {facts['tokenizer']}, the checkpoint's is now {tokenizer.fingerprint}; expected the same vocabulary. Restore the checkpoint."
+        )
     labels = tuple(facts["labels"])
-    network = Network(bert_config(config.model, tokenizer), labels=len(labels), task=config.task.kind, pooling=config.model.pooling)
+    network = Network(
+        bert_config(config.model, tokenizer), labels=len(labels), task=config.task.kind, pooling=config.model.pooling
+    )
     # What was not trained comes first in the network's order, and is as it was.
     network.set_weights([*base[: len(base) - len(trained)], *trained])
     return Trained(network, tokenizer, labels, facts)

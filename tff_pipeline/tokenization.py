@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tff_pipeline.artifacts import fingerprint, sha256_file
 from tff_pipeline.config import ModelSection
 from tff_pipeline.errors import ConfigError
 
@@ -36,19 +37,35 @@ def checkpoint_folder(checkpoint: str) -> Path:
         for folder in (candidate for place in folders for candidate in (place / "model", place)):
             if (folder / "config.json").is_file():
                 return folder
-        raise ConfigError(f"model.checkpoint is {checkpoint!r}, but no installed package of that name holds a model folder with a config.json. Install it into this environment.")
+        raise ConfigError(
+            f"model.checkpoint is {checkpoint!r}, but no installed package of that name holds a model folder with a config.json. Install it into this environment."
+        )
     if Path(checkpoint).is_dir():
         return Path(checkpoint)
     if checkpoint.startswith(("/", ".")):
-        raise ConfigError(f"model.checkpoint is {checkpoint!r}, which is not a folder; expected a folder with config.json, vocab.txt and weights.")
+        raise ConfigError(
+            f"model.checkpoint is {checkpoint!r}, which is not a folder; expected a folder with config.json, vocab.txt and weights."
+        )
     import huggingface_hub
 
     try:
-        return Path(huggingface_hub.snapshot_download(checkpoint, allow_patterns=["*.json", "vocab.txt", "*.safetensors", "tf_model.h5"]))
+        return Path(
+            huggingface_hub.snapshot_download(
+                checkpoint, allow_patterns=["*.json", "vocab.txt", "*.safetensors", "tf_model.h5"]
+            )
+        )
     except Exception as error:
         raise ConfigError(
-            f"model.checkpoint is {checkpoint!r}, which is no folder here and could not be fetched from the hub ({type(error).__name__}). Name a folder, or \"package:NAME\" of an installed package."
+            f'model.checkpoint is {checkpoint!r}, which is no folder here and could not be fetched from the hub ({type(error).__name__}). Name a folder, or "package:NAME" of an installed package.'
         ) from error
+
+
+def checkpoint_identity(checkpoint: str) -> str:
+    """What tells one checkpoint from another wherever it lies: its name, or for a folder the checksums of its weights."""
+    if not Path(checkpoint).is_dir():
+        return checkpoint
+    weights = sorted(path for path in Path(checkpoint).iterdir() if path.suffix in (".safetensors", ".h5", ".bin"))
+    return fingerprint({path.name: sha256_file(path) for path in weights})
 
 
 class Tokenizer:
@@ -63,7 +80,9 @@ class Tokenizer:
         self.max_length = max_length
         missing = [token for token in SPECIAL_TOKENS if token not in self.vocabulary]
         if missing:
-            raise ConfigError(f"the vocabulary of {len(self.vocabulary)} entries lacks {', '.join(missing)}; expected a BERT wordpiece vocabulary, one token a line.")
+            raise ConfigError(
+                f"the vocabulary of {len(self.vocabulary)} entries lacks {', '.join(missing)}; expected a BERT wordpiece vocabulary, one token a line."
+            )
         self.pad_id, self.unk_id, self.cls_id, self.sep_id = (self.vocabulary.index(token) for token in SPECIAL_TOKENS)
         settings = ["FastBertTokenizer", lower_case, max_length, *self.vocabulary]
         self.fingerprint = hashlib.sha256("\0".join(map(str, settings)).encode()).hexdigest()[:16]
@@ -90,7 +109,9 @@ class Tokenizer:
         try:
             vocabulary = path.read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: cannot be read ({type(error).__name__}); expected a BERT vocabulary, one token a line, in the checkpoint or as model.vocabulary.") from None
+            raise ConfigError(
+                f"{path}: cannot be read ({type(error).__name__}); expected a BERT vocabulary, one token a line, in the checkpoint or as model.vocabulary."
+            ) from None
         if vocabulary and not vocabulary[-1]:
             vocabulary.pop()
         return cls([token.rstrip("\r") for token in vocabulary], lower_case=lower_case, max_length=max_length)
@@ -158,6 +179,9 @@ class Tokenizer:
 
             with tf.init_scope():
                 self._fast = text.FastBertTokenizer(
-                    list(self.vocabulary), token_out_type=tf.int32, lower_case_nfd_strip_accents=self.lower_case, support_detokenization=False
+                    list(self.vocabulary),
+                    token_out_type=tf.int32,
+                    lower_case_nfd_strip_accents=self.lower_case,
+                    support_detokenization=False,
                 )
         return self._fast

@@ -34,7 +34,7 @@ from tff_pipeline.progress import Progress
 from tff_pipeline.sampling import cohort
 from tff_pipeline.silos import Snapshot, check_compatible, load_snapshot, union_labels
 from tff_pipeline.state import FORMAT, StateStore, load_arrays, save_arrays
-from tff_pipeline.tokenization import Tokenizer
+from tff_pipeline.tokenization import Tokenizer, checkpoint_identity
 
 _EPSILONS_SHOWN = 20  # how often a run works out the epsilon so far: half a second each time
 
@@ -52,21 +52,23 @@ class Job:
     def id(self) -> str:
         """The same for the same settings and data, so that a killed run is found again and a finished one is not repeated."""
         config = self.config
-        parts = {
+        parts: dict[str, Any] = {
             "format": FORMAT,
             **{
                 name: msgspec.to_builtins(getattr(config, name))
-                for name in ("task", "model", "training", "privacy", "secure_sum")
+                for name in ("model", "training", "privacy", "secure_sum")
             },
+            "task": config.task.kind,
+            "labels": self.labels,
             "max_length": config.prepare.max_length,
             "runtime": config.runtime.kind,
             "seed": config.pipeline.seed,
             "population": config.population,
             "snapshots": {snapshot.silo: snapshot.id for snapshot in self.snapshots},
-            "labels": self.labels,
             "tokenizer": self.tokenizer.fingerprint,
         }
-        # How many states are kept changes nothing about the result.
+        # What a path leads to counts, not the path; and how many states are kept changes nothing about the result.
+        parts["model"] |= {"checkpoint": checkpoint_identity(config.model.checkpoint), "vocabulary": None}
         parts["training"].pop("keep_states")
         return artifacts.fingerprint(parts)
 

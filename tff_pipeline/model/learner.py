@@ -25,21 +25,27 @@ from tff_pipeline.records import IGNORED
 class _Learner(tff.learning.models.VariableModel):
     """What both kinds share; `input_spec` is (inputs, labels) as tf.TensorSpecs."""
 
-    def __init__(self, logits: Callable[[tf.Tensor], tf.Tensor], trainable: list[tf.Variable], inputs: tf.TensorSpec, labels: tf.TensorSpec):
+    def __init__(
+        self,
+        logits: Callable[[tf.Tensor], tf.Tensor],
+        trainable: list[tf.Variable],
+        inputs: tf.TensorSpec,
+        labels: tf.TensorSpec,
+    ):
         self._logits, self._trainable, self._spec = logits, trainable, (inputs, labels)
         with tf.init_scope():
-            self._loss = tf.Variable(0.0, trainable=False, name="loss")
-            self._correct = tf.Variable(0, trainable=False, dtype=tf.int64, name="correct")
-            self._instances = tf.Variable(0, trainable=False, dtype=tf.int64, name="instances")
-            self._finite = tf.Variable(0, trainable=False, dtype=tf.int64, name="finite")
+            self._loss = tf.Variable(tf.constant(0.0), trainable=False, name="loss")
+            self._correct = tf.Variable(tf.constant(0, tf.int64), trainable=False, name="correct")
+            self._instances = tf.Variable(tf.constant(0, tf.int64), trainable=False, name="instances")
+            self._finite = tf.Variable(tf.constant(0, tf.int64), trainable=False, name="finite")
 
     trainable_variables = property(lambda self: self._trainable)
     non_trainable_variables = property(lambda self: [])
     local_variables = property(lambda self: [self._loss, self._correct, self._instances, self._finite])
     input_spec = property(lambda self: self._spec)
 
-    def predict_on_batch(self, x: tf.Tensor, training: bool = True) -> tf.Tensor:
-        return self._logits(x)
+    def predict_on_batch(self, batch_input: Any, training: bool = True) -> Any:
+        return self._logits(batch_input)
 
     def forward_pass(self, batch_input: Any, training: bool = True) -> tff.learning.models.BatchOutput:
         inputs, labels = batch_input
@@ -59,13 +65,18 @@ class _Learner(tff.learning.models.VariableModel):
 
     def report_local_unfinalized_metrics(self) -> Any:
         return collections.OrderedDict(
-            loss=[self._loss, self._instances], accuracy=[self._correct, self._instances], instances=[self._instances], finite_clients=[self._finite]
+            loss=[self._loss, self._instances],
+            accuracy=[self._correct, self._instances],
+            instances=[self._instances],
+            finite_clients=[self._finite],
         )
 
     def metric_finalizers(self) -> Any:
         @tf.function
         def mean(total_and_count: Any) -> tf.Tensor:
-            return tf.math.divide_no_nan(tf.cast(total_and_count[0], tf.float32), tf.cast(total_and_count[1], tf.float32))
+            return tf.math.divide_no_nan(
+                tf.cast(total_and_count[0], tf.float32), tf.cast(total_and_count[1], tf.float32)
+            )
 
         @tf.function
         def total(value: Any) -> tf.Tensor:

@@ -30,12 +30,13 @@ Task = Literal["sequence_classification", "token_classification"]
 _NORM_EPSILON = 1e-6
 
 
-def bert_config(model: ModelSection, tokenizer: Tokenizer) -> BertConfig:
-    """The encoder's sizes: the checkpoint's, or the configuration's for checkpoint = "random".
+def bert_config(model: ModelSection, tokenizer: Tokenizer) -> Any:
+    """The encoder's sizes as a transformers BertConfig: the checkpoint's, or the configuration's for checkpoint = "random".
 
     Raises:
       ConfigError: if the checkpoint is not a BERT, or its sizes do not fit the tokenizer.
     """
+    config: Any
     if model.checkpoint == "random":
         config = BertConfig(
             vocab_size=len(tokenizer.vocabulary),
@@ -48,11 +49,17 @@ def bert_config(model: ModelSection, tokenizer: Tokenizer) -> BertConfig:
     else:
         config = BertConfig.from_pretrained(str(checkpoint_folder(model.checkpoint)))
         if config.model_type != "bert":
-            raise ConfigError(f"model.checkpoint {model.checkpoint!r} is a {config.model_type!r} model; expected a BERT.")
+            raise ConfigError(
+                f"model.checkpoint {model.checkpoint!r} is a {config.model_type!r} model; expected a BERT."
+            )
     if len(tokenizer.vocabulary) > config.vocab_size:
-        raise ConfigError(f"the vocabulary has {len(tokenizer.vocabulary)} entries, the checkpoint embeds {config.vocab_size}; expected the checkpoint's own vocabulary.")
+        raise ConfigError(
+            f"the vocabulary has {len(tokenizer.vocabulary)} entries, the checkpoint embeds {config.vocab_size}; expected the checkpoint's own vocabulary."
+        )
     if tokenizer.max_length > config.max_position_embeddings:
-        raise ConfigError(f"prepare.max_length is {tokenizer.max_length}, the checkpoint has {config.max_position_embeddings} positions; expected at most that.")
+        raise ConfigError(
+            f"prepare.max_length is {tokenizer.max_length}, the checkpoint has {config.max_position_embeddings} positions; expected at most that."
+        )
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = config.classifier_dropout = 0.0
     config.pad_token_id = tokenizer.pad_id
     return config
@@ -119,7 +126,9 @@ class Network:
         """Assigns `variables`. Raises ArtifactError where number or shapes differ."""
         shapes = [tuple(variable.shape) for variable in self.variables]
         if [value.shape for value in values] != shapes:
-            raise ArtifactError(f"the stored weights are {len(values)} arrays that do not fit the {len(shapes)} variables of this model; expected the configuration the run was made with.")
+            raise ArtifactError(
+                f"the stored weights are {len(values)} arrays that do not fit the {len(shapes)} variables of this model; expected the configuration the run was made with."
+            )
         for variable, value in zip(self.variables, values, strict=True):
             variable.assign(value)
 
@@ -157,11 +166,21 @@ def base_network(model: ModelSection, tokenizer: Tokenizer, *, labels: int, task
 def _load_encoder(network: Network, folder: Path, name: str) -> None:
     kind = type(network.transformer)
     try:
-        loaded, report = kind.from_pretrained(str(folder), num_labels=network.labels, ignore_mismatched_sizes=True, output_loading_info=True)
+        loaded, report = kind.from_pretrained(
+            str(folder), num_labels=network.labels, ignore_mismatched_sizes=True, output_loading_info=True
+        )
     except OSError as error:
-        raise ConfigError(f"model.checkpoint {name!r}: no weights TensorFlow can load ({error.__class__.__name__}); expected model.safetensors or tf_model.h5 in the folder.") from error
-    missing = [key for key in report["missing_keys"] if "classifier" not in key and (network.pooling == "pooler" or "pooler" not in key)]
+        raise ConfigError(
+            f"model.checkpoint {name!r}: no weights TensorFlow can load ({error.__class__.__name__}); expected model.safetensors or tf_model.h5 in the folder."
+        ) from error
+    missing = [
+        key
+        for key in report["missing_keys"]
+        if "classifier" not in key and (network.pooling == "pooler" or "pooler" not in key)
+    ]
     if missing:
-        raise ConfigError(f"model.checkpoint {name!r} lacks {len(missing)} of the encoder's weights, {missing[0]!r} first; expected a whole BERT.")
+        raise ConfigError(
+            f"model.checkpoint {name!r} lacks {len(missing)} of the encoder's weights, {missing[0]!r} first; expected a whole BERT."
+        )
     for ours, theirs in zip(network.transformer.bert.weights, loaded.bert.weights, strict=True):
         ours.assign(theirs)

@@ -14,6 +14,8 @@ from dp_accounting.pld import PLDAccountant
 
 from tff_pipeline.errors import PrivacyError
 
+# Its events are attrs classes, which the type checker takes for empty ones.
+_EVENTS: Any = dp_accounting
 _RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
 
 
@@ -25,11 +27,13 @@ def event_unknown_to_graph() -> dp_accounting.DpEvent:
 def dp_event(event: Mapping[str, Any]) -> dp_accounting.DpEvent:
     """A ledger's event as `dp_accounting` has it. Raises PrivacyError for a kind that cannot be accounted for."""
     if event.get("kind") == "poisson_gaussian":
-        gaussian = dp_accounting.GaussianDpEvent(float(event["noise_multiplier"]))
-        return dp_accounting.PoissonSampledDpEvent(float(event["sampling_probability"]), gaussian)
+        gaussian = _EVENTS.GaussianDpEvent(float(event["noise_multiplier"]))
+        return _EVENTS.PoissonSampledDpEvent(float(event["sampling_probability"]), gaussian)
     if event.get("kind") == "none":
         return dp_accounting.NonPrivateDpEvent()
-    raise PrivacyError(f"an event of kind {event.get('kind')!r} cannot be accounted for; expected poisson_gaussian or none. Was the ledger written by a newer version?")
+    raise PrivacyError(
+        f"an event of kind {event.get('kind')!r} cannot be accounted for; expected poisson_gaussian or none. Was the ledger written by a newer version?"
+    )
 
 
 def epsilon(events: Iterable[tuple[Mapping[str, Any], int]], delta: float) -> float:
@@ -51,7 +55,11 @@ def calibrate(target_epsilon: float, delta: float, *, sampling_probability: floa
     """
 
     def spent(noise_multiplier: float) -> float:
-        event = {"kind": "poisson_gaussian", "sampling_probability": sampling_probability, "noise_multiplier": noise_multiplier}
+        event = {
+            "kind": "poisson_gaussian",
+            "sampling_probability": sampling_probability,
+            "noise_multiplier": noise_multiplier,
+        }
         return epsilon([(event, rounds)], delta)
 
     # In thousandths, so that the answer is the same whatever the starting bracket was. `high` always stays at or under
@@ -60,7 +68,9 @@ def calibrate(target_epsilon: float, delta: float, *, sampling_probability: floa
     while spent(high / 1000) > target_epsilon:
         low, high = high, 2 * high
         if high > 1_000_000:
-            raise PrivacyError(f"privacy.target_epsilon {target_epsilon:g} at delta {delta:g} is not reached by any noise multiplier up to 1000; expected a larger epsilon, fewer rounds or a smaller cohort.")
+            raise PrivacyError(
+                f"privacy.target_epsilon {target_epsilon:g} at delta {delta:g} is not reached by any noise multiplier up to 1000; expected a larger epsilon, fewer rounds or a smaller cohort."
+            )
     if low == 100 and spent(low / 1000) <= target_epsilon:
         return low / 1000
     while high - low > 1:

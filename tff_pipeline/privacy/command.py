@@ -23,14 +23,22 @@ def plan_of(config: Config) -> PrivacyPlan:
     from tff_pipeline.training import job
 
     work = job(config)
-    network = Network(bert_config(config.model, work.tokenizer), labels=len(work.labels), task=config.task.kind, pooling=config.model.pooling)
+    network = Network(
+        bert_config(config.model, work.tokenizer),
+        labels=len(work.labels),
+        task=config.task.kind,
+        pooling=config.model.pooling,
+    )
     trained = network.variables if config.model.trainable == "full" else network.head_variables
-    return make(config, clients=work.clients, dimension=sum(math.prod(variable.shape) for variable in trained))
+    return make(config, clients=work.clients, dimension=sum(variable.numpy().size for variable in trained))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`tff-pipeline privacy`."""
-    parser = argparse.ArgumentParser(prog="tff-pipeline privacy", description="The guarantee of a configuration in sentences; the silos have to be prepared, since it depends on how many clients they have.")
+    parser = argparse.ArgumentParser(
+        prog="tff-pipeline privacy",
+        description="The guarantee of a configuration in sentences; the silos have to be prepared, since it depends on how many clients they have.",
+    )
     configuration.add_arguments(parser)
     arguments = parser.parse_args(argv)
     config = configuration.load(arguments.config, arguments.set)
@@ -39,12 +47,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     ledger = Ledger(Workdir(config.workdir).ledger(config.population), config.population)
     charged = ledger.entries()
     spent = ledger.epsilon(plan.delta) if plan.delta is not None and charged else 0.0
-    said = sentences(plan, seeded=config.pipeline.seed is not None, silos=len(config.silos), reference=config.runtime.kind == "reference")
+    said = sentences(
+        plan,
+        seeded=config.pipeline.seed is not None,
+        silos=len(config.silos),
+        reference=config.runtime.kind == "reference",
+    )
     if arguments.json:
         numbers = {**plan.as_json(), "epsilon": epsilon if math.isfinite(epsilon) else None}
-        print(json.dumps({**numbers, "statement": said, "ledger": {"path": str(ledger.path), "rounds": len(charged), "epsilon": spent}}))
+        print(
+            json.dumps(
+                {
+                    **numbers,
+                    "statement": said,
+                    "ledger": {"path": str(ledger.path), "rounds": len(charged), "epsilon": spent},
+                }
+            )
+        )
         return 0
     for sentence in said:
         print(f"* {sentence}")
-    print(f"* Charged so far: {len(charged)} rounds by all runs on population {config.population!r}, together epsilon {spent:.4g} ({ledger.path}).")
+    print(
+        f"* Charged so far: {len(charged)} rounds by all runs on population {config.population!r}, together epsilon {spent:.4g} ({ledger.path})."
+    )
     return 0

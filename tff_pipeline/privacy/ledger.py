@@ -40,9 +40,14 @@ class Ledger:
         found: list[dict[str, Any]] = []
         previous = _START
         for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
+            entry: dict[str, Any] = {}
             try:
                 entry = json.loads(line)
-                sound = entry["previous"] == previous and entry["population"] == self.population and canonical_json(entry) == line
+                sound = (
+                    entry["previous"] == previous
+                    and entry["population"] == self.population
+                    and canonical_json(entry) == line
+                )
             except (ValueError, KeyError, TypeError):
                 sound = False
             if not sound:
@@ -97,7 +102,9 @@ class Ledger:
         sync_directory(self.path.parent)
         return True
 
-    def epsilon(self, delta: float, *, planned: Mapping[str, Any] | None = None, rounds: int = 0, run: str = "") -> float:
+    def epsilon(
+        self, delta: float, *, planned: Mapping[str, Any] | None = None, rounds: int = 0, run: str = ""
+    ) -> float:
         """Epsilon at `delta` of everything charged so far, and of `rounds` planned ones; events are composed.
 
         What `run` has been charged already is among the planned rounds, except what it was charged twice for.
@@ -146,5 +153,7 @@ class Ledger:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise PrivacyError(f"{self.path}: another run is training on population {self.population!r} right now; expected one at a time. Wait for it to end.") from None
+                raise PrivacyError(
+                    f"{self.path}: another run is training on population {self.population!r} right now; expected one at a time. Wait for it to end."
+                ) from None
             yield

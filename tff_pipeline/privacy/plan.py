@@ -87,7 +87,11 @@ class PrivacyPlan:
         """One round as the ledger charges it."""
         if not self.private:
             return {"kind": "none"}
-        return {"kind": "poisson_gaussian", "sampling_probability": self.sampling_probability, "noise_multiplier": self.noise_multiplier}
+        return {
+            "kind": "poisson_gaussian",
+            "sampling_probability": self.sampling_probability,
+            "noise_multiplier": self.noise_multiplier,
+        }
 
     def epsilon(self, rounds: int | None = None) -> float:
         """Epsilon at the plan's delta after `rounds` rounds (all of them by default); infinite without privacy."""
@@ -97,7 +101,12 @@ class PrivacyPlan:
 
     def as_json(self) -> dict[str, Any]:
         """Every number of the plan, and what follows from them."""
-        derived = {"denominator": self.denominator, "noise_stddev": self.noise_stddev, "grain": self.grain, "round_event": self.round_event}
+        derived = {
+            "denominator": self.denominator,
+            "noise_stddev": self.noise_stddev,
+            "grain": self.grain,
+            "round_event": self.round_event,
+        }
         return {**dataclasses.asdict(self), **derived, "sensitivity": self.sensitivity if self.private else None}
 
 
@@ -111,10 +120,14 @@ def make(config: Config, *, clients: int, dimension: int) -> PrivacyPlan:
     """
     privacy, training = config.privacy, config.training
     if clients < 1:
-        raise PrivacyError("the population has no training clients; expected at least one. Look at the rejected rows of each silo's snapshot.")
+        raise PrivacyError(
+            "the population has no training clients; expected at least one. Look at the rejected rows of each silo's snapshot."
+        )
     probability = training.clients_per_round / clients
     if probability > 1:
-        raise PrivacyError(f"training.clients_per_round is {training.clients_per_round:g}, the population has {clients} training clients; expected at most that many.")
+        raise PrivacyError(
+            f"training.clients_per_round is {training.clients_per_round:g}, the population has {clients} training clients; expected at most that many."
+        )
     noise_multiplier = 0.0
     if privacy.mechanism != "none":
         assert privacy.delta is not None
@@ -122,7 +135,9 @@ def make(config: Config, *, clients: int, dimension: int) -> PrivacyPlan:
             noise_multiplier = privacy.noise_multiplier
         else:
             assert privacy.target_epsilon is not None
-            noise_multiplier = accounting.calibrate(privacy.target_epsilon, privacy.delta, sampling_probability=probability, rounds=training.rounds)
+            noise_multiplier = accounting.calibrate(
+                privacy.target_epsilon, privacy.delta, sampling_probability=probability, rounds=training.rounds
+            )
     return PrivacyPlan(
         mechanism=privacy.mechanism,
         unit=privacy.unit,

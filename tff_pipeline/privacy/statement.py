@@ -28,10 +28,16 @@ def sentences(plan: PrivacyPlan, *, seeded: bool, silos: int, reference: bool = 
             "and is charged once."
         )
     else:
-        said.append('No guarantee: privacy.mechanism is "none". Epsilon is infinite; the model may remember its training texts.')
-    said.append(f"Contribution bound: at most {plan.max_examples_per_client} examples of a client are kept, and each is used {plan.local_epochs} time(s) in a round the client takes part in.")
+        said.append(
+            'No guarantee: privacy.mechanism is "none". Epsilon is infinite; the model may remember its training texts.'
+        )
+    said.append(
+        f"Contribution bound: at most {plan.max_examples_per_client} examples of a client are kept, and each is used {plan.local_epochs} time(s) in a round the client takes part in."
+    )
     if reference:
-        said.append("Simulation: under runtime.kind = \"reference\" the secure sum is TFF's plaintext stand-in. It protects nothing; use it on text you may see.")
+        said.append(
+            'Simulation: under runtime.kind = "reference" the secure sum is TFF\'s plaintext stand-in. It protects nothing; use it on text you may see.'
+        )
     elif silos == 1:
         said.append("Secure sum: there is one silo, so its masked sum is its sum. The server sees it.")
     else:
@@ -40,7 +46,9 @@ def sentences(plan: PrivacyPlan, *, seeded: bool, silos: int, reference: bool = 
             "silo. The server is trusted to add the noise, and the silos to sample and clip as stated."
         )
     if seeded:
-        said.append("Seed: pipeline.seed is set, so sampling and noise can be recomputed by anyone who knows it. The guarantee holds only against someone who does not.")
+        said.append(
+            "Seed: pipeline.seed is set, so sampling and noise can be recomputed by anyone who knows it. The guarantee holds only against someone who does not."
+        )
     said.append(
         "Not covered: the choice of hyperparameters; the operator's training metrics and cohort sizes, which are secure sums without noise; evaluation on held-out clients; label names and the counts in the "
         "manifests, which are treated as public."

@@ -33,7 +33,9 @@ class Runtime(Protocol):
         """The state before the first round, with weights of zero and no noise supplied."""
         ...
 
-    def run_round(self, state: State, cohorts: Cohorts, *, round_number: int, on_client: Callable[[], None] = ...) -> RoundResult:
+    def run_round(
+        self, state: State, cohorts: Cohorts, *, round_number: int, on_client: Callable[[], None] = ...
+    ) -> RoundResult:
         """One round. `on_client` is called as each client's work ends."""
         ...
 
@@ -63,7 +65,11 @@ def noise_places(compiled: Compiled) -> list[int]:
 def named_metrics(compiled: Compiled, values: Sequence[np.ndarray]) -> dict[str, float]:
     """Scalars of the round by name; TFF's bookkeeping of the metrics' own secure sums is left out."""
     named = zip(compiled.metric_names, values, strict=True)
-    return {name.rsplit("/", 1)[-1]: float(value) for name, value in named if "secure_sum_measurements" not in name and np.ndim(value) == 0}
+    return {
+        name.rsplit("/", 1)[-1]: float(value)
+        for name, value in named
+        if "secure_sum_measurements" not in name and np.ndim(value) == 0
+    }
 
 
 def _places(compiled: Compiled, part: str) -> list[int]:

@@ -11,6 +11,9 @@ import tensorflow as tf
 
 from tff_pipeline.records import IGNORED, LABELS, LENGTHS, TOKENS, ClientReader, parse_in_graph
 
+# TensorFlow's stubs do not know it.
+_ragged: Any = tf.RaggedTensor.from_row_lengths  # pyrefly: ignore[missing-attribute]
+
 
 def _plain() -> tf.data.Options:
     """No rewriting and no autotuning of the pipeline: it would be done anew for each client and take longer than the client."""
@@ -49,7 +52,17 @@ class TextClients:
       token_labels: whether labels belong to tokens (token classification) or to texts.
     """
 
-    def __init__(self, name: str, reader: ClientReader, label_map: np.ndarray, *, pad_id: int, batch_size: int, epochs: int, token_labels: bool):
+    def __init__(
+        self,
+        name: str,
+        reader: ClientReader,
+        label_map: np.ndarray,
+        *,
+        pad_id: int,
+        batch_size: int,
+        epochs: int,
+        token_labels: bool,
+    ):
         self.name, self._reader, self._label_map = name, reader, label_map
         self._pad_id, self._batch_size, self._epochs, self._token_labels = pad_id, batch_size, epochs, token_labels
 
@@ -67,9 +80,9 @@ class TextClients:
         arrays = parse_in_graph(record)
         known = tf.not_equal(arrays[LABELS], IGNORED)
         labels = tf.where(known, tf.gather(label_map, tf.maximum(arrays[LABELS], 0)), tf.cast(IGNORED, tf.int64))
-        tokens = tf.RaggedTensor.from_row_lengths(tf.cast(arrays[TOKENS], tf.int32), arrays[LENGTHS])
+        tokens = _ragged(tf.cast(arrays[TOKENS], tf.int32), arrays[LENGTHS])
         if self._token_labels:
-            labels = tf.RaggedTensor.from_row_lengths(tf.cast(labels, tf.int32), arrays[LENGTHS])
+            labels = _ragged(tf.cast(labels, tf.int32), arrays[LENGTHS])
         else:
             labels = tf.cast(labels, tf.int32)
         size = self._batch_size
@@ -92,7 +105,9 @@ class FeatureClients:
       starts: int64 [clients + 1], where each client's instances begin.
     """
 
-    def __init__(self, name: str, features: np.ndarray, labels: np.ndarray, starts: np.ndarray, *, batch_size: int, epochs: int):
+    def __init__(
+        self, name: str, features: np.ndarray, labels: np.ndarray, starts: np.ndarray, *, batch_size: int, epochs: int
+    ):
         self.name, self._features, self._labels, self._starts = name, features, labels, starts
         self._batch_size, self._epochs = batch_size, epochs
 

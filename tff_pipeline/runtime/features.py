@@ -21,7 +21,9 @@ from tff_pipeline.silos import Snapshot
 _FILES = ("features.npy", "labels.npy", "starts.npy")
 
 
-def feature_clients(snapshot: Snapshot, network: Network, label_map: np.ndarray, folder: Path, *, batch_size: int, epochs: int, bar: Bar) -> FeatureClients:
+def feature_clients(
+    snapshot: Snapshot, network: Network, label_map: np.ndarray, folder: Path, *, batch_size: int, epochs: int, bar: Bar
+) -> FeatureClients:
     """The silo's training clients with their features, from `folder` or computed into it.
 
     Raises:
@@ -33,7 +35,9 @@ def feature_clients(snapshot: Snapshot, network: Network, label_map: np.ndarray,
     else:
         _compute(snapshot, network, label_map, folder, bar)
     features, labels, starts = (np.load(folder / name, mmap_mode="r") for name in _FILES)
-    return FeatureClients(snapshot.silo, features, np.asarray(labels), np.asarray(starts), batch_size=batch_size, epochs=epochs)
+    return FeatureClients(
+        snapshot.silo, features, np.asarray(labels), np.asarray(starts), batch_size=batch_size, epochs=epochs
+    )
 
 
 def _compute(snapshot: Snapshot, network: Network, label_map: np.ndarray, folder: Path, bar: Bar) -> None:
@@ -43,7 +47,13 @@ def _compute(snapshot: Snapshot, network: Network, label_map: np.ndarray, folder
     encode = tf.function(network.features, input_signature=[tf.TensorSpec([None, None], tf.int32)])
 
     def manifest() -> Mapping[str, Any]:
-        return {"kind": "features", "format": 1, "silo": snapshot.silo, "snapshot": snapshot.id, "instances": int(starts[-1])}
+        return {
+            "kind": "features",
+            "format": 1,
+            "silo": snapshot.silo,
+            "snapshot": snapshot.id,
+            "instances": int(starts[-1]),
+        }
 
     with staged(folder, manifest) as aside:
         shape = (int(starts[-1]), network.hidden_size)
@@ -69,7 +79,11 @@ def _instances(snapshot: Snapshot, tokens_too: bool) -> tuple[list[int], np.ndar
     for arrays in snapshot.decoded_clients("train"):
         lengths = arrays[LENGTHS]
         if tokens_too:
-            labelled = np.add.reduceat(arrays[LABELS] != IGNORED, np.concatenate([[0], np.cumsum(lengths)[:-1]])) if len(lengths) else lengths
+            labelled = (
+                np.add.reduceat(arrays[LABELS] != IGNORED, np.concatenate([[0], np.cumsum(lengths)[:-1]]))
+                if len(lengths)
+                else lengths
+            )
         else:
             labelled = np.ones_like(lengths)
         by_client.append(int(labelled.sum()))

@@ -58,18 +58,20 @@ class SessionGraph:
             self._results = [graph.get_tensor_by_name(name) for _, name in _leaves(proto.result)]
             self._initialize = graph.get_operation_by_name(proto.initialize_op) if proto.initialize_op else None
         self._graph = graph
-        options = v1.ConfigProto(intra_op_parallelism_threads=threads, inter_op_parallelism_threads=threads, allow_soft_placement=True)
+        options = v1.ConfigProto(
+            intra_op_parallelism_threads=threads, inter_op_parallelism_threads=threads, allow_soft_placement=True
+        )
         options.gpu_options.allow_growth = True
         self._session = v1.Session(graph=graph, config=options)
         self._reset: list[tf.Operation] | None = None
 
     @property
-    def result_types(self) -> list[tuple[np.dtype, tuple[int, ...]]]:
+    def result_types(self) -> list[tuple[Any, tuple[Any, ...]]]:
         """dtype and shape of every result."""
         return [(tensor.dtype.as_numpy_dtype, tuple(tensor.shape)) for tensor in self._results]
 
     @property
-    def parameter_types(self) -> list[tuple[np.dtype, tuple[int, ...]]]:
+    def parameter_types(self) -> list[tuple[Any, tuple[Any, ...]]]:
         """dtype and shape of every parameter that is fed."""
         return [(tensor.dtype.as_numpy_dtype, tuple(tensor.shape)) for tensor in self._parameters]
 
@@ -86,7 +88,9 @@ class SessionGraph:
         """
         assert self._initialize is not None
         self._session.run(self._initialize)
-        starts = [op for op in self._graph.get_operations() if op.type == "AssignVariableOp" and op.name.endswith("/Assign")]
+        starts = [
+            op for op in self._graph.get_operations() if op.type == "AssignVariableOp" and op.name.endswith("/Assign")
+        ]
         self._reset = [op for op in starts if op.name.split("/")[-2] in variables]
         assert len(self._reset) == len(variables), [op.name for op in self._reset]
 
@@ -106,7 +110,9 @@ class SessionGraph:
     def _variable(self, graph_def: v1.GraphDef, name: str) -> tf.Tensor:
         node = next(node for node in graph_def.node if node.name == name.split(":")[0])
         dtype, shape = tf.as_dtype(node.attr["dtype"].type), tf.TensorShape(node.attr["shape"].shape)
-        variable = v1.get_variable(f"held_{len(self._held)}", shape=shape, dtype=dtype, use_resource=True, trainable=False)
+        variable = v1.get_variable(
+            f"held_{len(self._held)}", shape=shape, dtype=dtype, use_resource=True, trainable=False
+        )
         place = v1.placeholder(dtype, shape)
         self._held.append((place, variable.assign(place).op))
         return variable.read_value()

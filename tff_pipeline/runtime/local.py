@@ -1,9 +1,9 @@
 """All silos in this process, on its devices: the compiled form's own graphs in TensorFlow sessions.
 
-    broadcast = prepare(state)                                server
-    report_s  = sum over the silo's cohort of work(client)    silo: integers only
-                + masks                                       silo (secagg)
-    state     = update(state, sum of reports)                 server
+broadcast = prepare(state)                                server
+report_s  = sum over the silo's cohort of work(client)    silo: integers only
+            + masks                                       silo (secagg)
+state     = update(state, sum of reports)                 server
 """
 
 import os
@@ -37,7 +37,15 @@ class LocalRuntime:
       session: identifies the run to the secure sum.
     """
 
-    def __init__(self, compiled: Compiled, silos: Sequence[Clients], *, devices: str | Sequence[str] = "auto", clients_in_parallel: int = 0, session: str = ""):
+    def __init__(
+        self,
+        compiled: Compiled,
+        silos: Sequence[Clients],
+        *,
+        devices: str | Sequence[str] = "auto",
+        clients_in_parallel: int = 0,
+        session: str = "",
+    ):
         self._compiled = compiled
         self._silos: Mapping[str, Clients] = {silo.name: silo for silo in silos}
         self._prepare, self._update = SessionGraph(compiled.form.prepare), SessionGraph(compiled.form.update)
@@ -48,7 +56,14 @@ class LocalRuntime:
         self._workers: queue.SimpleQueue[SessionGraph] = queue.SimpleQueue()
         self._all_workers = []
         for device in places * per_device:
-            worker = SessionGraph(compiled.form.work, held=True, specs=first.specs(), batches=first.batches, device=device, threads=threads)
+            worker = SessionGraph(
+                compiled.form.work,
+                held=True,
+                specs=first.specs(),
+                batches=first.batches,
+                device=device,
+                threads=threads,
+            )
             worker.reset_only(_METRIC_VARIABLES)
             self._all_workers.append(worker)
             self._workers.put(worker)
@@ -70,7 +85,9 @@ class LocalRuntime:
         finally:
             graph.close()
 
-    def run_round(self, state: State, cohorts: Cohorts, *, round_number: int, on_client: Callable[[], None] = lambda: None) -> RoundResult:
+    def run_round(
+        self, state: State, cohorts: Cohorts, *, round_number: int, on_client: Callable[[], None] = lambda: None
+    ) -> RoundResult:
         self._broadcast(state)
         reports = []
         for name, party in self._parties.items():
@@ -118,7 +135,9 @@ class LocalRuntime:
         return RoundResult(after, named_metrics(self._compiled, results[len(state) :]))
 
 
-def _bounded_map(threads: ThreadPoolExecutor, function: Callable[[int], Any], items: Sequence[int], *, ahead: int) -> Any:
+def _bounded_map(
+    threads: ThreadPoolExecutor, function: Callable[[int], Any], items: Sequence[int], *, ahead: int
+) -> Any:
     """`map` on threads that never has more than `ahead` results waiting; the first error cancels the rest."""
     pending: list[Any] = []
     remaining = iter(items)
@@ -140,14 +159,20 @@ def choose_devices(asked: str | Sequence[str]) -> list[str]:
     Raises:
       TrainingError: if one that was asked for is not there, naming those that are.
     """
-    present = [device.name.removeprefix("/physical_device:") for device in tf.config.list_physical_devices() if device.device_type in ("CPU", "GPU")]
+    present = [
+        device.name.removeprefix("/physical_device:")
+        for device in tf.config.list_physical_devices()
+        if device.device_type in ("CPU", "GPU")
+    ]
     graphics = [name for name in present if name.startswith("GPU")]
     if asked == "auto":
         return graphics or ["CPU:0"]
     wanted = ["CPU:0"] if asked == "CPU" else [asked] if isinstance(asked, str) else list(asked)
     missing = [name for name in wanted if name not in present]
     if missing:
-        raise TrainingError(f"runtime.devices asks for {', '.join(missing)}, which TensorFlow does not see; expected some of {', '.join(present)}. `tff-pipeline doctor` shows what is there.")
+        raise TrainingError(
+            f"runtime.devices asks for {', '.join(missing)}, which TensorFlow does not see; expected some of {', '.join(present)}. `tff-pipeline doctor` shows what is there."
+        )
     return wanted
 
 

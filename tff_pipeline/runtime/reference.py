@@ -56,10 +56,13 @@ class ReferenceRuntime:
         with self._installed():
             return _flatten(self._compiled.process.initialize())
 
-    def run_round(self, state: State, cohorts: Cohorts, *, round_number: int, on_client: Callable[[], None] = lambda: None) -> RoundResult:
+    def run_round(
+        self, state: State, cohorts: Cohorts, *, round_number: int, on_client: Callable[[], None] = lambda: None
+    ) -> RoundResult:
         chosen = [(name, row) for name in self._silos for row in cohorts.get(name, ())]
         data = [self._dataset(name, int(row)) for name, row in chosen]
-        kind = self._compiled.process.next.type_signature.parameter[0].member
+        signature: Any = self._compiled.process.next.type_signature
+        kind = signature.parameter[0].member
         with self._installed():
             output = self._compiled.process.next(_pack(kind, state), data)
         for _ in data:
@@ -68,11 +71,18 @@ class ReferenceRuntime:
 
     def secure_sums(self, state: State, cohorts: Cohorts) -> list[np.ndarray]:
         """The sum of every secure slot, uint64 modulo 2**64, with every client's `work` run by the executor."""
-        form = self._compiled.form
+        form: Any = self._compiled.form
         with self._installed():
             broadcast = form.prepare(_pack(form.prepare.type_signature.parameter, state))
-            reports = [_flatten(form.work(self._dataset(name, int(row)), broadcast)) for name in self._silos for row in cohorts.get(name, ())]
-        return [np.add.reduce([np.asarray(part).astype(np.uint64) for part in parts], dtype=np.uint64) for parts in zip(*reports, strict=True)]
+            reports = [
+                _flatten(form.work(self._dataset(name, int(row)), broadcast))
+                for name in self._silos
+                for row in cohorts.get(name, ())
+            ]
+        return [
+            np.add.reduce([np.asarray(part).astype(np.uint64) for part in parts], dtype=np.uint64)
+            for parts in zip(*reports, strict=True)
+        ]
 
     def close(self) -> None:
         if self._process.poll() is None:
@@ -92,7 +102,9 @@ def _start_worker() -> tuple["subprocess.Popen[bytes]", Any]:
     """TFF's worker binary on a free loopback port, and the stub that speaks to it."""
     binary = Path(tff.__file__).parent / "data" / "worker_binary"
     if not os.access(binary, os.X_OK):
-        raise TrainingError(f"{binary}: TFF's executor is missing or not executable; expected it in the tensorflow-federated wheel. Install the environment again.")
+        raise TrainingError(
+            f"{binary}: TFF's executor is missing or not executable; expected it in the tensorflow-federated wheel. Install the environment again."
+        )
     libc = ctypes.CDLL(None)
     port = portpicker.pick_unused_port()
     process = subprocess.Popen(
@@ -102,14 +114,20 @@ def _start_worker() -> tuple["subprocess.Popen[bytes]", Any]:
         # TFF leaves its worker running when the process that started it dies; the kernel ends ours.
         preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),  # noqa: PLW1509
     )
-    unlimited = [("grpc.max_message_length", -1), ("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    unlimited = [
+        ("grpc.max_message_length", -1),
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.max_send_message_length", -1),
+    ]
     stub = remote_executor_grpc_stub.RemoteExecutorGrpcStub(grpc.insecure_channel(f"localhost:{port}", unlimited))
     deadline = time.monotonic() + _START_TIMEOUT_S
     while not stub.is_ready:
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
             process.wait()
-            raise TrainingError(f"TFF's executor did not answer on port {port} within {_START_TIMEOUT_S} s (exit code {process.returncode}); expected it to start. Run {binary} by hand to see why.")
+            raise TrainingError(
+                f"TFF's executor did not answer on port {port} within {_START_TIMEOUT_S} s (exit code {process.returncode}); expected it to start. Run {binary} by hand to see why."
+            )
         time.sleep(0.1)
     return process, stub
 

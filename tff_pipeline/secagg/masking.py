@@ -47,8 +47,14 @@ class Party:
           PrivacyError: if its own key is missing or is not the one it sent.
         """
         if public_keys.get(self.name) != self.public_key:
-            raise PrivacyError(f"silo {self.name}: the list of public keys does not hold the key this silo sent; expected it unchanged. No mask is made with such a list.")
-        self._shared = {name: self._private.exchange(X25519PublicKey.from_public_bytes(key)) for name, key in public_keys.items() if name != self.name}
+            raise PrivacyError(
+                f"silo {self.name}: the list of public keys does not hold the key this silo sent; expected it unchanged. No mask is made with such a list."
+            )
+        self._shared = {
+            name: self._private.exchange(X25519PublicKey.from_public_bytes(key))
+            for name, key in public_keys.items()
+            if name != self.name
+        }
 
     def mask(self, values: Sequence[np.ndarray], round_number: int) -> list[np.ndarray]:
         """`values`, uint64 arrays of any shape, masked for one round.
@@ -57,7 +63,9 @@ class Party:
           PrivacyError: if this round was masked before: two reports under one mask would show their difference.
         """
         if round_number in self._used:
-            raise PrivacyError(f"silo {self.name}: round {round_number} was masked before; expected one report a round, since two under one mask reveal their difference.")
+            raise PrivacyError(
+                f"silo {self.name}: round {round_number} was masked before; expected one report a round, since two under one mask reveal their difference."
+            )
         self._used.add(round_number)
         masked = [np.array(value, np.uint64) for value in values]
         for peer, shared in self._shared.items():
@@ -70,7 +78,7 @@ class Party:
                     value -= mask
         return masked
 
-    def _keystream(self, peer: str, shared: bytes, round_number: int):  # noqa: ANN202 (a cryptography context)
+    def _keystream(self, peer: str, shared: bytes, round_number: int):
         low, high = sorted((self.name, peer))
         info = "\0".join(("tff-pipeline mask", self._session, str(round_number), low, high)).encode()
         key = HKDF(SHA256(), length=32, salt=None, info=info).derive(shared)
@@ -86,4 +94,6 @@ def introduce(parties: Sequence[Party]) -> None:
 
 def add_up(reports: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
     """The server's side: the sum of all parties' reports, array by array, modulo 2**64. The masks cancel."""
-    return [np.add.reduce([np.asarray(part) for part in parts], dtype=np.uint64) for parts in zip(*reports, strict=True)]
+    return [
+        np.add.reduce([np.asarray(part) for part in parts], dtype=np.uint64) for parts in zip(*reports, strict=True)
+    ]
