@@ -103,6 +103,7 @@ def test_addresses_stay_as_they_are(write):
         ("silos.0.input=/raw/bank/*.tsv", lambda config: config.silos[0].input == "/raw/bank/*.tsv"),
         ('runtime.devices=["GPU:0"]', lambda config: config.runtime.devices == ("GPU:0",)),
         ("runtime.kind = reference", lambda config: config.runtime.kind == "reference"),
+        ("privacy.population=", lambda config: config.privacy.population == ""),
     ],
 )
 def test_set_takes_toml_or_a_bare_word(write, override, read):

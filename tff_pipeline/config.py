@@ -44,6 +44,7 @@ class SiloSection(_Section, frozen=True, kw_only=True):
     group: str = ""
     columns: tuple[str, ...] = ()
     quoting: bool = True
+    budget_epsilon: float | None = None
 
     @property
     def inputs_by_split(self) -> dict[str, tuple[str, ...]]:
@@ -176,10 +177,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def _override(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
+    remove = not text.strip()
     if not equals or not key.strip():
         raise ConfigError(f"--set {override!r}: expected section.key=value, as in --set training.rounds=5.")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        value = None if remove else tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
     *parents, last = key.strip().split(".")
@@ -197,7 +199,10 @@ def _override(raw: dict[str, Any], override: str) -> None:
             raise ConfigError(f"--set {override!r}: {parent!r} is a value, not a section.")
     if not isinstance(place, dict):
         raise ConfigError(f"--set {override!r}: expected an index and a key, as in silos.0.input.")
-    place[last] = value
+    if remove:
+        place.pop(last, None)
+    else:
+        place[last] = value
 
 
 def _convert(raw: Mapping[str, Any], path: Path) -> Config:
@@ -307,12 +312,9 @@ def _check(config: Config) -> None:
     require(training.local_epochs >= 1, "training.local_epochs", training.local_epochs, "at least 1")
     require(training.batch_size >= 1, "training.batch_size", training.batch_size, "at least 1")
     require(training.keep_states >= 1, "training.keep_states", training.keep_states, "at least 1")
-    require(
-        training.client_learning_rate > 0, "training.client_learning_rate", training.client_learning_rate, "above 0"
-    )
-    require(
-        training.server_learning_rate > 0, "training.server_learning_rate", training.server_learning_rate, "above 0"
-    )
+    for key in ("client_learning_rate", "server_learning_rate"):
+        rate = getattr(training, key)
+        require(0 < rate <= 1e6, f"training.{key}", rate, "above 0 and at most 1e6, which float32 holds")
     require(
         0 <= training.server_momentum < 1,
         "training.server_momentum",
@@ -362,6 +364,13 @@ def _check(config: Config) -> None:
 
 def _check_privacy(config: Config, require: Any) -> None:
     privacy = config.privacy
+    for index, silo in enumerate(config.silos):
+        require(
+            silo.budget_epsilon is None or (silo.budget_epsilon > 0 and privacy.mechanism != "none"),
+            f"silos[{index}].budget_epsilon",
+            silo.budget_epsilon,
+            'a number above 0, and nothing with mechanism = "none", which would pass any',
+        )
     numbers = {
         key: getattr(privacy, key)
         for key in ("clip_norm", "noise_multiplier", "target_epsilon", "delta", "budget_epsilon")
@@ -471,6 +480,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="change one key, as in training.rounds=5; may be given several times",
+        help="change one key, as in training.rounds=5, or leave it out, as in privacy.delta=; may be given several times",
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

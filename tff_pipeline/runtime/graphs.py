@@ -65,16 +65,6 @@ class SessionGraph:
         self._session = v1.Session(graph=graph, config=options)
         self._reset: list[tf.Operation] | None = None
 
-    @property
-    def result_types(self) -> list[tuple[Any, tuple[Any, ...]]]:
-        """dtype and shape of every result."""
-        return [(tensor.dtype.as_numpy_dtype, tuple(tensor.shape)) for tensor in self._results]
-
-    @property
-    def parameter_types(self) -> list[tuple[Any, tuple[Any, ...]]]:
-        """dtype and shape of every parameter that is fed."""
-        return [(tensor.dtype.as_numpy_dtype, tuple(tensor.shape)) for tensor in self._parameters]
-
     def hold(self, values: Sequence[np.ndarray]) -> None:
         """Sets the parameters of a graph that holds them."""
         feed = {place: value for (place, _), value in zip(self._held, values, strict=True)}

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+import tensorflow_federated as tff
 
 from tff_pipeline.errors import TrainingError
 from tff_pipeline.learning import Compiled
@@ -70,7 +71,8 @@ class LocalRuntime:
         self._threads = ThreadPoolExecutor(len(self._all_workers), thread_name_prefix="client")
         self._parties = {name: Party(name, session) for name in self._silos}
         introduce(list(self._parties.values()))
-        self._slots = self._all_workers[0].result_types
+        # From the form's type: the graphs do not know every shape before they run.
+        self._slots = _tensor_types(compiled.form.work.type_signature.result)
 
     def __enter__(self) -> "LocalRuntime":
         return self
@@ -174,6 +176,13 @@ def choose_devices(asked: str | Sequence[str]) -> list[str]:
             f"runtime.devices asks for {', '.join(missing)}, which TensorFlow does not see; expected some of {', '.join(present)}. `tff-pipeline doctor` shows what is there."
         )
     return wanted
+
+
+def _tensor_types(kind: Any) -> list[tuple[Any, tuple[int, ...]]]:
+    """dtype and shape of a TFF type's tensors, in TFF's order."""
+    if isinstance(kind, tff.types.StructType):
+        return [leaf for _, part in tff.structure.to_elements(kind) for leaf in _tensor_types(part)]
+    return [(kind.dtype, tuple(kind.shape))]
 
 
 def _clients_in_parallel(clients: Clients, devices: Sequence[str]) -> int:

@@ -1,0 +1,218 @@
+"""The training stage on tiny prepared silos: what it computes, and what it does when something is off."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import Row, configured, prepare_all, prepared, quiet, trained_weights
+
+from tff_pipeline.artifacts import Workdir, is_complete, read_json
+from tff_pipeline.config import Config
+from tff_pipeline.errors import ArtifactError, PrivacyError, TrainingError
+from tff_pipeline.training import job, train
+
+BANK: list[Row] = [
+    ("a", "lost my card", "card"),
+    ("a", "card", "card"),
+    ("a", "the card is lost", "card"),
+    ("b", "send money", "money"),
+]
+SHOP: list[Row] = [
+    ("c", "where is my parcel", "parcel"),
+    ("d", "money to anna", "money"),
+    ("d", "send the money", "money"),
+]
+ROWS = {"bank": BANK, "shop": SHOP}
+EVERYBODY = ("training.clients_per_round=4", "training.rounds=1")
+
+
+def expected_head(config: Config, *, by_examples: bool) -> list[np.ndarray]:
+    """One round of federated averaging with everybody in it, one local step each, in plain numpy."""
+    import tensorflow as tf
+
+    from tff_pipeline.model.network import base_network
+
+    work = job(config)
+    network = base_network(
+        config.model, work.tokenizer, labels=len(work.labels), task="sequence_classification", seed=config.pipeline.seed
+    )
+    total, weights = [np.zeros((network.hidden_size, len(work.labels))), np.zeros(len(work.labels))], 0.0
+    for client in "abcd":
+        own = [row for rows in ROWS.values() for row in rows if row[0] == client]
+        tokens, lengths = work.tokenizer.encode([text for _, text, _ in own])
+        batch = tf.RaggedTensor.from_row_lengths(tokens, lengths).to_tensor(network.pad_id)
+        features = network.features(batch).numpy().astype(np.float64)
+        labels = [work.labels.index(label) for _, _, label in own]
+        # The head starts at zero, so every label has the same probability.
+        gap = np.full((len(own), len(work.labels)), 1 / len(work.labels))
+        gap[np.arange(len(own)), labels] -= 1
+        weight = len(own) if by_examples else 1
+        weights += weight
+        total[0] -= weight * config.training.client_learning_rate * features.T @ gap / len(own)
+        total[1] -= weight * config.training.client_learning_rate * gap.mean(axis=0)
+    return [part / weights for part in total]
+
+
+@pytest.mark.parametrize("by_examples", [False, True], ids=["uniform", "examples"])
+def test_one_round_is_federated_averaging(tmp_path, by_examples):
+    """Clients of 3, 1, 1 and 2 texts: the update is the mean of the clients' steps, or the mean weighted by examples."""
+    weighting = "examples" if by_examples else "uniform"
+    config = prepared(tmp_path, ROWS, changes=[*EVERYBODY, f"training.weighting={weighting}"])
+
+    run = train(config, progress=quiet())
+
+    for ours, expected in zip(trained_weights(run), expected_head(config, by_examples=by_examples), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
+    assert read_json(run / "run.json")["labels"] == ["card", "money", "parcel"]
+    assert read_json(run / "run.json")["guarantee"]["epsilon"] is None
+    assert not Workdir(config.workdir).ledger("tiny").exists()
+
+
+def test_fedprox_pulls_local_steps_towards_the_start(tmp_path):
+    """Li et al. 2020: with several local steps, a proximal term makes the update shorter."""
+    config = prepared(tmp_path, ROWS, changes=EVERYBODY)
+    small_steps = [*EVERYBODY, "training.local_epochs=4", "training.client_learning_rate=0.02"]
+    lengths = []
+    for changes in ([], ["training.algorithm=fedprox", "training.proximal_strength=10.0"]):
+        run = train(configured_again(config, [*small_steps, *changes]), progress=quiet())
+        lengths.append(np.sqrt(sum(float((part**2).sum()) for part in trained_weights(run))))
+    assert 0 < lengths[1] < 0.9 * lengths[0]
+
+
+def configured_again(config: Config, changes: Sequence[str]) -> Config:
+    from tff_pipeline.config import load
+
+    return load(config.path, changes)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(tmp_path):
+    config = prepared(
+        tmp_path,
+        ROWS,
+        changes=[
+            "training.rounds=5",
+            "training.client_learning_rate=1e6",
+            "training.local_epochs=5",
+            "model.trainable=full",
+        ],
+    )
+
+    with pytest.raises(
+        TrainingError,
+        match=r"round [12]: .*(finite|not a number).* The state after round \d is kept in .*client_learning_rate",
+    ):
+        train(config, progress=quiet())
+
+    run = job(config).folder
+    assert not is_complete(run)
+    for kept in (run / "states").iterdir() if (run / "states").exists() else ():
+        with np.load(kept / "arrays.npz") as stored:
+            assert all(np.isfinite(stored[name]).all() for name in stored.files if stored[name].dtype.kind == "f")
+
+
+def test_a_silo_without_training_clients_takes_no_part(tmp_path):
+    config = prepared(
+        tmp_path,
+        {**ROWS, "idle": []},
+        held_out={"idle": [("x", "lost my card", "card")]},
+        changes=["training.rounds=1"],
+    )
+    run = train(config, progress=quiet())
+    assert read_json(run / "run.json")["snapshots"]["idle"]["clients"] == 0
+    assert is_complete(run)
+
+
+def test_rounds_nobody_is_sampled_for_are_charged_and_noised(tmp_path):
+    """A cohort of 0.001 clients is expected, so nobody comes; the weights still move, by the noise alone."""
+    private = [
+        "privacy.mechanism=gaussian",
+        "privacy.clip_norm=1.0",
+        "privacy.noise_multiplier=1.0",
+        "privacy.delta=1e-3",
+    ]
+    config = prepared(tmp_path, ROWS, changes=["training.clients_per_round=0.001", *private])
+
+    run = train(config, progress=quiet())
+
+    assert len(Workdir(config.workdir).ledger("tiny").read_text().splitlines()) == 2
+    kernel, _ = trained_weights(run)
+    # Two rounds of noise, each divided by the expected cohort, server learning rate 1.
+    assert 0.7 < kernel.std() / (np.sqrt(2) * 1000) < 1.3
+
+
+def test_a_budget_that_does_not_suffice_stops_the_run_before_it_starts(tmp_path):
+    private = [
+        "privacy.mechanism=gaussian",
+        "privacy.clip_norm=1.0",
+        "privacy.noise_multiplier=1.0",
+        "privacy.delta=1e-3",
+    ]
+    config = prepared(tmp_path, ROWS, changes=[*private, "privacy.budget_epsilon=0.1"])
+    with pytest.raises(PrivacyError, match=r"over privacy.budget_epsilon 0\.1 .*rounds left at these settings: 0"):
+        train(config, progress=quiet())
+    assert not Workdir(config.workdir).ledger("tiny").exists()
+
+
+def test_more_clients_a_round_than_there_are_is_said(tmp_path):
+    config = prepared(tmp_path, ROWS, changes=["training.clients_per_round=5"])
+    with pytest.raises(PrivacyError, match="clients_per_round is 5, the population has 4 training clients"):
+        train(config, progress=quiet())
+
+
+def test_one_label_is_nothing_to_tell_apart(tmp_path):
+    config = prepared(tmp_path, {"bank": BANK[:3]})
+    with pytest.raises(ArtifactError, match="hold 1 different label"):
+        train(config, progress=quiet())
+
+
+def test_a_snapshot_of_another_tokenizer_is_refused(tmp_path):
+    config = prepared(tmp_path, ROWS)
+    (tmp_path / "vocab.txt").write_text((tmp_path / "vocab.txt").read_text() + "brandnew\n")
+    with pytest.raises(ArtifactError, match=r"was prepared with tokenizer .*prepare"):
+        train(config, progress=quiet())
+
+
+def test_moving_the_folder_does_not_make_another_run(tmp_path):
+    config = prepared(tmp_path / "here" if (tmp_path / "here").mkdir() is None else tmp_path, ROWS)
+    before = job(config).id
+    (tmp_path / "here").rename(tmp_path / "there")
+    from tff_pipeline.config import load
+
+    assert job(load(tmp_path / "there" / "config.toml")).id == before
+
+
+SENTENCES = {
+    "north": "Anna\tB-PER\nlives\tO\nin\tO\nParis\tB-LOC\n\nmy\tO\ncard\tO\n\nAnna\tB-PER\nis\tO\nlost\tO\n",
+    "south": "the\tO\nparcel\tO\nis\tO\nin\tO\nParis\tB-LOC\n\nsend\tO\nmoney\tO\nto\tO\nAnna\tB-PER\n",
+}
+
+
+@pytest.mark.parametrize("trainable", ["head", "full"])
+def test_entities_are_learnt_through_the_whole_pipeline(tmp_path: Path, trainable: str):
+    """Token classification from CoNLL files to answers: on a handful of sentences it has to find every entity."""
+    from tff_pipeline import evaluation, export, prediction
+
+    tables = ""
+    for name, text in SENTENCES.items():
+        (tmp_path / f"{name}.conll").write_text(text)
+        tables += f'[[silos]]\nname = "{name}"\nformat = "conll"\ninput = {{ train = "{name}.conll", test = "{name}-test.conll" }}\n'
+        (tmp_path / f"{name}-test.conll").write_text(text)
+    rate = "5.0" if trainable == "head" else "0.3"
+    changes = [
+        "training.rounds=30",
+        "training.local_epochs=2",
+        "training.clients_per_round=5",
+        f"training.client_learning_rate={rate}",
+        f"model.trainable={trainable}",
+    ]
+    config = configured(tmp_path, tables, task='[task]\nkind = "token_classification"', changes=changes)
+    prepare_all(config)
+
+    run = train(config, progress=quiet())
+    scores = evaluation.evaluate(run, progress=quiet())
+    answer = prediction.Model(export.export(run, tmp_path / "models", progress=quiet())).ask(["Anna lives in Paris"])
+
+    assert scores["overall"]["accuracy"] == 1.0
+    assert scores["overall"]["entity_f1"] == 1.0
+    assert [token["label"] for token in answer[0]["tokens"]] == ["B-PER", "O", "O", "B-LOC"]
