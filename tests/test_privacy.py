@@ -1,9 +1,7 @@
 """Plan, accounting, randomness, ledger and statement: against arithmetic of their own wherever there is one."""
 
 import dataclasses
-import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ from scipy import optimize, stats
 from tff_pipeline import sampling
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy import accounting, randomness, statement
-from tff_pipeline.privacy.ledger import Ledger
 from tff_pipeline.privacy.plan import PrivacyPlan
 
 EVENT = {"kind": "poisson_gaussian", "sampling_probability": 0.1, "noise_multiplier": 1.2}
@@ -107,9 +104,9 @@ def test_sensitivity_is_the_clip_and_what_quantisation_adds():
     assert plan().noise_stddev == 1.2 * plan().sensitivity
 
 
-def test_the_grain_is_a_power_of_two_about_a_millionth_of_the_noise():
+def test_the_grain_is_a_power_of_two_about_a_thousandth_of_the_noise():
     assert math.log2(plan().grain).is_integer()
-    assert 2**-21 <= plan().grain / plan().noise_stddev <= 2**-20
+    assert 2**-11 <= plan().grain / plan().noise_stddev <= 2**-10
 
 
 def test_everything_follows_from_one_number():
@@ -194,100 +191,3 @@ def test_a_cohort_is_the_same_when_drawn_again_and_another_in_another_silo():
     ]
     assert again[0] == again[1] != again[2]
     assert sampling.cohort(b"a" * 32, round_number=0, clients=10, probability=1.0).tolist() == list(range(10))
-
-
-# -- the ledger
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    return Ledger(tmp_path / "ledgers" / "people.jsonl", "people")
-
-
-def charged(ledger: Ledger, rounds: int, *, run: str = "r1", draw: str = "d") -> list[bool]:
-    return [ledger.charge(run=run, round_number=number, event=EVENT, draw=draw) for number in range(1, rounds + 1)]
-
-
-def test_a_round_is_charged_once_and_its_repetition_not_at_all(ledger):
-    assert charged(ledger, 3) == [True] * 3
-    assert charged(ledger, 4) == [False, False, False, True]
-    assert [entry["round"] for entry in ledger.entries()] == [1, 2, 3, 4]
-
-
-def test_the_same_round_under_other_secrets_is_another_release(ledger):
-    charged(ledger, 2)
-    assert charged(ledger, 2, draw="other") == [True, True]
-    # The two draws of round 1 and 2 are four releases, whatever run is planned.
-    assert ledger.epsilon(1e-5, planned=EVENT, rounds=2, run="r1") == pytest.approx(
-        accounting.epsilon([(EVENT, 4)], 1e-5)
-    )
-
-
-def test_a_round_cannot_be_charged_with_another_event(ledger):
-    charged(ledger, 1)
-    with pytest.raises(PrivacyError, match="round 1 of run r1 was charged as"):
-        ledger.charge(run="r1", round_number=1, event={**EVENT, "noise_multiplier": 9.0}, draw="d")
-
-
-def test_a_ledger_cut_at_any_byte_loses_at_most_the_line_that_was_cut(ledger):
-    charged(ledger, 3)
-    whole = ledger.path.read_bytes()
-    ends = [place + 1 for place, byte in enumerate(whole) if byte == ord("\n")]
-    for cut in range(0, len(whole) + 1, 7):
-        ledger.path.write_bytes(whole[:cut])
-        complete = sum(end <= cut for end in ends)
-        assert len(ledger.entries()) == complete
-        assert charged(ledger, 3) == [False] * complete + [True] * (3 - complete)
-        assert len(ledger.entries()) == 3
-
-
-@pytest.mark.parametrize("damage", ["edited", "swapped", "first line gone", "not JSON"])
-def test_a_damaged_ledger_is_refused_with_its_line(ledger, damage):
-    charged(ledger, 3)
-    lines = ledger.path.read_bytes().splitlines(keepends=True)
-    line = 2
-    if damage == "edited":
-        lines[0] = lines[0].replace(b'"noise_multiplier":1.2', b'"noise_multiplier":9.2')
-    elif damage == "swapped":
-        lines[1], lines[2] = lines[2], lines[1]
-    elif damage == "first line gone":
-        lines, line = lines[1:], 1
-    else:
-        lines[1] = b"spilled coffee\n"
-    ledger.path.write_bytes(b"".join(lines))
-    with pytest.raises(PrivacyError, match=f"line {line} is damaged, edited or out of order"):
-        charged(ledger, 4)
-
-
-def test_a_ledger_of_another_population_is_refused(ledger):
-    charged(ledger, 1)
-    with pytest.raises(PrivacyError, match="line 1 "):
-        Ledger(ledger.path, "others").entries()
-
-
-def test_two_runs_on_one_population_exclude_each_other(ledger):
-    with ledger.exclusively():
-        with pytest.raises(PrivacyError, match="another run is training on population 'people'"):
-            with Ledger(ledger.path, "people").exclusively():
-                pass
-    with ledger.exclusively():
-        pass
-
-
-def test_budgets_compose_over_runs_and_say_what_is_left(ledger):
-    charged(ledger, 10, run="earlier")
-    enough = accounting.epsilon([(EVENT, 15)], 1e-5)
-    ledger.require_budget(enough, 1e-5, planned=EVENT, rounds=5, run="now")
-    with pytest.raises(
-        PrivacyError, match=r"20 rounds would bring population 'people' .* rounds left at these settings: 5\."
-    ):
-        ledger.require_budget(enough, 1e-5, planned=EVENT, rounds=20, run="now")
-    # A run that is under way has been charged some of its own rounds already.
-    charged(ledger, 3, run="now")
-    ledger.require_budget(enough, 1e-5, planned=EVENT, rounds=5, run="now")
-
-
-def test_the_ledger_holds_no_secret_and_no_text(ledger):
-    charged(ledger, 1)
-    (entry,) = [json.loads(line) for line in ledger.path.read_text().splitlines()]
-    assert set(entry) == {"population", "run", "round", "event", "draw", "time", "version", "previous"}

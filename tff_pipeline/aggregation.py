@@ -25,10 +25,12 @@ _State: Any = collections.namedtuple("_State", "supplied_noise")
 class SuppliedNoiseSumQuery(tfp.SumAggregationDPQuery):
     """Clips a record to an L2 norm and adds noise from its state to the sum.
 
-    The norm is computed in float64, so that the clipped record exceeds `clip_norm` by no more than the rounding of its
-    float32 coordinates (at most 2**-24 of each). The noise is float64; sum and noise are added in float64 and rounded
-    to multiples of `grain`, so that the low-order bits of a float Gaussian never leave (Mironov 2012, "On significance
-    of the least significant bits for differential privacy").
+    Everything before the noise is float64, or integers. A float32 sum of n clients would be off by up to n times
+    2**-24 of the clip, differently with one client more: rounding that the noise would have to cover. So the clipped
+    record leaves here as float64; the secure sum quantises it, adds integers, and gives back float64, exactly. Sum and
+    noise are added in float64 and rounded to multiples of `grain`, so that the low-order bits of a float Gaussian never
+    leave (Mironov 2012, "On significance of the least significant bits for differential privacy"). Only then the
+    result becomes float32 again.
 
     Args:
       clip_norm: the L2 bound C, or None for no clipping.
@@ -48,17 +50,19 @@ class SuppliedNoiseSumQuery(tfp.SumAggregationDPQuery):
     def derive_sample_params(self, global_state: Any) -> Any:
         return ()
 
+    def initial_sample_state(self, template: Any = None) -> Any:
+        return tf.nest.map_structure(lambda tensor: tf.zeros(tensor.shape, tf.float64), template)
+
     def preprocess_record(self, params: Any, record: Any) -> Any:
+        tensors = [tf.cast(tensor, tf.float64) for tensor in tf.nest.flatten(record)]
         if self._clip_norm is None:
-            return record
-        tensors = tf.nest.flatten(record)
-        norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(tf.cast(tensor, tf.float64))) for tensor in tensors]))
+            return tf.nest.pack_sequence_as(record, tensors)
+        norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(tensor)) for tensor in tensors]))
         # A norm of 0 divides to 0 here, and 0 times the zero record is the record.
         scale = tf.minimum(
             tf.constant(1.0, tf.float64), tf.math.divide_no_nan(tf.constant(self._clip_norm, tf.float64), norm)
         )
-        clipped = [tf.cast(tf.cast(tensor, tf.float64) * scale, tf.float32) for tensor in tensors]
-        return tf.nest.pack_sequence_as(record, clipped)
+        return tf.nest.pack_sequence_as(record, [tensor * scale for tensor in tensors])
 
     def get_noised_result(self, sample_state: Any, global_state: Any) -> Any:
         noise = tf.nest.pack_sequence_as(sample_state, list(getattr(global_state, NOISE)))
@@ -67,7 +71,7 @@ class SuppliedNoiseSumQuery(tfp.SumAggregationDPQuery):
             noised = tf.cast(total, tf.float64) + noise
             if self._grain:
                 noised = tf.round(noised / self._grain) * self._grain
-            return tf.cast(noised, total.dtype)
+            return tf.cast(noised, tf.float32)
 
         result = tf.nest.map_structure(add, sample_state, noise)
         return result, self._unset(), event_unknown_to_graph()

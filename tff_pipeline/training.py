@@ -26,9 +26,8 @@ from tff_pipeline import config as configuration
 from tff_pipeline.artifacts import Workdir, is_complete, read_json, seal, secret, write_atomic, write_json
 from tff_pipeline.config import Config
 from tff_pipeline.errors import ArtifactError, TrainingError
+from tff_pipeline.privacy import account, randomness, statement
 from tff_pipeline.privacy import plan as planning
-from tff_pipeline.privacy import randomness, statement
-from tff_pipeline.privacy.ledger import Ledger
 from tff_pipeline.privacy.plan import PrivacyPlan
 from tff_pipeline.progress import Progress
 from tff_pipeline.sampling import cohort
@@ -51,6 +50,19 @@ class Job:
     @property
     def id(self) -> str:
         """The same for the same settings and data, so that a killed run is found again and a finished one is not repeated."""
+        return artifacts.fingerprint({**self._settings(), "runtime": self.config.runtime.kind})
+
+    @property
+    def draws(self) -> str:
+        """Names what a seeded run draws: other settings or data draw something else under the same seed.
+
+        Otherwise two seeded runs would share their noise, which the difference of the two models would then lack. The
+        runtime is left out: it changes nothing about the result, and so that `local` can be compared with `reference`.
+        """
+        return artifacts.fingerprint(self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        """Everything that changes the result, but the runtime."""
         config = self.config
         parts: dict[str, Any] = {
             "format": FORMAT,
@@ -61,7 +73,6 @@ class Job:
             "task": config.task.kind,
             "labels": self.labels,
             "max_length": config.prepare.max_length,
-            "runtime": config.runtime.kind,
             "seed": config.pipeline.seed,
             "population": config.population,
             "snapshots": {snapshot.silo: snapshot.id for snapshot in self.snapshots},
@@ -70,7 +81,9 @@ class Job:
         # What a path leads to counts, not the path; and how many states are kept changes nothing about the result.
         parts["model"] |= {"checkpoint": checkpoint_identity(config.model.checkpoint), "vocabulary": None}
         parts["training"].pop("keep_states")
-        return artifacts.fingerprint(parts)
+        # A run that its budget stopped goes on when the budget is raised.
+        parts["privacy"]["budget_epsilon"] = None
+        return parts
 
     @property
     def folder(self) -> Path:
@@ -114,13 +127,12 @@ def train(config: Config, *, progress: Progress) -> Path:
     if is_complete(run):
         progress.event("train", f"run {run.name} is finished already", run=run.name, finished_before=True)
         return run
-    ledger = Ledger(Workdir(config.workdir).ledger(config.population), config.population)
-    with ledger.exclusively():
-        _run(work, ledger, progress)
+    with account.exclusively(config):
+        _run(work, progress)
     return run
 
 
-def _run(work: Job, ledger: Ledger, progress: Progress) -> None:
+def _run(work: Job, progress: Progress) -> None:
     """1. base weights  2. plan and budget  3. description  4. process and runtime  5. rounds  6. seal."""
     from tff_pipeline.model.network import base_network
 
@@ -140,10 +152,8 @@ def _run(work: Job, ledger: Ledger, progress: Progress) -> None:
     initial = base if config.model.trainable == "full" else base[-2:]
 
     plan = planning.make(config, clients=work.clients, dimension=sum(array.size for array in initial))
-    if config.privacy.budget_epsilon is not None and plan.delta is not None:
-        ledger.require_budget(
-            config.privacy.budget_epsilon, plan.delta, planned=plan.round_event, rounds=plan.rounds, run=run.name
-        )
+    secrets = _Secrets(work)
+    charges = account.opened(config, plan, run=run.name, draw=secrets.draw)
     facts = _describe(work, plan)
     progress.event(
         "privacy",
@@ -155,7 +165,7 @@ def _run(work: Job, ledger: Ledger, progress: Progress) -> None:
 
     if not is_complete(run / "trained"):
         with _compiled_runtime(work, network, plan, initial, progress) as (compiled, runtime):
-            _rounds(work, plan, ledger, compiled, runtime, initial, progress)
+            _rounds(work, plan, secrets, charges, compiled, runtime, initial, progress)
     _finish(work, facts)
     progress.event("train", f"run {run.name} is finished", run=run.name, rounds=plan.rounds)
 
@@ -295,7 +305,8 @@ def _silo_clients(work: Job, network: Any, stack: contextlib.ExitStack, progress
 def _rounds(
     work: Job,
     plan: PrivacyPlan,
-    ledger: Ledger,
+    secrets: "_Secrets",
+    charges: account.Account,
     compiled: Any,
     runtime: Any,
     initial: Sequence[np.ndarray],
@@ -317,7 +328,6 @@ def _rounds(
         progress.event(
             "resume", f"going on after round {len(history)} of {plan.rounds}", round=len(history), rounds=plan.rounds
         )
-    secrets = _Secrets(work)
     board = _TensorBoard(run / "tensorboard")
     with progress.bar("train", plan.rounds) as bar:
         bar.advance(len(history))
@@ -332,8 +342,7 @@ def _rounds(
                 )
                 for snapshot in work.snapshots
             }
-            if plan.private:
-                ledger.charge(run=run.name, round_number=number + 1, event=plan.round_event, draw=secrets.draw)
+            charges.charge(number + 1)
             noised = with_noise(compiled, state, secrets.noise(number, plan, compiled.shapes)) if hidden else state
             result = runtime.run_round(noised, cohorts, round_number=number)
             sampled = sum(len(rows) for rows in cohorts.values())
@@ -382,7 +391,8 @@ class _Secrets:
 
     def _secret(self, path: Path, purpose: str) -> bytes:
         seed = self._seed
-        return secret(path, None if seed is None else lambda: randomness.seeded_secret(seed, purpose))
+        named = f"{self._work.draws}/{purpose}"
+        return secret(path, None if seed is None else lambda: randomness.seeded_secret(seed, named))
 
 
 def _require_usable(

@@ -2,6 +2,12 @@
 
 A line is on disk before the round's result is used. Charging a round of a run a second time (the run was killed and
 draws the same round again) appends nothing; a line that a kill cut short was never used and is removed.
+
+Every line carries its own hash and that of the line before, so that an edit anywhere is seen, in the last line too. How
+many lines there are, and the hash of the last, is kept in a second file, the head, so that lines missing at the end are
+seen as well. The line is written first and the head after it: a kill in between leaves the ledger one line ahead of its
+head, which is legal; a ledger behind its head has lost charges, and is refused. Who can write both files can forge both:
+each silo therefore keeps a ledger of its own, and the two are compared.
 """
 
 import fcntl
@@ -9,54 +15,58 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tff_pipeline import __version__
-from tff_pipeline.artifacts import canonical_json, now, sync_directory
+from tff_pipeline.artifacts import canonical_json, now, sync_directory, write_atomic
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy import accounting
 
 _START = "0" * 64
+_RESTORE = "nothing can be charged on top of it. Restore the ledger and its head from a backup."
 
 
 class Ledger:
-    """The ledger of one population, in one file.
+    """One ledger, in one file: a population's, or a silo's, which holds what its clients were charged in any population.
+
+    Reading checks everything once; after that only what has changed on disk, so that a charge costs the same however
+    many there were before.
+
+    Args:
+      path: of the file; the head lies beside it.
+      population: whose charges these are.
+      silo: the name of the silo that keeps this ledger, or "" for the population's own.
 
     Raises (from every method that reads):
-      PrivacyError: naming the line that is damaged, edited or out of order.
+      PrivacyError: naming the line that is damaged, edited or out of order, or how many are missing.
     """
 
-    def __init__(self, path: Path, population: str):
-        self.path, self.population = path, population
+    def __init__(self, path: Path, population: str, *, silo: str = ""):
+        self.path, self.population, self.silo = path, population, silo
+        self._entries: list[dict[str, Any]] = []
+        self._drawn: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        self._checked: tuple[Any, ...] | None = None  # what the files looked like when they were last found sound
 
-    def entries(self) -> list[dict[str, Any]]:
-        """All charges, oldest first, after checking the chain of hashes."""
-        if not self.path.exists():
-            return []
-        whole, _, _cut_short = self.path.read_bytes().rpartition(b"\n")
-        found: list[dict[str, Any]] = []
-        previous = _START
-        for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
-            entry: dict[str, Any] = {}
-            try:
-                entry = json.loads(line)
-                sound = (
-                    entry["previous"] == previous
-                    and entry["population"] == self.population
-                    and canonical_json(entry) == line
-                )
-            except (ValueError, KeyError, TypeError):
-                sound = False
-            if not sound:
-                raise PrivacyError(
-                    f"{self.path}: line {number} is damaged, edited or out of order (it does not continue the chain of hashes); nothing can be charged on top of it. Restore the ledger from a backup."
-                )
-            previous = hashlib.sha256(line).hexdigest()
-            found.append(entry)
-        return found
+    @property
+    def head_path(self) -> Path:
+        return self.path.with_suffix(".head.json")
+
+    @property
+    def head(self) -> str:
+        """The hash of the last line, after checking; it stands for everything above it."""
+        entries = self.entries()
+        return entries[-1]["hash"] if entries else _START
+
+    def entries(self) -> Sequence[dict[str, Any]]:
+        """All charges, oldest first, after checking the chain of hashes and the head."""
+        looks = (_looks(self.path), _looks(self.head_path))
+        if self._checked is None or looks != self._checked:
+            self._read()
+            self._checked = looks
+        return self._entries
 
     def charge(self, *, run: str, round_number: int, event: Mapping[str, Any], draw: str) -> bool:
         """Charges one round, synced to disk before it returns. Returns False where exactly this draw was charged already.
@@ -71,74 +81,105 @@ class Ledger:
         Raises:
           PrivacyError: if the round was charged before with another event.
         """
-        for entry in self.entries():
-            if (entry["run"], entry["round"]) == (run, round_number):
-                if entry["event"] != dict(event):
-                    raise PrivacyError(
-                        f"{self.path}: round {round_number} of run {run} was charged as {entry['event']}, and is now {dict(event)}; "
-                        "a run's settings cannot change under way. Start a new run."
-                    )
-                if entry["draw"] == draw:
-                    return False
+        if self.charged(run=run, round_number=round_number, event=event, draw=draw):
+            return False
+        entry: dict[str, Any] = {
+            "population": self.population,
+            "run": run,
+            "round": round_number,
+            "event": dict(event),
+            "draw": draw,
+            "time": now(),
+            "version": __version__,
+            "previous": self.head,
+        }
+        if self.silo:
+            entry["silo"] = self.silo
+        entry["hash"] = _hash(entry)
+        created = not self.path.exists()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
-            whole = self.path.read_bytes()
-            end = whole.rfind(b"\n") + 1
-            file.truncate(end)
-            lines = whole[:end].splitlines()
-            entry = {
-                "population": self.population,
-                "run": run,
-                "round": round_number,
-                "event": dict(event),
-                "draw": draw,
-                "time": now(),
-                "version": __version__,
-                "previous": hashlib.sha256(lines[-1]).hexdigest() if lines else _START,
-            }
+            file.truncate(_whole_bytes(self.path))
             file.write(canonical_json(entry) + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        sync_directory(self.path.parent)
+        if created:
+            sync_directory(self.path.parent)
+        self._take(entry)
+        write_atomic(self.head_path, canonical_json({"entries": len(self._entries), "hash": entry["hash"]}) + b"\n")
+        self._checked = (_looks(self.path), _looks(self.head_path))
         return True
 
+    def charged(self, *, run: str, round_number: int, event: Mapping[str, Any], draw: str) -> bool:
+        """Whether exactly this draw has been charged.
+
+        Raises:
+          PrivacyError: if the round was charged with another event.
+        """
+        self.entries()
+        found = False
+        for entry in self._drawn.get((run, round_number), ()):
+            if entry["population"] != self.population:
+                continue
+            if entry["event"] != dict(event):
+                raise PrivacyError(
+                    f"{self.path}: round {round_number} of run {run} was charged as {entry['event']}, and is now {dict(event)}; "
+                    "a run's settings cannot change under way. Start a new run."
+                )
+            found = found or entry["draw"] == draw
+        return found
+
     def epsilon(
-        self, delta: float, *, planned: Mapping[str, Any] | None = None, rounds: int = 0, run: str = ""
+        self, delta: float, *, planned: Mapping[str, Any] | None = None, rounds: int = 0, run: str = "", draw: str = ""
     ) -> float:
         """Epsilon at `delta` of everything charged so far, and of `rounds` planned ones; events are composed.
 
-        What `run` has been charged already is among the planned rounds, except what it was charged twice for.
+        What `run` has been charged already under the secrets of `draw` is among the planned rounds.
         """
         counts: Counter[str] = Counter()
-        own: set[int] = set()
         for entry in self.entries():
-            if entry["run"] == run and planned is not None and entry["round"] not in own:
-                own.add(entry["round"])
-            else:
+            if planned is None or (entry["run"], entry["draw"]) != (run, draw):
                 counts[canonical_json(entry["event"]).decode()] += 1
         if planned is not None:
             counts[canonical_json(dict(planned)).decode()] += rounds
         return accounting.epsilon([(json.loads(event), count) for event, count in counts.items()], delta)
 
-    def require_budget(self, budget: float, delta: float, *, planned: Mapping[str, Any], rounds: int, run: str) -> None:
-        """Refuses a run that could pass the population's budget.
-
-        Raises:
-          PrivacyError: saying what has been spent and how many of the planned rounds are left.
-        """
+    def rounds_left(
+        self, budget: float, delta: float, *, planned: Mapping[str, Any], rounds: int, run: str = "", draw: str = ""
+    ) -> int:
+        """How many of a run's `rounds` fit the budget, counting those it has been charged; -1 if the budget is passed already."""
 
         def total(count: int) -> float:
-            return self.epsilon(delta, planned=planned, rounds=count, run=run)
+            return self.epsilon(delta, planned=planned, rounds=count, run=run, draw=draw)
 
         if total(rounds) <= budget:
-            return
+            return rounds
         low, high = -1, rounds
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if total(middle) <= budget else (low, middle)
+        return low
+
+    def require_budget(
+        self, budget: float, delta: float, *, planned: Mapping[str, Any], rounds: int, run: str, draw: str
+    ) -> None:
+        """Refuses a run that could pass the budget.
+
+        Raises:
+          PrivacyError: saying what has been spent and how many of the planned rounds are left.
+        """
+        left = self.rounds_left(budget, delta, planned=planned, rounds=rounds, run=run, draw=draw)
+        if left == rounds:
+            return
+
+        def total(count: int) -> float:
+            return self.epsilon(delta, planned=planned, rounds=count, run=run, draw=draw)
+
+        key = "silos[].budget_epsilon" if self.silo else "privacy.budget_epsilon"
+        who = f"silo {self.silo!r}" if self.silo else f"population {self.population!r}"
         raise PrivacyError(
-            f"{self.path}: the run's {rounds} rounds would bring population {self.population!r} to epsilon {total(rounds):.4g} at delta {delta:g}, over privacy.budget_epsilon {budget:g} "
-            f"(spent so far by other runs: {total(0):.4g}); rounds left at these settings: {max(low, 0)}. Plan fewer rounds or more noise."
+            f"{self.path}: the run's {rounds} rounds would bring {who} to epsilon {total(rounds):.4g} at delta {delta:g}, over {key} {budget:g} "
+            f"(spent so far by other runs: {total(0):.4g}); rounds left at these settings: {max(left, 0)}. Plan fewer rounds or more noise."
         )
 
     @contextmanager
@@ -153,7 +194,106 @@ class Ledger:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
+                whose = f"at silo {self.silo!r}" if self.silo else f"on population {self.population!r}"
                 raise PrivacyError(
-                    f"{self.path}: another run is training on population {self.population!r} right now; expected one at a time. Wait for it to end."
+                    f"{self.path}: another run is training {whose} right now; expected one at a time. Wait for it to end."
                 ) from None
             yield
+
+    def _read(self) -> None:
+        """Reads and checks everything."""
+        self._entries, self._drawn = [], {}
+        whole = self.path.read_bytes()[: _whole_bytes(self.path)] if self.path.exists() else b""
+        for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
+            entry: dict[str, Any] = {}
+            try:
+                entry = json.loads(line)
+                sound = (
+                    entry["previous"] == (self._entries[-1]["hash"] if self._entries else _START)
+                    and entry["hash"] == _hash({key: value for key, value in entry.items() if key != "hash"})
+                    and entry.get("silo", "") == self.silo
+                    and (bool(self.silo) or entry["population"] == self.population)
+                    and canonical_json(entry) == line
+                )
+            except (ValueError, KeyError, TypeError, AttributeError):
+                sound = False
+            if not sound:
+                raise PrivacyError(
+                    f"{self.path}: line {number} is damaged, edited or out of order (its hash, or the chain of hashes, does not fit); {_RESTORE}"
+                )
+            self._take(entry)
+        self._check_head()
+
+    def _check_head(self) -> None:
+        """The ledger may be one line ahead of its head (a kill between the two writes), and never behind it."""
+        found = len(self._entries)
+        try:
+            head = json.loads(self.head_path.read_bytes())
+            counted, last = int(head["entries"]), str(head["hash"])
+        except FileNotFoundError:
+            counted, last = 0, _START
+        except (ValueError, KeyError, TypeError):
+            raise PrivacyError(
+                f"{self.head_path}: is damaged; expected the number of the ledger's lines and the hash of the last; {_RESTORE}"
+            ) from None
+        if found < counted:
+            raise PrivacyError(
+                f"{self.path}: line {found + 1} is missing: the ledger ends after {found} lines, its head ({self.head_path.name}) counted {counted}; {_RESTORE}"
+            )
+        if found > counted + 1:
+            raise PrivacyError(
+                f"{self.head_path}: counts {counted} lines, the ledger has {found}; expected as many, or one fewer; {_RESTORE}"
+            )
+        if last != (self._entries[counted - 1]["hash"] if counted else _START):
+            raise PrivacyError(
+                f"{self.path}: line {counted} is not the one that its head ({self.head_path.name}) stands for; {_RESTORE}"
+            )
+
+    def _take(self, entry: dict[str, Any]) -> None:
+        self._entries.append(entry)
+        self._drawn.setdefault((entry["run"], entry["round"]), []).append(entry)
+
+
+def require_same_charges(population: Ledger, silo: Ledger) -> None:
+    """Refuses a population's ledger that lacks what a silo was charged in that population: it has been set back.
+
+    Raises:
+      PrivacyError: naming the first charge that is missing.
+    """
+    known = {_charge_of(entry) for entry in population.entries()}
+    for number, entry in enumerate(silo.entries(), start=1):
+        if entry["population"] == population.population and _charge_of(entry) not in known:
+            raise PrivacyError(
+                f"{population.path}: lacks round {entry['round']} of run {entry['run']}, which silo {silo.silo!r} was charged ({silo.path}, line {number}); "
+                "expected every charge of a silo there too. Was an older copy put in its place? Restore the newest."
+            )
+
+
+def _charge_of(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    return entry["run"], entry["round"], entry["draw"], canonical_json(entry["event"])
+
+
+def _hash(entry: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(entry)).hexdigest()
+
+
+def _looks(path: Path) -> tuple[int, ...] | None:
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _whole_bytes(path: Path) -> int:
+    """Up to where the file consists of whole lines; it reads only the end."""
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - 4096)
+            file.seek(start)
+            place = file.read(end - start).rfind(b"\n")
+            if place >= 0:
+                return start + place + 1
+            end = start
+    return 0

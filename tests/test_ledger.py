@@ -1,0 +1,340 @@
+"""The ledgers: what is charged once, what a kill may leave behind, and every damage that has to be refused with its line."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from test_privacy import plan as a_plan
+from tiny import Row, prepared, quiet
+
+from tff_pipeline.artifacts import Workdir, is_complete
+from tff_pipeline.config import Config, load
+from tff_pipeline.errors import ConfigError, PrivacyError
+from tff_pipeline.privacy import account, accounting
+from tff_pipeline.privacy.ledger import Ledger, require_same_charges
+
+EVENT = {"kind": "poisson_gaussian", "sampling_probability": 0.1, "noise_multiplier": 1.2}
+ROWS: dict[str, list[Row]] = {
+    "bank": [("a", "lost my card", "card"), ("b", "send money", "money")],
+    "shop": [("c", "where is my parcel", "parcel"), ("d", "money to anna", "money")],
+}
+PRIVATE = ("privacy.mechanism=gaussian", "privacy.clip_norm=1.0", "privacy.noise_multiplier=1.0", "privacy.delta=1e-3")
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "ledgers" / "people.jsonl", "people")
+
+
+def anew(ledger: Ledger) -> Ledger:
+    """The same ledger as another process sees it."""
+    return Ledger(ledger.path, ledger.population, silo=ledger.silo)
+
+
+def charged(ledger: Ledger, rounds: int, *, run: str = "r1", draw: str = "d") -> list[bool]:
+    return [ledger.charge(run=run, round_number=number, event=EVENT, draw=draw) for number in range(1, rounds + 1)]
+
+
+# -- charging
+
+
+def test_a_round_is_charged_once_and_its_repetition_not_at_all(ledger):
+    assert charged(ledger, 3) == [True] * 3
+    assert charged(anew(ledger), 4) == [False, False, False, True]
+    assert [entry["round"] for entry in anew(ledger).entries()] == [1, 2, 3, 4]
+
+
+def test_the_same_round_under_other_secrets_is_another_release(ledger):
+    charged(ledger, 2)
+    assert charged(ledger, 2, draw="other") == [True, True]
+    # The two draws of round 1 and 2 are four releases, whichever of them the planned run has drawn.
+    assert ledger.epsilon(1e-5, planned=EVENT, rounds=2, run="r1", draw="other") == pytest.approx(
+        accounting.epsilon([(EVENT, 4)], 1e-5)
+    )
+
+
+def test_a_run_done_again_with_new_keys_pays_again(ledger):
+    """Its folder and keys were removed: ten rounds were charged, ten more will be, and the budget has room for 15."""
+    charged(ledger, 10, draw="lost")
+    enough = accounting.epsilon([(EVENT, 15)], 1e-5)
+    with pytest.raises(PrivacyError, match=r"rounds left at these settings: 5\."):
+        ledger.require_budget(enough, 1e-5, planned=EVENT, rounds=10, run="r1", draw="new")
+
+
+def test_a_round_cannot_be_charged_with_another_event(ledger):
+    charged(ledger, 1)
+    with pytest.raises(PrivacyError, match="round 1 of run r1 was charged as"):
+        ledger.charge(run="r1", round_number=1, event={**EVENT, "noise_multiplier": 9.0}, draw="d")
+
+
+def test_two_runs_on_one_population_exclude_each_other(ledger):
+    with ledger.exclusively():
+        with pytest.raises(PrivacyError, match="another run is training on population 'people'"):
+            with anew(ledger).exclusively():
+                pass
+    with ledger.exclusively():
+        pass
+
+
+def test_budgets_compose_over_runs_and_say_what_is_left(ledger):
+    charged(ledger, 10, run="earlier")
+    enough = accounting.epsilon([(EVENT, 15)], 1e-5)
+    ledger.require_budget(enough, 1e-5, planned=EVENT, rounds=5, run="now", draw="d")
+    with pytest.raises(
+        PrivacyError, match=r"20 rounds would bring population 'people' .* rounds left at these settings: 5\."
+    ):
+        ledger.require_budget(enough, 1e-5, planned=EVENT, rounds=20, run="now", draw="d")
+    # A run that is under way has been charged some of its own rounds already.
+    charged(ledger, 3, run="now")
+    ledger.require_budget(enough, 1e-5, planned=EVENT, rounds=5, run="now", draw="d")
+
+
+def test_the_ledger_holds_no_secret_and_no_text(ledger):
+    charged(ledger, 1)
+    (entry,) = [json.loads(line) for line in ledger.path.read_text().splitlines()]
+    assert set(entry) == {"population", "run", "round", "event", "draw", "time", "version", "previous", "hash"}
+
+
+def test_ten_thousand_charges_are_checked_in_seconds_and_the_next_costs_what_the_first_did(ledger):
+    ledger.path.parent.mkdir()
+    lines, previous = [], "0" * 64
+    from tff_pipeline.artifacts import canonical_json
+    from tff_pipeline.privacy.ledger import _hash
+
+    for number in range(1, 10_001):
+        entry = {"population": "people", "run": f"r{number % 50}", "round": number, "event": EVENT, "draw": "d"}
+        entry |= {"time": "2026-01-01T00:00:00Z", "version": "0", "previous": previous}
+        previous = entry["hash"] = _hash(entry)
+        lines.append(canonical_json(entry) + b"\n")
+    ledger.path.write_bytes(b"".join(lines))
+    ledger.head_path.write_bytes(canonical_json({"entries": 10_000, "hash": previous}))
+
+    started = time.monotonic()
+    assert len(ledger.entries()) == 10_000
+    checked = time.monotonic()
+    charged(ledger, 20, run="next")
+    ended = time.monotonic()
+
+    print(f"{checked - started:.2f} s for all, {(ended - checked) / 20 * 1000:.1f} ms a charge")
+    assert checked - started < 5
+    assert (ended - checked) / 20 < (checked - started) / 2  # 3 ms were seen, most of it waiting for the disk
+    assert len(anew(ledger).entries()) == 10_020
+
+
+# -- kills
+
+
+def test_a_kill_at_any_byte_loses_at_most_the_line_being_written(ledger):
+    """The head is written after the line, so while line 3 is written the head stands at 2."""
+    charged(ledger, 2)
+    head = ledger.head_path.read_bytes()
+    before = len(ledger.path.read_bytes())
+    charged(ledger, 3)
+    whole = ledger.path.read_bytes()
+    for cut in range(before, len(whole) + 1):
+        ledger.path.write_bytes(whole[:cut])
+        ledger.head_path.write_bytes(head)
+        complete = 3 if cut == len(whole) else 2
+        assert len(anew(ledger).entries()) == complete
+        assert charged(anew(ledger), 3) == [False] * complete + [True] * (3 - complete)
+        assert len(anew(ledger).entries()) == 3
+
+
+def test_a_kill_before_the_first_head_is_legal(ledger):
+    charged(ledger, 1)
+    ledger.head_path.unlink()
+    assert len(anew(ledger).entries()) == 1
+    assert charged(anew(ledger), 2) == [False, True]
+    assert len(anew(ledger).entries()) == 2
+
+
+# -- damage
+
+
+@pytest.mark.parametrize(
+    "damage", ["edited", "last line edited", "swapped", "first line gone", "not JSON", "not an object"]
+)
+def test_a_damaged_ledger_is_refused_with_its_line(ledger, damage):
+    charged(ledger, 3)
+    lines = ledger.path.read_bytes().splitlines(keepends=True)
+    weaker = (b'"noise_multiplier":1.2', b'"noise_multiplier":9.2')
+    line = {"edited": 1, "last line edited": 3, "first line gone": 1}.get(damage, 2)
+    if damage.endswith("edited"):
+        lines[line - 1] = lines[line - 1].replace(*weaker)
+    elif damage == "swapped":
+        lines[1], lines[2] = lines[2], lines[1]
+    elif damage == "first line gone":
+        lines = lines[1:]
+    else:
+        lines[1] = b"spilled coffee\n" if damage == "not JSON" else b"[1, 2]\n"
+    ledger.path.write_bytes(b"".join(lines))
+    for reader in (ledger, anew(ledger)):
+        with pytest.raises(PrivacyError, match=f"line {line} is damaged, edited or out of order"):
+            charged(reader, 4)
+
+
+def test_any_single_byte_changed_is_refused(ledger):
+    charged(ledger, 2)
+    whole = ledger.path.read_bytes()
+    for place in range(len(whole)):
+        ledger.path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(PrivacyError):
+            anew(ledger).entries()
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_lines_missing_at_the_end_are_refused(ledger, kept):
+    charged(ledger, 3)
+    ledger.path.write_bytes(b"".join(ledger.path.read_bytes().splitlines(keepends=True)[:kept]))
+    with pytest.raises(
+        PrivacyError, match=f"line {kept + 1} is missing: the ledger ends after {kept} lines, .* counted 3"
+    ):
+        anew(ledger).entries()
+
+
+def test_a_ledger_that_is_gone_is_refused(ledger):
+    charged(ledger, 2)
+    ledger.path.unlink()
+    with pytest.raises(PrivacyError, match="line 1 is missing"):
+        anew(ledger).entries()
+
+
+def test_a_head_that_is_gone_edited_or_anothers_is_refused(ledger):
+    charged(ledger, 3)
+    good = ledger.head_path.read_text()
+    for bad, words in (
+        (None, "counts 0 lines, the ledger has 3"),
+        ("not JSON", "is damaged"),
+        (good.replace("3", "1", 1), "counts 1 lines, the ledger has 3"),
+        (json.dumps({"entries": 3, "hash": "f" * 64}), "line 3 is not the one that its head"),
+    ):
+        ledger.head_path.unlink(missing_ok=True)
+        if bad is not None:
+            ledger.head_path.write_text(bad)
+        with pytest.raises(PrivacyError, match=words):
+            anew(ledger).entries()
+
+
+def test_a_ledger_of_another_population_is_refused(ledger):
+    charged(ledger, 1)
+    with pytest.raises(PrivacyError, match="line 1 "):
+        Ledger(ledger.path, "others").entries()
+
+
+# -- the silos' own ledgers
+
+
+def test_a_population_ledger_that_was_set_back_is_found_out_by_a_silo(ledger, tmp_path):
+    silo = Ledger(tmp_path / "silo.jsonl", "people", silo="bank")
+    for number in (1, 2):
+        ledger.charge(run="r1", round_number=number, event=EVENT, draw="d")
+        silo.charge(run="r1", round_number=number, event=EVENT, draw="d")
+        if number == 1:
+            older = ledger.path.read_bytes(), ledger.head_path.read_bytes()
+    require_same_charges(ledger, silo)
+    for path, content in zip((ledger.path, ledger.head_path), older, strict=True):
+        path.write_bytes(content)
+    with pytest.raises(PrivacyError, match=r"lacks round 2 of run r1, which silo 'bank' was charged .*line 2"):
+        require_same_charges(anew(ledger), silo)
+
+
+def test_a_silo_counts_what_its_clients_were_charged_under_any_name(tmp_path):
+    path = tmp_path / "silo.jsonl"
+    charged(Ledger(path, "people", silo="bank"), 3)
+    renamed = Ledger(path, "friends", silo="bank")
+    assert charged(renamed, 3) == [True] * 3
+    assert renamed.epsilon(1e-5) == pytest.approx(accounting.epsilon([(EVENT, 6)], 1e-5))
+    with pytest.raises(PrivacyError, match=r"would bring silo 'bank' .* over silos\[\]\.budget_epsilon"):
+        renamed.require_budget(0.1, 1e-5, planned=EVENT, rounds=1, run="r2", draw="d")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    return prepared(tmp_path_factory.mktemp("tiny"), ROWS, changes=PRIVATE)
+
+
+def again(config: Config, folder: Path, *changes: str) -> Config:
+    """The same prepared silos, with ledgers and runs of their own."""
+    import shutil
+
+    shutil.copytree(Path(config.path).parent, folder, dirs_exist_ok=True)
+    return load(folder / "config.toml", [*PRIVATE, *changes])
+
+
+def test_every_round_is_in_the_populations_ledger_and_in_each_silos(tiny, tmp_path):
+    from tff_pipeline.training import train
+
+    config = again(tiny, tmp_path)
+    train(config, progress=quiet())
+    charges = [[(entry["run"], entry["round"]) for entry in ledger.entries()] for ledger, _ in account.ledgers(config)]
+    assert len(charges) == 3
+    assert [number for _, number in charges[0]] == [1, 2]
+    assert charges[0] == charges[1] == charges[2]
+
+
+def test_a_silo_refuses_by_itself(tiny, tmp_path):
+    from tff_pipeline.training import train
+
+    config = again(tiny, tmp_path, "silos.1.budget_epsilon=0.1")
+    with pytest.raises(PrivacyError, match=r"shop.ledger\.jsonl: .* would bring silo 'shop' to epsilon"):
+        train(config, progress=quiet())
+    assert not Workdir(config.workdir).ledger("tiny").exists()
+    with pytest.raises(ConfigError, match=r"silos\[1\]\.budget_epsilon is 1\.0; .* nothing with mechanism"):
+        load(config.path, ["silos.1.budget_epsilon=1.0"])
+
+
+def test_a_run_stops_before_the_round_that_would_pass_the_budget_and_goes_on_when_it_is_raised(
+    tiny, tmp_path, monkeypatch
+):
+    """Somebody charges the population while the run is under way, as a run on another machine would."""
+    from tff_pipeline import training
+
+    event = {"kind": "poisson_gaussian", "sampling_probability": 1.0, "noise_multiplier": 1.0}
+    two = accounting.epsilon([(event, 2)], 1e-3)
+    config = again(tiny, tmp_path, f"privacy.budget_epsilon={two * 1.01}")
+    path = Workdir(config.workdir).ledger("tiny")
+    save = training.StateStore.save
+
+    def save_and_be_overtaken(self, number, *args):
+        save(self, number, *args)
+        if number == 1:
+            Ledger(path, "tiny").charge(run="other", round_number=1, event=event, draw="d")
+
+    monkeypatch.setattr(training.StateStore, "save", save_and_be_overtaken)
+    with pytest.raises(PrivacyError, match=r"round 2 would pass the budget .* The model after round 1 is kept"):
+        training.train(config, progress=quiet())
+    run = training.job(config).folder
+    assert is_complete(run / "states" / "round-00001")
+    assert [entry["run"] for entry in Ledger(path, "tiny").entries()] == [run.name, "other"]
+
+    monkeypatch.undo()
+    raised = load(config.path, [*PRIVATE, "privacy.budget_epsilon=100"])
+    assert training.train(raised, progress=quiet()) == run
+    assert len(Ledger(path, "tiny").entries()) == 3
+
+
+def test_a_run_without_privacy_uses_up_its_population(tiny, tmp_path):
+    from tff_pipeline.training import train
+
+    config = again(tiny, tmp_path)
+    train(load(config.path), progress=quiet())
+    with pytest.raises(PrivacyError, match="would bring population 'tiny' to epsilon inf"):
+        train(load(config.path, [*PRIVATE, "privacy.budget_epsilon=50"]), progress=quiet())
+
+
+# -- seeded runs
+
+
+def test_runs_of_one_seed_share_no_noise_unless_they_are_the_same(tiny):
+    """Two models with the same noise in them differ by their clients alone: whoever has both has no noise to fight."""
+    from tff_pipeline.training import _Secrets, job
+
+    def noise(*changes: str) -> list[float]:
+        work = job(load(tiny.path, [*PRIVATE, *changes]))
+        return _Secrets(work).noise(0, a_plan(), [(3,)])[0].tolist()
+
+    assert tiny.pipeline.seed is not None
+    assert noise() == noise("runtime.kind=reference") == noise("training.keep_states=1")
+    assert noise() != noise("training.client_learning_rate=0.4")
+    assert noise() != noise("pipeline.seed=4")

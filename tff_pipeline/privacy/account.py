@@ -1,0 +1,111 @@
+"""The accounts a run is charged to: its population's ledger, and the ledger that each silo keeps for its own clients.
+
+A round is charged everywhere before anything of it is computed. Where a budget would be passed the run does not start;
+and if others have charged meanwhile, it stops before the round that would pass it.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tff_pipeline.artifacts import Workdir
+from tff_pipeline.config import Config
+from tff_pipeline.errors import PrivacyError
+from tff_pipeline.privacy.ledger import Ledger, require_same_charges
+from tff_pipeline.privacy.plan import PrivacyPlan
+
+
+def ledgers(config: Config) -> list[tuple[Ledger, float | None]]:
+    """The population's ledger and then each silo's, with the budget of each."""
+    workdir = Workdir(config.workdir)
+    own = [
+        (Ledger(workdir.silo(silo.name) / "ledger.jsonl", config.population, silo=silo.name), silo.budget_epsilon)
+        for silo in config.silos
+    ]
+    return [(Ledger(workdir.ledger(config.population), config.population), config.privacy.budget_epsilon), *own]
+
+
+class Account:
+    """What one run charges, in every ledger it concerns. Made by `opened`."""
+
+    def __init__(self, accounts: Sequence[tuple[Ledger, float | None]], plan: PrivacyPlan, *, run: str, draw: str):
+        self._accounts, self._plan = accounts, plan
+        self._charge: dict[str, Any] = {"run": run, "draw": draw, "event": plan.round_event}
+        self._sizes = [len(ledger.entries()) for ledger, _ in accounts]
+
+    def charge(self, round_number: int) -> None:
+        """Charges a round (counted from 1) everywhere, on disk before it returns; what was charged before is not again.
+
+        Raises:
+          PrivacyError: if that would pass a budget: the round must not be run.
+        """
+        # When the run began, its budgets were seen to last; that holds until somebody else charges.
+        others = [len(ledger.entries()) != size for (ledger, _), size in zip(self._accounts, self._sizes, strict=True)]
+        for (ledger, budget), changed in zip(self._accounts, others, strict=True):
+            if changed and budget is not None and not ledger.charged(round_number=round_number, **self._charge):
+                self._require_room(ledger, budget, round_number)
+        for place, (ledger, _) in enumerate(self._accounts):
+            ledger.charge(round_number=round_number, **self._charge)
+            self._sizes[place] = -1 if others[place] else len(ledger.entries())
+
+    def _require_room(self, ledger: Ledger, budget: float, round_number: int) -> None:
+        delta = self._plan.delta
+        assert delta is not None
+        left = ledger.rounds_left(
+            budget,
+            delta,
+            planned=self._charge["event"],
+            rounds=round_number,
+            run=self._charge["run"],
+            draw=self._charge["draw"],
+        )
+        if left < round_number:
+            raise PrivacyError(
+                f"{ledger.path}: round {round_number} would pass the budget of epsilon {budget:g} at delta {delta:g}, since others have been charged after this run began; "
+                f"the run stops before it. The model after round {round_number - 1} is kept. Raise the budget to go on."
+            )
+
+
+@contextlib.contextmanager
+def exclusively(config: Config) -> Iterator[None]:
+    """Keeps other runs off the population and off every silo of it.
+
+    Raises:
+      PrivacyError: if another run is training there.
+    """
+    with contextlib.ExitStack() as stack:
+        for ledger, _ in ledgers(config):
+            stack.enter_context(ledger.exclusively())
+        yield
+
+
+def opened(config: Config, plan: PrivacyPlan, *, run: str, draw: str) -> Account:
+    """The account of a run that may start (or go on).
+
+    Args:
+      config: names the population, the silos and their budgets.
+      plan: what a round is charged as, and how many there will be.
+      run: its id.
+      draw: identifies the run's secrets; see `Ledger.charge`.
+
+    Raises:
+      PrivacyError: if a ledger is damaged, lacks charges that another one holds, or has no room for all rounds.
+    """
+    accounts = ledgers(config)
+    population = accounts[0][0]
+    for ledger, _ in accounts[1:]:
+        require_same_charges(population, ledger)
+    for ledger, budget in accounts:
+        if budget is not None and plan.delta is not None:
+            ledger.require_budget(budget, plan.delta, planned=plan.round_event, rounds=plan.rounds, run=run, draw=draw)
+    return Account(accounts, plan, run=run, draw=draw)
+
+
+def spent(ledger: Ledger, delta: float | None) -> float | None:
+    """Epsilon of everything charged, infinite with a release without privacy; None where there is no delta to state it at."""
+    charges: Sequence[Mapping[str, Any]] = ledger.entries()
+    if not charges:
+        return 0.0
+    if any(entry["event"]["kind"] == "none" for entry in charges):
+        return float("inf")
+    return None if delta is None else ledger.epsilon(delta)
