@@ -4,10 +4,12 @@ What comes out is an ordinary `tff.learning.templates.LearningProcess`, which al
 checked here, once, for what it sends to the server.
 """
 
+import collections
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import tensorflow as tf
 import tensorflow_federated as tff
 from tensorflow_federated.python.learning import loop_builder
 
@@ -56,21 +58,12 @@ def build(
         training.server_optimizer, training.server_learning_rate, training.server_momentum
     )
     algorithms: Any = tff.learning.algorithms
-    build_process: Any
     if training.algorithm == "fedprox":
-        build_process = (
-            algorithms.build_weighted_fed_prox
-            if training.weighting == "examples"
-            else algorithms.build_unweighted_fed_prox
-        )
-        optimizers["proximal_strength"] = training.proximal_strength
-    else:
-        build_process = (
-            algorithms.build_weighted_fed_avg
-            if training.weighting == "examples"
-            else algorithms.build_unweighted_fed_avg
-        )
-    if training.weighting == "examples":
+        assert training.proximal_strength is not None
+        optimizers["client_optimizer_fn"] = Proximal(optimizers["client_optimizer_fn"], training.proximal_strength)
+    weighted = training.weighting == "examples"
+    build_process = algorithms.build_weighted_fed_avg if weighted else algorithms.build_unweighted_fed_avg
+    if weighted:
         aggregator: Any = aggregation.weighted(
             plan, largest_weight=plan.max_examples_per_client * training.local_epochs
         )
@@ -116,6 +109,34 @@ def compile_process(process: tff.learning.templates.LearningProcess, shapes: Seq
         state_names=tuple(_leaf_names(result[0])),
         metric_names=tuple(_leaf_names(result[1])),
     )
+
+
+class Proximal(tff.learning.optimizers.Optimizer):
+    """A client's optimizer with FedProx's pull towards where the client started (Li et al. 2020, equation 2).
+
+    Adds strength * (w - w_start) to the gradient. `tff.learning.algorithms.build_*_fed_prox` is not used: in TFF 0.87 it
+    adds strength * (w_start - w), which pushes the weights away (tests/test_training.py measures both).
+    """
+
+    def __init__(self, inner: Any, strength: float):
+        self._inner, self._strength = inner, strength
+
+    def initialize(self, specs: Any) -> Any:
+        start = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), specs)
+        return collections.OrderedDict(inner=self._inner.initialize(specs), start=start, started=tf.constant(False))
+
+    def next(self, state: Any, weights: Any, gradients: Any) -> Any:
+        # The weights of the first step are where the client started; before that they are not known here.
+        start = tf.nest.map_structure(lambda kept, now: tf.where(state["started"], kept, now), state["start"], weights)
+        pulled = tf.nest.map_structure(lambda g, w, s: g + self._strength * (w - s), gradients, weights, start)
+        inner, updated = self._inner.next(state["inner"], weights, pulled)
+        return collections.OrderedDict(inner=inner, start=start, started=tf.constant(True)), updated
+
+    def get_hparams(self, state: Any) -> Any:
+        return self._inner.get_hparams(state["inner"])
+
+    def set_hparams(self, state: Any, hparams: Any) -> Any:
+        return collections.OrderedDict(state, inner=self._inner.set_hparams(state["inner"], hparams))
 
 
 def _optimizer(kind: str, learning_rate: float, momentum: float) -> Any:
