@@ -24,10 +24,15 @@ _COMMANDS = {
     "evaluate": ("tff_pipeline.evaluation:main", "accuracy and F1 of a run, overall, by silo and by group"),
     "export": ("tff_pipeline.export:main", "a run to a verified version directory that TensorFlow Serving loads"),
     "publish": ("", "a version directory to the serving base path, in one rename"),
+    "serve": ("", "a local double of the model server, REST and gRPC, to try a version out"),
     "predict": ("tff_pipeline.prediction:main", "ask an exported model"),
     "privacy": (
         "tff_pipeline.privacy.command:main",
         "the guarantee in sentences, and what a population has been charged",
+    ),
+    "ledger": (
+        "tff_pipeline.privacy.command:ledger",
+        "show, verify or budget: what a population has been charged, and what is left",
     ),
     "doctor": ("tff_pipeline.doctor:main", "is this machine fit: versions, devices, disk, inputs"),
 }
