@@ -157,6 +157,7 @@ def write_config(configuration: Config, path: Path) -> Path:
                 f"[[silos]]\n{key} = {toml(each)}" if key == "name" else f"{key} = {toml(each)}"
                 for silo in value
                 for key, each in silo.items()
+                if each is not None
             ]
         elif section != "path":
             lines += [f"[{section}]", *(f"{key} = {toml(each)}" for key, each in value.items() if each is not None)]

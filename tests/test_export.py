@@ -13,13 +13,15 @@ import pytest
 import tensorflow as tf
 import tensorflow_text as text
 from serving_fixtures import LABELS, SILOS, TAGS, config, exported, make_run, write_config
+from tensorflow_serving.apis import prediction_log_pb2
 
 from tff_pipeline import export as exporting
-from tff_pipeline import verification
+from tff_pipeline import golden, verification
 from tff_pipeline.artifacts import model_base, read_manifest
 from tff_pipeline.errors import ArtifactError, ConfigError, ExportError
 from tff_pipeline.export import GOLDEN_TEXTS, check, export, main, verification_request
 from tff_pipeline.progress import Progress
+from tff_pipeline.records import write_frame
 from tff_pipeline.state import config_of, load_trained
 
 QUIET = Progress(interactive=False)
@@ -71,6 +73,8 @@ def test_manifest_says_what_it_is(run, version):
         "fingerprint.pb",
         "variables/variables.index",
         "variables/variables.data-00000-of-00001",
+        "assets.extra/tf_serving_warmup_requests",
+        "assets.extra/golden.json",
     }
     assert "equal to the trained ones" in manifest["verification"]["weights"]
 
@@ -160,6 +164,107 @@ def test_words_get_a_label_each():
     assert found["labels"][0, :4].tolist() == [TAGS[row.argmax()].encode() for row in logits]
 
 
+def test_examples_get_the_scores_of_their_texts(signatures):
+    """What a server's Classify is asked: a serialized Example with the feature `text`."""
+    texts = ["my card is lost", "", "why the fee"]
+    examples = [
+        tf.train.Example(
+            features=tf.train.Features(
+                feature={"text": tf.train.Feature(bytes_list=tf.train.BytesList(value=[text.encode()]))}
+            )
+        ).SerializeToString()
+        for text in texts
+    ]
+    answer = signatures["classify"](inputs=tf.constant(examples))
+
+    assert answer["classes"].numpy().tolist() == [[label.encode() for label in LABELS]] * 3
+    expected = signatures["serving_default"](text=tf.constant(texts))["probabilities"]
+    np.testing.assert_allclose(answer["scores"], expected, atol=1e-6)
+
+
+# -- what a version carries --------------------------------------------------------------------------------------------
+
+
+def warmup_logs(version):
+    records = tf.data.TFRecordDataset(str(version / golden.WARMUP)).as_numpy_iterator()
+    return [prediction_log_pb2.PredictionLog.FromString(record) for record in records]
+
+
+def test_warmup_asks_every_signature_in_every_batch_size(version):
+    """Three signatures, the sizes 1, 8 and 32, a short text and one of full length (24 ids)."""
+    asked = []
+    for log in warmup_logs(version):
+        if log.WhichOneof("log_type") == "classify_log":
+            request = log.classify_log.request
+            asked.append((request.model_spec.signature_name, len(request.input.example_list.examples)))
+        else:
+            request = log.predict_log.request
+            (value,) = request.inputs.values()
+            asked.append((request.model_spec.signature_name, value.tensor_shape.dim[0].size))
+            if request.model_spec.signature_name == "tokens":
+                assert value.tensor_shape.dim[1].size <= 24
+    assert sorted(asked) == sorted(
+        (signature, size) for signature in ("serving_default", "tokens", "classify") for size in (1, 8, 32) * 2
+    )
+
+
+def test_warmup_does_not_repeat_anybodys_text(run, version):
+    texts = {
+        text for data in SILOS.values() for split in data.splits.values() for client in split for text, *_ in client
+    }
+    found = (version / golden.WARMUP).read_bytes() + (version / golden.GOLDEN).read_bytes()
+
+    assert not [text for text in texts if len(text) > 4 and text.encode() in found]
+
+
+def test_golden_pairs_hold_the_answers_of_the_model_in_memory(run, version):
+    """For a person: what to send with curl, and what must come back."""
+    pairs = json.loads((version / golden.GOLDEN).read_text())["pairs"]
+    assert [pair["signature"] for pair in pairs] == [
+        name for name in ("serving_default", "tokens", "classify") for _ in range(2)
+    ]
+    trained = load_trained(run)
+    batch = pairs[1]["rest"]
+    for given, row in zip(batch["request"]["instances"], batch["response"]["predictions"], strict=True):
+        logits = trained.network(trained.tokenizer.encode([given])[0][np.newaxis])
+        np.testing.assert_allclose(row["probabilities"], tf.nn.softmax(logits)[0], atol=1e-6)
+        assert row["label"] == LABELS[int(np.argmax(row["probabilities"]))]
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        (golden.GOLDEN, b'"score": 0.', b'"score": 1.', "differs from the golden answer by more than 1e-05"),
+        (golden.GOLDEN, b'"label": "', b'"label": "un', "label differs from the golden answer"),
+    ],
+)
+def test_golden_pairs_that_do_not_fit_are_refused(altered, request_, name, old, new, message):
+    changed = (altered / name).read_bytes().replace(old, new, 1)
+    (altered / name).write_bytes(changed)
+    ask = verification.session_loader(altered, request_["signatures"])
+    with pytest.raises(verification.Refused, match=message):
+        verification.check_golden(altered, ask, request_["signatures"])
+
+
+def test_warmup_that_a_server_cannot_replay_is_refused(altered, request_):
+    """1,001 records, a signature that is not there, one that is left out, another kind of record."""
+    signatures = request_["signatures"]
+    ask = verification.session_loader(altered, signatures)
+    logs = warmup_logs(altered)
+    unknown = prediction_log_pb2.PredictionLog()
+    unknown.session_run_log.SetInParent()
+    for records, message in (
+        (logs[:1] * 1001, "holds 1001 records; expected 1 to 1000"),
+        ([*logs, unknown], "record 18 is a session_run_log"),
+        (logs[:6], r"asks \['serving_default'\]; expected every signature"),
+    ):
+        with (altered / golden.WARMUP).open("wb") as file:
+            for record in records:
+                write_frame(file, record.SerializeToString())
+        with pytest.raises(verification.Refused, match=message):
+            verification.check_warmup(altered, ask, signatures)
+
+
 # -- numbers and leftovers ---------------------------------------------------------------------------------------------
 
 
@@ -173,6 +278,7 @@ def instantly(monkeypatch):
     """Building and verifying are tested above; these tests are about names."""
     monkeypatch.setattr(exporting, "check", lambda *_: {})
     monkeypatch.setattr(exporting, "verification_request", lambda *_: {})
+    monkeypatch.setattr(exporting.golden, "write", lambda *_, **__: None)
     monkeypatch.setattr(exporting, "save", lambda _, directory: (directory / "saved_model.pb").write_bytes(b"model"))
 
 
@@ -228,20 +334,18 @@ def test_an_unfinished_run_is_refused(tmp_path):
 # -- what the verification refuses -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name", ["saved_model.pb", "variables/variables.index", "variables/variables.data-00000-of-00001"]
-)
+@pytest.mark.parametrize("name", verification.FILES)
 @pytest.mark.parametrize("damage", ["deleted", "emptied", "cut"])
-def test_damaged_files_are_refused(altered, request_, name, damage):
+def test_damaged_files_are_refused_by_name(altered, request_, name, damage):
     whole = (altered / name).read_bytes()
     if damage == "deleted":
         (altered / name).unlink()
     else:
-        (altered / name).write_bytes(b"" if damage == "emptied" else whole[: len(whole) // 2])
+        (altered / name).write_bytes(b"" if damage == "emptied" else whole[: len(whole) * 2 // 3])
     with pytest.raises(verification.Refused) as refused:
         verification.verify(altered, request_)
-    if damage != "cut":
-        assert refused.value.args == ("files", f"{name} is missing or empty")
+    assert refused.value.args[1].startswith(name)
+    assert ("cut short" if damage == "cut" else "is missing or empty") in refused.value.args[1]
 
 
 def test_other_weights_are_refused(version, request_):
@@ -254,11 +358,12 @@ def test_other_weights_are_refused(version, request_):
 
 
 def test_other_answers_are_refused(version, request_):
-    for signature in ("serving_default", "tokens"):
+    answers = {"serving_default": "probabilities", "tokens": "probabilities", "classify": "scores"}
+    for signature, output in answers.items():
         changed = copy.deepcopy(request_)
         changed["expected"][signature][3]["probabilities"][0] += 3e-5
         with pytest.raises(
-            verification.Refused, match=rf"{signature}, golden text 3 in a batch of 1: probabilities differs by 3e-05"
+            verification.Refused, match=rf"{signature}, golden text 3 in a batch of 1: {output} differs by 3e-05"
         ):
             verification.verify(version, changed)
 
@@ -282,6 +387,9 @@ def test_operations_that_a_server_lacks_are_refused_by_name(tmp_path, request_):
     module = tf.Module()
     module.weights = [tf.Variable(1.0)]
     tf.saved_model.save(module, str(tmp_path), signatures={"serving_default": planted})
+    (tmp_path / "assets.extra").mkdir()
+    for name in (golden.WARMUP, golden.GOLDEN):
+        (tmp_path / name).write_bytes(b"not looked at before the operations")
     with pytest.raises(
         ExportError, match=r"operations: operation PyFunc, TFText>RoundRobinTrim is not in a stock model server"
     ):

@@ -121,6 +121,14 @@ def test_an_answer_has_the_outputs_of_the_signature(client):
     assert ids.outputs["probabilities"].shape == (1, 3)
 
 
+def test_classify_gives_the_score_of_every_label(client):
+    """By the server's Classify, with the signature that takes examples."""
+    (scores,) = client.classify(["my card"])
+    expected = client.predict(["my card"]).outputs["probabilities"][0]
+    assert list(scores) == list(LABELS)
+    np.testing.assert_allclose(list(scores.values()), expected, atol=1e-6)
+
+
 def test_states(client):
     assert client.states() == {1: "AVAILABLE"}
 

@@ -114,6 +114,7 @@ class ExportSection(_Section, frozen=True, kw_only=True):
     name: str = ""
     base_path: str = ""
     examples: tuple[str, ...] = ()
+    warmup_batch_sizes: tuple[int, ...] = (1, 8, 32)
 
 
 class Config(_Section, frozen=True, kw_only=True):
@@ -346,6 +347,13 @@ def _check(config: Config) -> None:
         "runtime.clients_in_parallel",
         config.runtime.clients_in_parallel,
         "0 (as many as fit the machine) or more",
+    )
+    sizes = config.export.warmup_batch_sizes
+    require(
+        0 < len(sizes) <= 16 and len(set(sizes)) == len(sizes) and all(1 <= size <= 1024 for size in sizes),
+        "export.warmup_batch_sizes",
+        list(sizes),
+        "one to sixteen different batch sizes of 1 to 1024, as the server is asked",
     )
     devices = config.runtime.devices
     require(

@@ -5,6 +5,8 @@ What comes in is a run; what goes out is `<base>/<version>/`, a SavedModel with 
     serving_default   text string [B] -> label string [B], score float32 [B], probabilities float32 [B, C]
     tokens            input_ids int32 [B, S] -> the same. Ids with [CLS] and [SEP]; pad with the pad id, which alone
                       says what is padding, so that there is no attention mask to forget.
+    classify          inputs string [B], serialized tf.Examples with a feature `text` -> classes string [B, C], scores
+                      float32 [B, C]: what a server's Classify takes
 
 and for token classification, over the words between white space (S: the most words, or ids, of a text in the batch):
 
@@ -13,8 +15,8 @@ and for token classification, over the words between white space (S: the most wo
                       model's max_length; their label is "" and their score 0
     tokens            input_ids int32 [B, S] -> labels, scores and mask of each id
 
-The version is built beside its place, asked golden texts in a fresh process (verification.py) and renamed. manifest.json
-and COMPLETE lie at its top, where TensorFlow Serving ignores them: it reads only names that it knows.
+The version is built beside its place, asked golden texts in a fresh process (verification.py) and renamed. It carries
+warm-up requests and golden pairs (golden.py). manifest.json and COMPLETE lie at its top, where TensorFlow Serving ignores them: it reads only names that it knows.
 """
 
 import argparse
@@ -30,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tff_pipeline import verification
+from tff_pipeline import golden, verification
 from tff_pipeline.artifacts import model_base, model_versions, read_json, read_manifest, staged, version_numbers
 from tff_pipeline.errors import ArtifactError, ExportError
 from tff_pipeline.evaluation import add_run_arguments, chosen_run, evaluation_file
@@ -96,7 +98,7 @@ def export(run: Path, destination: Path, *, version: int | None = None, progress
     if number < 1:
         raise ExportError(f"--version is {number}; expected a number above 0.")
 
-    from tff_pipeline.state import load_trained
+    from tff_pipeline.state import config_of, load_trained
 
     trained = load_trained(run)
     checks: dict[str, str] = {}
@@ -105,12 +107,14 @@ def export(run: Path, destination: Path, *, version: int | None = None, progress
         progress.event("export", f"building version {number}", version=number)
         try:
             save(trained, aside)
+            request = verification_request(run, trained)
+            golden.write(aside, request, batch_sizes=config_of(run).export.warmup_batch_sizes)
         except OSError as error:
             raise ExportError(
                 f"{aside}: the model could not be written ({error}). Make room or choose another --to."
             ) from error
         progress.event("export", "verifying in a fresh process", version=number)
-        checks |= check(aside, verification_request(run, trained))
+        checks |= check(aside, request)
     progress.event("export", f"version {number} is in {final}", version=number, path=str(final))
     return final
 
@@ -192,6 +196,8 @@ def save(trained: "Trained", directory: Path) -> None:
             "serving_default": _text_function(network, tokenizer, trained.labels),
             "tokens": _tokens_function(network, trained.labels),
         }
+        if network.task == "sequence_classification":
+            functions["classify"] = _examples_function(network, tokenizer, trained.labels)
         signatures = {name: function.get_concrete_function() for name, function in functions.items()}
     tf.saved_model.save(module, str(directory), signatures=signatures)
 
@@ -245,6 +251,20 @@ def _tokens_function(network: "Network", labels: Sequence[str]) -> Any:
     )
 
 
+def _examples_function(network: "Network", tokenizer: "Tokenizer", labels: Sequence[str]) -> Any:
+    import tensorflow as tf
+
+    def classify_examples(inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        texts = tf.io.parse_example(inputs, {"text": tf.io.FixedLenFeature([], tf.string)})["text"]
+        tokens = tokenizer.ragged(texts).to_tensor(default_value=tokenizer.pad_id)
+        classes = tf.repeat(tf.constant([list(labels)]), tf.shape(texts)[0], axis=0)
+        return {"classes": classes, "scores": tf.nn.softmax(network(tokens))}
+
+    # A server's Classify knows no other name for its input.
+    spec = [tf.TensorSpec([None], tf.string, name="inputs")]
+    return tf.function(classify_examples, input_signature=spec, autograph=False)
+
+
 def _text_answer(logits: "tf.Tensor", labels: Sequence[str]) -> dict[str, "tf.Tensor"]:
     import tensorflow as tf
 
@@ -294,13 +314,15 @@ def _signatures(task: str) -> dict[str, dict[str, dict[str, str]]]:
     """Inputs and outputs by name and type; the first dimension of each is the batch."""
     if task == "sequence_classification":
         outputs = {"label": "string", "score": "float32", "probabilities": "float32"}
-        words = {}
+        classes = {"classes": "string", "scores": "float32"}
+        words, more = {}, {"classify": {"inputs": {"inputs": "string"}, "outputs": classes}}
     else:
         outputs = {"labels": "string", "scores": "float32", "mask": "int32"}
-        words = {"tokens": "string"}
+        words, more = {"tokens": "string"}, {}
     return {
         "serving_default": {"inputs": {"text": "string"}, "outputs": words | outputs},
         "tokens": {"inputs": {"input_ids": "int32"}, "outputs": outputs},
+        **more,
     }
 
 
@@ -315,13 +337,14 @@ def verification_request(run: Path, trained: "Trained") -> dict[str, Any]:
     """
     import tensorflow as tf
 
-    from tff_pipeline.state import load_arrays
+    from tff_pipeline.state import config_of, load_arrays
 
     network, tokenizer = trained.network, trained.tokenizer
     base, _ = load_arrays(run / "base", kind="weights")
     tail, _ = load_arrays(run / "trained", kind="weights")
     weights = [*base[: len(base) - len(tail)], *tail]
-    tokens, expected = [], {"serving_default": [], "tokens": []}
+    signatures = _signatures(network.task)
+    tokens, expected = [], {signature: [] for signature in signatures}
     with tf.device("CPU"):
         for text in GOLDEN_TEXTS:
             words = text.split()
@@ -334,10 +357,13 @@ def verification_request(run: Path, trained: "Trained") -> dict[str, Any]:
             expected["serving_default"].append(
                 {"probabilities": answers.tolist(), "words": [_base64(word) for word in words]}
             )
+            if "classify" in expected:
+                expected["classify"].append({"probabilities": answers.tolist()})
     return {
+        "name": config_of(run).model_name,
         "labels": list(trained.labels),
         "pad_id": tokenizer.pad_id,
-        "signatures": _signatures(network.task),
+        "signatures": signatures,
         "weights": [
             {"name": variable.name, "digest": verification.array_digest(value)}
             for variable, value in zip(network.variables, weights, strict=True)

@@ -2,7 +2,8 @@
 
     python -I verification.py MODEL_DIRECTORY REQUEST_FILE
 
-It imports nothing of this project and nothing but TensorFlow and TensorFlow Text, so what it can load, a server can.
+It imports nothing of this project and nothing but TensorFlow, TensorFlow Text and the server's messages
+(tensorflow-serving-api), so what it can load, a server can.
 export.py writes the request: golden texts and what the model in its memory said about them. The last line of standard
 output is JSON: {"passed": {check: what was seen}} or {"failed": check, "because": sentence}. The process ends when its
 standard input does, so that it never outlives the one that started it.
@@ -40,6 +41,12 @@ SERVED_TEXT_OPS = frozenset(
 # Registered in Python's TensorFlow, but they call back into a Python that a server does not have.
 PYTHON_OPS = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
 
+VARIABLES = "variables/variables.data-00000-of-00001"
+WARMUP = "assets.extra/tf_serving_warmup_requests"
+GOLDEN = "assets.extra/golden.json"
+FILES = ("saved_model.pb", "fingerprint.pb", "variables/variables.index", VARIABLES, WARMUP, GOLDEN)
+MOST_WARMUP_RECORDS = 1000  # with one more the server does not load the version
+
 _NOT_WEIGHTS = {"_CHECKPOINTABLE_OBJECT_GRAPH", "save_counter/.ATTRIBUTES/VARIABLE_VALUE"}
 
 Answer = Mapping[str, np.ndarray]
@@ -70,6 +77,8 @@ def verify(model: Path, request: Mapping[str, Any]) -> dict[str, str]:
         "weights": lambda: check_weights(model, request["weights"]),
         "answers in a session, as a server asks": session,
         "answers do not depend on the rest of the batch": lambda: golden.compare_batches(loaders["v1"]),
+        "warm-up requests": lambda: check_warmup(model, loaders["v1"], request["signatures"]),
+        "golden pairs": lambda: check_golden(model, loaders["v1"], request["signatures"]),
         "answers of tf.saved_model.load": lambda: golden.compare(eager_loader(model)),
         "imports": check_imports,
     }
@@ -84,10 +93,21 @@ def verify(model: Path, request: Mapping[str, Any]) -> dict[str, str]:
 
 
 def check_files(model: Path) -> str:
-    for name in ("saved_model.pb", "variables/variables.index", "variables/variables.data-00000-of-00001"):
+    """Everything is there, and what has a structure has it to its end. `check_weights` reads the variables."""
+    from tensorflow.core.protobuf import fingerprint_pb2, saved_model_pb2
+
+    for name in FILES:
         # A server loads a model without variables.index and serves it without weights, in silence.
         if not (model / name).is_file() or not (model / name).stat().st_size:
             raise Refused(f"{name} is missing or empty")
+    for name, kind in (
+        ("saved_model.pb", saved_model_pb2.SavedModel),
+        ("fingerprint.pb", fingerprint_pb2.FingerprintDef),
+    ):
+        try:
+            kind.FromString((model / name).read_bytes())
+        except Exception as error:
+            raise Refused(f"{name} is damaged or cut short ({type(error).__name__})") from None
     return ", ".join(sorted(path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file()))
 
 
@@ -142,7 +162,10 @@ def check_weights(model: Path, expected: Sequence[Mapping[str, Any]]) -> str:
     """The stored variables are the trained ones, bit by bit, all finite, and there are no others."""
     import tensorflow as tf
 
-    reader = tf.train.load_checkpoint(str(model / "variables" / "variables"))
+    try:
+        reader = tf.train.load_checkpoint(str(model / "variables" / "variables"))
+    except Exception as error:
+        raise Refused(f"variables/variables.index is damaged or cut short ({str(error)[:200]})") from None
     stored = set(reader.get_variable_to_shape_map()) - _NOT_WEIGHTS
     keys = [f"weights/{index}/.ATTRIBUTES/VARIABLE_VALUE" for index in range(len(expected))]
     if surplus := sorted(stored - set(keys)):
@@ -151,13 +174,137 @@ def check_weights(model: Path, expected: Sequence[Mapping[str, Any]]) -> str:
     for key, wanted in zip(keys, expected, strict=True):
         if key not in stored:
             raise Refused(f"{key} ({wanted['name']}) is missing")
-        value = reader.get_tensor(key)
+        try:
+            value = reader.get_tensor(key)
+        except Exception as error:
+            raise Refused(f"{VARIABLES} is damaged or cut short at {key} ({str(error)[:200]})") from None
         parameters += value.size
         if not np.isfinite(value).all():
             raise Refused(f"{key} ({wanted['name']}) holds values that are not finite")
         if array_digest(value) != wanted["digest"]:
             raise Refused(f"{key} ({wanted['name']}) differs from the trained weights")
     return f"{len(keys)} variables, {parameters} parameters, equal to the trained ones"
+
+
+def check_warmup(model: Path, ask: Ask, signatures: Mapping[str, Any]) -> str:
+    """Every warm-up request is one that the server can replay; each that it cannot keeps the version from loading."""
+    import tensorflow as tf
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    try:
+        records = list(tf.data.TFRecordDataset(str(model / WARMUP)).as_numpy_iterator())
+    except Exception as error:
+        raise Refused(f"{WARMUP} is damaged or cut short ({str(error)[:200]})") from None
+    if not 0 < len(records) <= MOST_WARMUP_RECORDS:
+        raise Refused(f"{WARMUP} holds {len(records)} records; expected 1 to {MOST_WARMUP_RECORDS}")
+    asked = set()
+    for index, record in enumerate(records):
+        log = prediction_log_pb2.PredictionLog.FromString(record)
+        kind = log.WhichOneof("log_type")
+        if kind not in ("predict_log", "classify_log"):
+            raise Refused(f"{WARMUP}, record {index} is a {kind}; expected a predict_log or a classify_log")
+        request = getattr(log, kind).request
+        asked.add(request.model_spec.signature_name)
+        ask(request.model_spec.signature_name, _request_value(request))
+    if asked != set(signatures):
+        raise Refused(f"{WARMUP} asks {sorted(asked)}; expected every signature, {sorted(signatures)}")
+    return f"{len(records)} requests, all answered"
+
+
+def check_golden(model: Path, ask: Ask, signatures: Mapping[str, Any]) -> str:
+    """Every golden request, of both APIs, gets its golden answer."""
+    from tensorflow_serving.apis import classification_pb2, predict_pb2
+
+    try:
+        golden = json.loads((model / GOLDEN).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise Refused(f"{GOLDEN} is damaged or cut short ({error})") from None
+    kinds = {
+        "predict": (predict_pb2.PredictRequest, predict_pb2.PredictResponse),
+        "classify": (classification_pb2.ClassificationRequest, classification_pb2.ClassificationResponse),
+    }
+    for index, pair in enumerate(golden["pairs"]):
+        signature, kind = pair["signature"], kinds[pair["api"]]
+        request, response = (
+            message.FromString(base64.b64decode(pair["grpc"][name]))
+            for message, name in zip(kind, ("request", "response"), strict=True)
+        )
+        for api, value, wanted in (
+            ("gRPC", _request_value(request), _response_rows(response)),
+            ("REST", _rest_value(pair["rest"]["request"]), _rest_rows(pair["rest"]["response"])),
+        ):
+            answer = ask(signature, value)
+            rows = [{name: output[row] for name, output in answer.items()} for row in range(len(value))]
+            for row, (found, expected) in enumerate(zip(rows, wanted, strict=True)):
+                _same(found, expected, f"{GOLDEN}, pair {index} ({signature}) over {api}, row {row}")
+    if {pair["signature"] for pair in golden["pairs"]} != set(signatures):
+        raise Refused(f"{GOLDEN} has no pair for some signature; expected one for each of {sorted(signatures)}")
+    return f"{len(golden['pairs'])} pairs, over REST and gRPC"
+
+
+def _request_value(request: Any) -> Any:
+    """What a PredictRequest with one input, or a ClassificationRequest, feeds."""
+    import tensorflow as tf
+
+    if hasattr(request, "inputs"):
+        (value,) = request.inputs.values()
+        return tf.make_ndarray(value)
+    return np.array([example.SerializeToString() for example in request.input.example_list.examples], object)
+
+
+def _response_rows(response: Any) -> list[dict[str, Any]]:
+    import tensorflow as tf
+
+    if hasattr(response, "outputs"):
+        outputs = {name: tf.make_ndarray(value) for name, value in response.outputs.items()}
+        return [
+            {name: value[row] for name, value in outputs.items()} for row in range(len(next(iter(outputs.values()))))
+        ]
+    return [
+        {
+            "classes": np.array([each.label.encode() for each in found.classes], object),
+            "scores": np.array([each.score for each in found.classes]),
+        }
+        for found in response.result.classifications
+    ]
+
+
+def _rest_value(request: Mapping[str, Any]) -> Any:
+    if "examples" not in request:
+        instances = request["instances"]
+        return np.array(instances, object if isinstance(instances[0], str) else np.int32)
+    return np.array([_example(example["text"].encode()) for example in request["examples"]], object)
+
+
+def _rest_rows(response: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if "results" in response:
+        return [
+            {"classes": _encoded([label for label, _ in row]), "scores": np.array([score for _, score in row])}
+            for row in response["results"]
+        ]
+    return [{name: _encoded(value) for name, value in row.items()} for row in response["predictions"]]
+
+
+def _encoded(value: Any) -> np.ndarray:
+    found = np.array(value)
+    if found.dtype.kind != "U":
+        return found
+    texts = [value] if isinstance(value, str) else value
+    return np.array([*(text.encode() for text in texts), None], object)[:-1].reshape(found.shape)
+
+
+def _same(found: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
+    if set(found) != set(expected):
+        raise Refused(f"{where}: has {sorted(found)}; expected {sorted(expected)}")
+    for name, wanted in expected.items():
+        value, wanted = np.asarray(found[name]), np.asarray(wanted)
+        if value.shape != wanted.shape:
+            raise Refused(f"{where}: {name} has shape {value.shape}; expected {wanted.shape}")
+        if value.dtype.kind in "OS":
+            if value.tolist() != wanted.tolist():
+                raise Refused(f"{where}: {name} differs from the golden answer")
+        elif value.size and not np.abs(value.astype(float) - wanted.astype(float)).max() <= TOLERANCE:
+            raise Refused(f"{where}: {name} differs from the golden answer by more than {TOLERANCE:g}")
 
 
 def check_imports() -> str:
@@ -243,6 +390,8 @@ class Golden:
         for row, index in enumerate(batch):
             ids[row, : len(self._tokens[index])] = self._tokens[index]
         inputs = {"serving_default": np.array([self._texts[index] for index in batch], object), "tokens": ids}
+        if "classify" in self._expected:
+            inputs["classify"] = np.array([_example(self._texts[index]) for index in batch], object)
         for signature, value in inputs.items():
             answer = ask(signature, value)
             for name, output in answer.items():
@@ -261,6 +410,11 @@ class Golden:
             self._near(answer["probabilities"], wanted, f"{where}: probabilities")
             self._near(answer["score"], wanted.max(), f"{where}: score")
             self._best(answer["label"], wanted, f"{where}: label")
+            return
+        if "classes" in answer:
+            self._near(answer["scores"], wanted, f"{where}: scores")
+            if answer["classes"].tolist() != self._labels:
+                raise Refused(f"{where}: classes are {answer['classes'].tolist()}; expected the labels in their order")
             return
         answered = len(wanted)
         if not np.array_equal(answer["mask"], np.arange(len(answer["mask"])) < answered):
@@ -288,6 +442,13 @@ class Golden:
         """The label is the most probable one, or as probable as it within the tolerance."""
         if label not in self._labels or wanted[self._labels.index(label)] < wanted.max() - TOLERANCE:
             raise Refused(f"{where} is {label!r}; expected {self._labels[int(wanted.argmax())]!r}")
+
+
+def _example(text: bytes) -> bytes:
+    import tensorflow as tf
+
+    feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[text]))
+    return tf.train.Example(features=tf.train.Features(feature={"text": feature})).SerializeToString()
 
 
 def _meta_graph(model: Path) -> Any:
