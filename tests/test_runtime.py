@@ -91,12 +91,27 @@ def head_case() -> Case:
     return Case(compiled, silos, random_weights)
 
 
+def lora_case() -> Case:
+    """Adapters and head are trained; the rest of a random BERT is read from files."""
+    import tempfile
+
+    from tff_pipeline.model.adapters import Adapters
+
+    return text_case(
+        Adapters(rank=2, alpha=4.0, targets=("query", "value", "output")), Path(tempfile.mkdtemp()) / "frozen"
+    )
+
+
 def full_case() -> Case:
+    return text_case(None, None)
+
+
+def text_case(adapters: Any, frozen: Path | None) -> Case:
     import tf_keras
     from transformers import BertConfig
 
     from tff_pipeline import learning
-    from tff_pipeline.model.learner import TextLearner
+    from tff_pipeline.model.learner import TextLearner, freeze
     from tff_pipeline.model.network import Network
     from tff_pipeline.runtime.clients import TextClients
 
@@ -110,25 +125,38 @@ def full_case() -> Case:
     dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
 
     def network() -> Network:
-        return Network(BertConfig(**sizes, **dropout), labels=LABELS, task="sequence_classification", pooling="mean")
+        config = BertConfig(**sizes, **dropout)
+        return Network(config, labels=LABELS, task="sequence_classification", pooling="mean", adapters=adapters)
 
     tf_keras.utils.set_random_seed(3)
     # As transformers draws them (with gammas of 1, without which attention would be uniform and learn nothing), and a
     # head that is not zero, so that gradients reach the encoder.
-    weights = [variable.numpy() for variable in network().variables]
-    weights[-2] = np.random.default_rng(1).normal(size=weights[-2].shape).astype(np.float32) * 0.3
+    base = [variable.numpy() for variable in network().variables]
+    base[-2] = np.random.default_rng(1).normal(size=base[-2].shape).astype(np.float32) * 0.3
+    trainable = "lora" if frozen else "full"
+    if frozen:
+        freeze(network, base, trainable=trainable, directory=frozen)
+    weights = base[-len(network().trained_variables(trainable)) :]
+    if frozen:
+        # Adapters that have learnt something: a B of zero would leave A without a gradient.
+        weights[:-2] = [
+            np.random.default_rng(7).normal(size=weight.shape).astype(np.float32) for weight in weights[:-2]
+        ]
     shapes = [weight.shape for weight in weights]
     silos = [
         TextClients(name, Recorded(4), np.array([2, 0, 1]), pad_id=0, batch_size=2, epochs=1, token_labels=False)  # type: ignore[arg-type]
         for name in COHORT
     ]
     compiled = learning.build(
-        lambda: TextLearner(network), TrainingSection(rounds=3, clients_per_round=4.0), plan(), shapes
+        lambda: TextLearner(network, trainable=trainable, frozen=frozen),
+        TrainingSection(rounds=3, clients_per_round=4.0),
+        plan(),
+        shapes,
     )
     return Case(compiled, silos, weights)
 
 
-@pytest.fixture(scope="module", params=[head_case, full_case], ids=["head", "full"])
+@pytest.fixture(scope="module", params=[head_case, full_case, lora_case], ids=["head", "full", "lora"])
 def case(request: pytest.FixtureRequest) -> Case:
     return request.param()
 

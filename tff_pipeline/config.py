@@ -64,7 +64,10 @@ class PrepareSection(_Section, frozen=True, kw_only=True):
 class ModelSection(_Section, frozen=True, kw_only=True):
     checkpoint: str
     pooling: Literal["mean", "pooler"] = "mean"
-    trainable: Literal["full", "head"] = "head"
+    trainable: Literal["full", "lora", "head"] = "head"
+    lora_rank: int = 8
+    lora_alpha: float = 16.0
+    lora_targets: tuple[Literal["query", "key", "value", "output"], ...] = ("query", "value")
     vocabulary: str = ""
     lower_case: bool | None = None
     hidden_size: int = 64
@@ -328,6 +331,11 @@ def _check(config: Config) -> None:
         "training.proximal_strength",
         training.proximal_strength,
         'a number above 0 with algorithm = "fedprox", and nothing with "fedavg"',
+    )
+    require(model.lora_rank >= 1, "model.lora_rank", model.lora_rank, "at least 1")
+    require(model.lora_alpha > 0, "model.lora_alpha", model.lora_alpha, "above 0")
+    require(
+        bool(model.lora_targets), "model.lora_targets", model.lora_targets, "at least one of query, key, value, output"
     )
     if model.checkpoint == "random":
         require(

@@ -343,6 +343,9 @@ def verification_request(run: Path, trained: "Trained") -> dict[str, Any]:
     base, _ = load_arrays(run / "base", kind="weights")
     tail, _ = load_arrays(run / "trained", kind="weights")
     weights = [*base[: len(base) - len(tail)], *tail]
+    if len(weights) != len(network.variables):
+        # Adapters were merged into the encoder's kernels when the model was loaded.
+        weights = [variable.numpy() for variable in network.variables]
     signatures = _signatures(network.task)
     tokens, expected = [], {signature: [] for signature in signatures}
     with tf.device("CPU"):

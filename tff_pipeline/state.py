@@ -127,12 +127,12 @@ def config_of(run: Path) -> Config:
 
 
 def load_trained(run: Path) -> Trained:
-    """The model of a finished run.
+    """The model of a finished run; adapters are merged into its weights.
 
     Raises:
       ArtifactError: if training has not finished, or something is damaged or does not fit.
     """
-    from tff_pipeline.model.network import Network, bert_config
+    from tff_pipeline.model.network import network_of
 
     facts, config = read_json(run / "run.json"), config_of(run)
     if not is_complete(run / "trained"):
@@ -147,9 +147,7 @@ def load_trained(run: Path) -> Trained:
             f"{run}: was trained with tokenizer {facts['tokenizer']}, the checkpoint's is now {tokenizer.fingerprint}; expected the same vocabulary. Restore the checkpoint."
         )
     labels = tuple(facts["labels"])
-    network = Network(
-        bert_config(config.model, tokenizer), labels=len(labels), task=config.task.kind, pooling=config.model.pooling
-    )
+    network = network_of(config.model, tokenizer, labels=len(labels), task=config.task.kind)
     # What was not trained comes first in the network's order, and is as it was.
     network.set_weights([*base[: len(base) - len(trained)], *trained])
-    return Trained(network, tokenizer, labels, facts)
+    return Trained(network.merged(), tokenizer, labels, facts)

@@ -149,7 +149,7 @@ def _run(work: Job, progress: Progress) -> None:
         )
     base, _ = load_arrays(run / "base", kind="weights")
     network.set_weights(base)
-    initial = base if config.model.trainable == "full" else base[-2:]
+    initial = base[-len(network.trained_variables(config.model.trainable)) :]
 
     plan = planning.make(config, clients=work.clients, dimension=sum(array.size for array in initial))
     secrets = _Secrets(work)
@@ -221,8 +221,8 @@ def _compiled_runtime(
 ) -> Iterator[tuple[Any, Any]]:
     """The compiled process and a runtime for it, over every silo's clients."""
     from tff_pipeline import learning
-    from tff_pipeline.model.learner import FeatureLearner, TextLearner
-    from tff_pipeline.model.network import Network, bert_config
+    from tff_pipeline.model.learner import FeatureLearner, TextLearner, freeze
+    from tff_pipeline.model.network import Network, network_of
 
     config = work.config
     started = time.monotonic()
@@ -233,15 +233,18 @@ def _compiled_runtime(
             return FeatureLearner(hidden_size=network.hidden_size, labels=len(work.labels))
     else:
 
+        def build() -> Network:
+            return network_of(config.model, work.tokenizer, labels=len(work.labels), task=config.task.kind)
+
+        frozen = None
+        if config.model.trainable == "lora":
+            frozen = _frozen_folder(work)
+            if not is_complete(frozen):
+                weights = [variable.numpy() for variable in network.variables]
+                freeze(build, weights, trainable=config.model.trainable, directory=frozen)
+
         def model() -> Any:
-            return TextLearner(
-                lambda: Network(
-                    bert_config(config.model, work.tokenizer),
-                    labels=len(work.labels),
-                    task=config.task.kind,
-                    pooling=config.model.pooling,
-                )
-            )
+            return TextLearner(build, trainable=config.model.trainable, frozen=frozen)
 
     compiled = learning.build(model, config.training, plan, shapes)
     progress.event(
@@ -348,7 +351,7 @@ def _rounds(
             sampled = sum(len(rows) for rows in cohorts.values())
             _require_usable(number + 1, sampled, result.metrics, weights_of(compiled, result.state), run)
             state = result.state
-            entry = _entry(number + 1, sampled, result.metrics, plan, time.monotonic() - started)
+            entry = _entry(number + 1, sampled, result, plan, time.monotonic() - started)
             history.append(entry)
             store.save(number + 1, [state[place] for place in kept], names, history)
             _write_history(run / "rounds.csv", history)
@@ -408,11 +411,10 @@ def _require_usable(
         raise TrainingError(f"round {number}: the sum of the updates or the new weights are not finite. {kept}")
 
 
-def _entry(
-    number: int, sampled: int, metrics: Mapping[str, float], plan: PrivacyPlan, seconds: float
-) -> dict[str, Any]:
+def _entry(number: int, sampled: int, result: Any, plan: PrivacyPlan, seconds: float) -> dict[str, Any]:
     """One round as the history keeps it. Epsilon is worked out now and then, and after the last round."""
     due = plan.private and (number == plan.rounds or number % max(1, plan.rounds // _EPSILONS_SHOWN) == 0)
+    metrics = result.metrics
     seen = metrics["instances"] > 0
     return {
         "round": number,
@@ -423,6 +425,9 @@ def _entry(
         "accuracy": metrics["accuracy"] if seen else None,
         "epsilon": round(plan.epsilon(number), 4) if due else None,
         "seconds": round(seconds, 3),
+        # To and from each silo.
+        "bytes_down": result.bytes_down,
+        "bytes_up": result.bytes_up,
     }
 
 
@@ -460,6 +465,7 @@ def _finish(work: Job, facts: Mapping[str, Any]) -> None:
     """Removes the run's secrets and features, and seals the run."""
     run = work.folder
     shutil.rmtree(run / "keys", ignore_errors=True)
+    shutil.rmtree(_frozen_folder(work), ignore_errors=True)
     for snapshot in work.snapshots:
         _sampling_key(work, snapshot.silo).unlink(missing_ok=True)
         shutil.rmtree(_features_folder(work, snapshot), ignore_errors=True)
@@ -475,6 +481,10 @@ def _finish(work: Job, facts: Mapping[str, Any]) -> None:
 
 def _sampling_key(work: Job, silo: str) -> Path:
     return Workdir(work.config.workdir).silo_keys(silo) / f"sampling-{work.id}.key"
+
+
+def _frozen_folder(work: Job) -> Path:
+    return work.folder / "frozen"
 
 
 def _features_folder(work: Job, snapshot: Snapshot) -> Path:

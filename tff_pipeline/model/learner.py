@@ -3,7 +3,8 @@
 TFF's `from_keras_model` accepts only tf.keras models, and transformers uses tf-keras, so the wrapper is written here.
 Two kinds:
 
-* `TextLearner` trains the whole network on tokens.
+* `TextLearner` trains the whole network, or its adapters and head, on tokens. What is not trained is no part of TFF's
+  state and of no broadcast: the graph reads it from files of the run when its variables are initialized, once a session.
 * `FeatureLearner` trains a linear head on float32 features; the encoder is frozen, so its output for a text never
   changes and is computed once a run and silo. For token classification a labelled token is an instance of its own.
 
@@ -12,14 +13,19 @@ clients whose update was finite (TFF zeroes the others' updates and resets their
 """
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_pipeline.model.network import Network, zero_initializers
+from tff_pipeline.artifacts import read_json, staged, write_json
+from tff_pipeline.model.network import Network, replaced_initializers
 from tff_pipeline.records import IGNORED
+
+_PLACES = "places.json"
 
 
 class _Learner(tff.learning.models.VariableModel):
@@ -90,13 +96,43 @@ class _Learner(tff.learning.models.VariableModel):
 
 
 class TextLearner(_Learner):
-    """Trains a whole `Network`. Batches are tokens int32 [batch, length] and labels int32 [batch] or [batch, length]."""
+    """Trains a `Network`. Batches are tokens int32 [batch, length] and labels int32 [batch] or [batch, length].
 
-    def __init__(self, build: Callable[[], Network]):
-        with zero_initializers():
+    Args:
+      build: makes the network.
+      trainable: which part is trained, as in `model.trainable`.
+      frozen: where `freeze` wrote what is not; None if everything is trained.
+    """
+
+    def __init__(self, build: Callable[[], Network], *, trainable: str = "full", frozen: Path | None = None):
+        places = read_json(frozen / _PLACES) if frozen else {}
+
+        def value(number: int) -> tf.Tensor | None:
+            file = places.get(str(number))
+            return tf.io.parse_tensor(tf.io.read_file(str(frozen / file)), tf.float32) if frozen and file else None
+
+        with replaced_initializers(value):
             network = build()
         labels = tf.TensorSpec([None] if network.task == "sequence_classification" else [None, None], tf.int32)
-        super().__init__(network, network.variables, tf.TensorSpec([None, None], tf.int32), labels)
+        super().__init__(network, network.trained_variables(trainable), tf.TensorSpec([None, None], tf.int32), labels)
+
+
+def freeze(build: Callable[[], Network], base: Sequence[np.ndarray], *, trainable: str, directory: Path) -> None:
+    """Writes the weights that are not trained, for graphs to read: a file each, and which variable reads which.
+
+    Variables have no names that two graphs share; the order in which a network makes them is the same each time.
+    """
+    with replaced_initializers() as made:
+        network = build()
+    number = {variable.ref(): place for place, variable in enumerate(made)}
+    frozen = network.variables[: len(network.variables) - len(network.trained_variables(trainable))]
+    with staged(directory, lambda: {"kind": "frozen weights", "format": 1, "trainable": trainable}) as aside:
+        places = {}
+        for variable, value in zip(frozen, base, strict=False):
+            place = number[variable.ref()]
+            places[str(place)] = f"{place:05d}.tensor"
+            (aside / places[str(place)]).write_bytes(tf.io.serialize_tensor(value).numpy())
+        write_json(aside / _PLACES, places)
 
 
 class FeatureLearner(_Learner):

@@ -12,7 +12,7 @@ regularise already. The head starts at zero.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from transformers import BertConfig, TFBertForSequenceClassification, TFBertForT
 
 from tff_pipeline.config import ModelSection
 from tff_pipeline.errors import ArtifactError, ConfigError
+from tff_pipeline.model.adapters import Adapters, adapt
 from tff_pipeline.tokenization import Tokenizer, checkpoint_folder
 
 Task = Literal["sequence_classification", "token_classification"]
@@ -73,14 +74,23 @@ class Network:
       labels: number of labels C.
       task: what is classified, texts or tokens.
       pooling: "mean" or "pooler"; token classification has no pooling.
+      adapters: low-rank adapters beside the attention's projections, or None.
     """
 
-    def __init__(self, config: BertConfig, *, labels: int, task: Task, pooling: str):
+    def __init__(self, config: BertConfig, *, labels: int, task: Task, pooling: str, adapters: Adapters | None = None):
         self.task, self.pooling, self.labels = task, pooling, labels
+        self._config = config
         config.num_labels = labels
         kind = TFBertForSequenceClassification if task == "sequence_classification" else TFBertForTokenClassification
         self.transformer = kind(config)
         self.transformer.build_in_name_scope()
+        # Collected before the adapters are put in their midst.
+        self._encoder = [
+            variable
+            for variable in self.transformer.bert.trainable_variables
+            if pooling == "pooler" or "/pooler/" not in variable.name
+        ]
+        self._adapted = adapt(self.transformer.bert, adapters) if adapters else []
         self.pad_id = config.pad_token_id
         self.hidden_size = config.hidden_size
 
@@ -91,14 +101,34 @@ class Network:
 
     @property
     def encoder_variables(self) -> list[tf.Variable]:
-        """All that the head's input depends on; an unused pooler is left out."""
-        used = self.transformer.bert.trainable_variables
-        return [variable for variable in used if self.pooling == "pooler" or "/pooler/" not in variable.name]
+        """The checkpoint's own, as far as the head's input depends on them; an unused pooler is left out."""
+        return self._encoder
+
+    @property
+    def adapter_variables(self) -> list[tf.Variable]:
+        """A (float32 [d, r]) and B (float32 [r, k]) of every adapted projection; none without adapters."""
+        return [variable for adapted in self._adapted for variable in (adapted.down, adapted.up)]
 
     @property
     def variables(self) -> list[tf.Variable]:
-        """Encoder, then head: the order in which weights are stored and aggregated."""
-        return self.encoder_variables + self.head_variables
+        """Encoder, adapters, head: the order in which weights are stored and aggregated."""
+        return self.encoder_variables + self.adapter_variables + self.head_variables
+
+    def trained_variables(self, trainable: str) -> list[tf.Variable]:
+        """Those that `model.trainable` trains: always the last of `variables`."""
+        if trainable == "full":
+            return self.variables
+        return (self.adapter_variables if trainable == "lora" else []) + self.head_variables
+
+    def merged(self) -> "Network":
+        """The same function as a network without adapters."""
+        if not self._adapted:
+            return self
+        plain = Network(self._config, labels=self.labels, task=self.task, pooling=self.pooling)
+        kernels = {adapted.dense.kernel.ref(): adapted.merged_kernel() for adapted in self._adapted}
+        encoder = [kernels.get(variable.ref(), variable).numpy() for variable in self.encoder_variables]
+        plain.set_weights([*encoder, *(variable.numpy() for variable in self.head_variables)])
+        return plain
 
     def features(self, tokens: tf.Tensor) -> tf.Tensor:
         """What the head sees: int32 [batch, length] to float32 [batch, hidden], or [batch, length, hidden] for tokens."""
@@ -134,28 +164,47 @@ class Network:
 
 
 @contextmanager
-def zero_initializers() -> Iterator[None]:
-    """Makes variables start at zero: inside a TFF graph every client would draw millions of random numbers only to overwrite them."""
+def replaced_initializers(values: Callable[[int], Any] | None = None) -> Iterator[list[tf.Variable]]:
+    """Makes variables start at zero, or at what `values` gives for the n-th one that is made (None: zero).
+
+    Inside a TFF graph every client would draw millions of random numbers only to overwrite them.
+
+    Yields:
+      The weights made in the block, in order, which is the same in eager code and in graphs.
+    """
+    made: list[tf.Variable] = []
 
     def creator(next_creator: Any, **kwargs: Any) -> tf.Variable:
-        initial = kwargs["initial_value"]
-        shape, dtype = kwargs.get("shape"), kwargs.get("dtype")
-        if callable(initial) and shape is not None and dtype is not None:
-            kwargs["initial_value"] = lambda: tf.zeros(shape, dtype)
-        return next_creator(**kwargs)
+        initial, shape, dtype, number = kwargs["initial_value"], kwargs.get("shape"), kwargs.get("dtype"), len(made)
+        if not (callable(initial) and shape is not None and dtype is not None and tf.as_dtype(dtype).is_floating):
+            # Not a weight: Keras keeps seeds of dropout in variables, and only where it runs eagerly.
+            return next_creator(**kwargs)
+
+        def value() -> tf.Tensor:
+            given = values(number) if values else None
+            return tf.zeros(shape, dtype) if given is None else tf.ensure_shape(given, shape)
+
+        made.append(next_creator(**{**kwargs, "initial_value": value}))
+        return made[-1]
 
     with tf.variable_creator_scope(creator):
-        yield
+        yield made
+
+
+def network_of(model: ModelSection, tokenizer: Tokenizer, *, labels: int, task: Task) -> Network:
+    """The network of a configuration, with weights that are yet to be set."""
+    adapters = Adapters(model.lora_rank, model.lora_alpha, model.lora_targets) if model.trainable == "lora" else None
+    return Network(bert_config(model, tokenizer), labels=labels, task=task, pooling=model.pooling, adapters=adapters)
 
 
 def base_network(model: ModelSection, tokenizer: Tokenizer, *, labels: int, task: Task, seed: int | None) -> Network:
     """The network before training: the checkpoint's encoder (or a random one), and a head of zeros.
 
-    A random encoder is drawn from `seed`, or from the operating system where there is none.
+    A random encoder and adapters are drawn from `seed`, or from the operating system where there is none.
     """
-    if model.checkpoint == "random":
+    if model.checkpoint == "random" or model.trainable == "lora":
         tf_keras.utils.set_random_seed(seed if seed is not None else int.from_bytes(os.urandom(4), "big"))
-    network = Network(bert_config(model, tokenizer), labels=labels, task=task, pooling=model.pooling)
+    network = network_of(model, tokenizer, labels=labels, task=task)
     if model.checkpoint != "random":
         _load_encoder(network, checkpoint_folder(model.checkpoint), model.checkpoint)
     for variable in network.head_variables:
@@ -182,5 +231,8 @@ def _load_encoder(network: Network, folder: Path, name: str) -> None:
         raise ConfigError(
             f"model.checkpoint {name!r} lacks {len(missing)} of the encoder's weights, {missing[0]!r} first; expected a whole BERT."
         )
-    for ours, theirs in zip(network.transformer.bert.weights, loaded.bert.weights, strict=True):
+    used = [
+        variable for variable in loaded.bert.weights if network.pooling == "pooler" or "/pooler/" not in variable.name
+    ]
+    for ours, theirs in zip(network.encoder_variables, used, strict=True):
         ours.assign(theirs)

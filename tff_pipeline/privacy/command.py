@@ -19,17 +19,12 @@ def plan_of(config: Config) -> PrivacyPlan:
     Raises:
       ArtifactError: naming the silo that is not.
     """
-    from tff_pipeline.model.network import Network, bert_config
+    from tff_pipeline.model.network import network_of
     from tff_pipeline.training import job
 
     work = job(config)
-    network = Network(
-        bert_config(config.model, work.tokenizer),
-        labels=len(work.labels),
-        task=config.task.kind,
-        pooling=config.model.pooling,
-    )
-    trained = network.variables if config.model.trainable == "full" else network.head_variables
+    network = network_of(config.model, work.tokenizer, labels=len(work.labels), task=config.task.kind)
+    trained = network.trained_variables(config.model.trainable)
     return make(config, clients=work.clients, dimension=sum(variable.numpy().size for variable in trained))
 
 

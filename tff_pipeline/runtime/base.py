@@ -20,10 +20,18 @@ Cohorts = Mapping[str, Sequence[int]]
 
 @dataclasses.dataclass(frozen=True)
 class RoundResult:
-    """The state after a round, and its metrics by the last parts of their TFF names ("loss", "accuracy", ...)."""
+    """What a round gave.
+
+    Attributes:
+      state: the server's state after it.
+      metrics: by the last parts of their TFF names ("loss", "accuracy", ...).
+      bytes_down, bytes_up: what the server sent to each silo, and each silo to the server; None for a simulation.
+    """
 
     state: State
     metrics: dict[str, float]
+    bytes_down: int | None = None
+    bytes_up: int | None = None
 
 
 class Runtime(Protocol):

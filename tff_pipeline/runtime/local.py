@@ -90,12 +90,13 @@ class LocalRuntime:
     def run_round(
         self, state: State, cohorts: Cohorts, *, round_number: int, on_client: Callable[[], None] = lambda: None
     ) -> RoundResult:
-        self._broadcast(state)
+        sent = self._broadcast(state)
         reports = []
         for name, party in self._parties.items():
             total = self._silo_sum(self._silos[name], cohorts.get(name, ()), on_client)
             reports.append(party.mask(total, round_number))
-        return self._finish(state, add_up(reports))
+        state, metrics = self._finish(state, add_up(reports))
+        return RoundResult(state, metrics, bytes_down=sent, bytes_up=sum(part.nbytes for part in reports[0]))
 
     def secure_sums(self, state: State, cohorts: Cohorts) -> list[np.ndarray]:
         """The sum of every secure slot over all cohorts, uint64 modulo 2**64, without masks; the contract tests compare it."""
@@ -107,10 +108,12 @@ class LocalRuntime:
         for graph in (self._prepare, self._update, *self._all_workers):
             graph.close()
 
-    def _broadcast(self, state: State) -> None:
+    def _broadcast(self, state: State) -> int:
+        """Sends the round's weights to all workers; returns how many bytes a silo is sent."""
         broadcast = self._prepare(state)
         for worker in self._all_workers:
             worker.hold(broadcast)
+        return sum(part.nbytes for part in broadcast)
 
     def _silo_sum(self, silo: Clients, rows: Sequence[int], on_client: Callable[[], None]) -> list[np.ndarray]:
         """What happens inside a silo: the sum of its cohort's reports, in the ring. Integer addition: no order matters."""
@@ -130,11 +133,11 @@ class LocalRuntime:
             on_client()
         return total
 
-    def _finish(self, state: State, sums: Sequence[np.ndarray]) -> RoundResult:
+    def _finish(self, state: State, sums: Sequence[np.ndarray]) -> tuple[State, dict[str, float]]:
         signed = [total.view(np.int64).astype(dtype) for total, (dtype, _) in zip(sums, self._slots, strict=True)]
         results = self._update([*state, *signed])
         after = results[: len(state)]
-        return RoundResult(after, named_metrics(self._compiled, results[len(state) :]))
+        return after, named_metrics(self._compiled, results[len(state) :])
 
 
 def _bounded_map(
