@@ -2,9 +2,12 @@
 
 import dataclasses
 import math
+from typing import Any
 
+import dp_accounting
 import numpy as np
 import pytest
+from dp_accounting.pld import PLDAccountant
 from scipy import optimize, stats
 
 from tff_pipeline import sampling
@@ -82,6 +85,48 @@ def test_calibration_never_exceeds_the_target_and_wastes_little(target, q, round
     assert accounting.epsilon([({**event, "noise_multiplier": noise - 0.001}, rounds)], 1e-5) > target
 
 
+def test_calibration_is_at_or_under_the_target_everywhere():
+    """Forty settings drawn at random, from a fifth to five in epsilon; coarse steps, pessimistic as all are."""
+    random = np.random.default_rng(4)
+    for _ in range(40):
+        target, delta = float(np.exp(random.uniform(-1.6, 1.6))), float(10 ** random.uniform(-7, -3))
+        q, rounds = float(10 ** random.uniform(-3, 0)), int(10 ** random.uniform(0, 2))
+        noise = accounting.calibrate(target, delta, sampling_probability=q, rounds=rounds, step=0.005)
+        event = {"kind": "poisson_gaussian", "sampling_probability": q, "noise_multiplier": noise}
+
+        assert accounting.epsilon([(event, rounds)], delta, step=0.005) <= target
+
+
+def test_epsilon_is_dp_accountings_own():
+    """Five settings drawn at random, against the event composed by hand; to 1e-6, as an auditor would."""
+    random = np.random.default_rng(6)
+    for _ in range(5):
+        q, z, rounds = float(random.uniform(0.01, 1)), float(random.uniform(2, 8)), int(random.integers(1, 60))
+        events: Any = dp_accounting
+        event = events.SelfComposedDpEvent(events.PoissonSampledDpEvent(q, events.GaussianDpEvent(z)), rounds)
+        direct = PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE).compose(event).get_epsilon(1e-5)
+
+        made = plan(sampling_probability=q, noise_multiplier=z, rounds=rounds)
+        assert made.epsilon() == pytest.approx(direct, abs=1e-6)
+        assert direct <= made.curve() <= direct * 1.002 + 1e-3
+
+
+def test_epsilon_is_monotone_in_rounds_rate_and_noise_everywhere():
+    """Twenty settings drawn at random, each made a little worse in one way; coarse steps."""
+    random = np.random.default_rng(5)
+
+    def spent(q: float, z: float, rounds: int) -> float:
+        event = {"kind": "poisson_gaussian", "sampling_probability": q, "noise_multiplier": z}
+        return accounting.epsilon([(event, rounds)], 1e-5, step=1e-3)
+
+    for _ in range(20):
+        q, z, rounds = float(random.uniform(0.01, 0.9)), float(random.uniform(1, 5)), int(random.integers(1, 50))
+        base = spent(q, z, rounds)
+        assert spent(q, z, rounds + 5) > base
+        assert spent(q * 1.1, z, rounds) > base
+        assert spent(q, z * 1.1, rounds) < base
+
+
 def test_epsilon_grows_with_rounds_and_rate_and_falls_with_noise():
     base = accounting.epsilon([(EVENT, 10)], 1e-5)
     assert accounting.epsilon([(EVENT, 20)], 1e-5) > base
@@ -124,6 +169,8 @@ def test_the_statement_says_who_is_trusted_and_what_is_not_covered():
         "Poisson sampling",
         "probability 0.1 ",
         "trusted to add the noise",
+        "client of two silos",
+        "treated as public",
         "hyperparameters",
         "Seed: pipeline.seed is set",
     ):
@@ -135,6 +182,14 @@ def test_the_statement_says_who_is_trusted_and_what_is_not_covered():
     )
     assert "No guarantee" in none
     assert "Epsilon is infinite" in none
+
+
+@pytest.mark.parametrize(
+    ("exact", "said"),
+    [(3.99845, "3.999"), (4.0, "4"), (12.341, "12.35"), (0.010001, "0.01001"), (1234.5, "1235"), (math.inf, "inf")],
+)
+def test_a_promised_epsilon_is_rounded_up(exact, said):
+    assert statement.rounded_up(exact) == said
 
 
 # -- randomness

@@ -130,7 +130,14 @@ class Ledger:
         return found
 
     def epsilon(
-        self, delta: float, *, planned: Mapping[str, Any] | None = None, rounds: int = 0, run: str = "", draw: str = ""
+        self,
+        delta: float,
+        *,
+        planned: Mapping[str, Any] | None = None,
+        rounds: int = 0,
+        run: str = "",
+        draw: str = "",
+        step: float = accounting.FINE,
     ) -> float:
         """Epsilon at `delta` of everything charged so far, and of `rounds` planned ones; events are composed.
 
@@ -142,22 +149,24 @@ class Ledger:
                 counts[canonical_json(entry["event"]).decode()] += 1
         if planned is not None:
             counts[canonical_json(dict(planned)).decode()] += rounds
-        return accounting.epsilon([(json.loads(event), count) for event, count in counts.items()], delta)
+        return accounting.epsilon([(json.loads(event), count) for event, count in counts.items()], delta, step=step)
 
     def rounds_left(
         self, budget: float, delta: float, *, planned: Mapping[str, Any], rounds: int, run: str = "", draw: str = ""
     ) -> int:
         """How many of a run's `rounds` fit the budget, counting those it has been charged; -1 if the budget is passed already."""
 
-        def total(count: int) -> float:
-            return self.epsilon(delta, planned=planned, rounds=count, run=run, draw=draw)
+        def fits(count: int, step: float) -> bool:
+            spent = self.epsilon(delta, planned=planned, rounds=count, run=run, draw=draw, step=step)
+            return spent <= budget
 
-        if total(rounds) <= budget:
-            return rounds
-        low, high = -1, rounds
+        # Coarse steps are quick and give a little too much; what they leave open is settled finely.
+        low, high = (rounds, rounds) if fits(rounds, accounting.COARSE) else (-1, rounds)
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if total(middle) <= budget else (low, middle)
+            low, high = (middle, high) if fits(middle, accounting.COARSE) else (low, middle)
+        while low < rounds and fits(low + 1, accounting.FINE):
+            low += 1
         return low
 
     def require_budget(

@@ -104,6 +104,12 @@ class PrivacyPlan:
             return math.inf
         return accounting.epsilon([(self.round_event, self.rounds if rounds is None else rounds)], self.delta)
 
+    def curve(self, *, rounds: int | None = None, noise_multiplier: float | None = None) -> float:
+        """Epsilon if the plan had other rounds or another noise, rounded up in the fifth digit: quick, for plots."""
+        event = {**self.round_event, "noise_multiplier": noise_multiplier or self.noise_multiplier}
+        assert self.delta is not None
+        return accounting.epsilon([(event, rounds or self.rounds)], self.delta, step=accounting.COARSE)
+
     def as_json(self) -> dict[str, Any]:
         """Every number of the plan, and what follows from them."""
         derived = {

@@ -1,6 +1,16 @@
 """The guarantee in sentences, from the plan and nothing else."""
 
+import math
+
 from tff_pipeline.privacy.plan import PrivacyPlan
+
+
+def rounded_up(epsilon: float) -> str:
+    """To four digits, never down: what is promised is at least what was worked out."""
+    if not 0 < epsilon < math.inf:
+        return f"{epsilon:g}"
+    digits = 3 - math.floor(math.log10(epsilon))
+    return f"{math.ceil(round(epsilon * 10**digits, 6)) / 10**digits:.4g}"
 
 
 def sentences(plan: PrivacyPlan, *, seeded: bool, silos: int, reference: bool = False) -> list[str]:
@@ -15,7 +25,7 @@ def sentences(plan: PrivacyPlan, *, seeded: bool, silos: int, reference: bool = 
     said = []
     if plan.private:
         said.append(
-            f"Guarantee: the trained model is ({plan.epsilon():.4g}, {plan.delta:g})-differentially private for the client: adding or removing one client, with all its texts, "
+            f"Guarantee: the trained model is ({rounded_up(plan.epsilon())}, {plan.delta:g})-differentially private for the client: adding or removing one client, with all its texts, "
             f"changes the probability of any set of outcomes by at most a factor of e^epsilon, plus delta."
         )
         said.append(
@@ -24,7 +34,11 @@ def sentences(plan: PrivacyPlan, *, seeded: bool, silos: int, reference: bool = 
             f"quantisation included) is added to the sum at the server. The noised sum is divided by {plan.denominator:g}, the expected cohort."
         )
         said.append(
-            "Accounting: the privacy loss distributions of dp_accounting, composed over the rounds, neighbours by adding or removing one client. A round that was repeated after a crash is the same draw "
+            "Who is protected: a client is whoever the client column names at one silo. A person who is a client of two silos, or goes by two names, is protected as two clients, which is less. "
+            "The guarantee is about this run; what all runs on the same population spend together is in its ledger."
+        )
+        said.append(
+            "Accounting: the privacy loss distributions of dp_accounting, composed over the rounds, neighbours by adding or removing one client; the number of clients, from which the sampling probability follows, is treated as public. A round that was repeated after a crash is the same draw "
             "and is charged once."
         )
     else:
