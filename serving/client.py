@@ -122,6 +122,10 @@ class RestClient:
         found = self._call("GET", "", b"")["model_version_status"]
         return {int(each["version"]): each["state"] for each in found}
 
+    def answering_version(self) -> int:
+        """The version that answers what this client asks for, such as its label; a ServerError where none does."""
+        return int(self._call("GET", "/metadata", b"")["model_spec"]["version"])
+
     def close(self) -> None:
         """Closes this thread's connection."""
         connection = getattr(self._local, "connection", None)

@@ -2,7 +2,8 @@
 
 TensorFlow Serving loads a version as soon as it sees a folder with a number for a name, and does not look whether it is
 whole: one without variables it serves without weights, in silence. So a version is copied to `.staging-...` beside its
-place, compared with its manifest file by file, synced to disk, and renamed.
+place, compared with its manifest file by file, synced to disk, and renamed. Before that it must pass the gates of its configuration (gates.py); a canary is then loaded
+beside the version that serves (rollout.py).
 """
 
 import argparse
@@ -13,17 +14,19 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from serving import gates, rollout
 from tff_pipeline import config as configuration
 from tff_pipeline.artifacts import (
     COMPLETE,
     MANIFEST,
     model_base,
+    model_versions,
     newest_version,
     read_manifest,
     sync_directory,
     version_numbers,
 )
-from tff_pipeline.errors import ArtifactError
+from tff_pipeline.errors import ArtifactError, ConfigError
 from tff_pipeline.progress import Progress
 
 
@@ -103,10 +106,70 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--to", metavar="DIR", type=Path, required=True, help="the base path that the model server watches"
     )
+    parser.add_argument(
+        "--canary",
+        action="store_true",
+        help="load it beside the stable version and label it `canary`, in --models-config",
+    )
+    rollout.add_arguments(parser, required=False)
+    parser.add_argument(
+        "--keep",
+        metavar="N",
+        type=int,
+        help="afterwards remove all but the newest N versions there; labelled ones stay",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
-    place = arguments.model or model_base(configuration.load(arguments.config, arguments.overrides))
-    path = publish(newest_version(place), arguments.to)
-    Progress().event("publish", f"version {path.name} is in {path}", version=int(path.name), path=str(path))
+    if arguments.canary and not (arguments.models_config and arguments.server):
+        parser.error("--canary needs --models-config, and --server to wait for")
+    if arguments.keep is not None and arguments.keep < 1:
+        parser.error(f"--keep is {arguments.keep}; expected at least 1")
+    progress = Progress()
+    path = _publish(arguments, progress)
+    progress.event("publish", f"version {path.name} is in {path}", version=int(path.name), path=str(path))
     print(json.dumps({"path": str(path), "version": int(path.name)}) if arguments.json else path)
     return 0
+
+
+def _publish(arguments: argparse.Namespace, progress: Progress) -> Path:
+    """Gates, then the copy, then the labels, then what is too old."""
+    config = configuration.load(arguments.config, arguments.overrides) if arguments.config else None
+    version = newest_version(model_base(config) if config is not None else arguments.model)
+    manifest = read_manifest(version)
+    served = None
+    following = None
+    if arguments.models_config:
+        following = rollout.Rollout(
+            arguments.models_config,
+            manifest.get("name", ""),
+            servers=arguments.server,
+            timeout_s=arguments.wait_s,
+            progress=progress,
+        )
+        served = following.served()
+    if config is not None:
+        for sentence in gates.check(manifest, _serving(arguments.to, served), config.gates):
+            progress.event("gate", f"passed: {sentence}")
+    if following is None or not arguments.canary:
+        path = publish(version, arguments.to)
+    else:
+        if following.served().base_path.resolve() != arguments.to.resolve():
+            raise ConfigError(
+                f"{arguments.models_config}: has base_path {following.served().base_path} for {manifest['name']}; expected {arguments.to}, where it is published to."
+            )
+        following.pin()
+        path = publish(version, arguments.to)
+        served = following.canary(manifest["version"])
+    if arguments.keep is not None:
+        needed = [*served.versions, *served.labels.values()] if served else []
+        for number in rollout.retain(arguments.to, arguments.keep, needed=needed):
+            progress.event("publish", f"version {number} was removed: older than the newest {arguments.keep}")
+    return path
+
+
+def _serving(base_path: Path, served: rollout.Served | None) -> dict | None:
+    """The manifest of the version that serves now: the stable one, or else the newest."""
+    complete = model_versions(base_path)
+    stable = served.labels.get(rollout.STABLE) if served else None
+    number = stable if stable in complete else complete[-1] if complete else None
+    return read_manifest(base_path / str(number)) if number is not None else None

@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import tensorflow as tf
@@ -126,6 +129,66 @@ def test_the_number_appears_with_everything_in_it(version, base, monkeypatch):
     publish(version, base)
 
     assert seen == [every_file(version)]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from serving.publish import publish
+from tff_pipeline.artifacts import staged, read_manifest, version_numbers
+
+version, place, what = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+
+def export_like(base):
+    with staged(base / "1", lambda: {"kind": "model", "version": 1}) as aside:
+        (aside / "variables").mkdir()
+        for name in ("saved_model.pb", "variables/variables.index"):
+            (aside / name).write_bytes(b"weights")
+
+work = {"publish": lambda base: publish(version, base), "export": export_like}[what]
+step = alive = 0
+while not alive:
+    step += 1
+    base = place / str(step)
+    child = os.fork()
+    if child == 0:
+        left = step
+        def counted(function):
+            def call(*arguments):
+                global left
+                left -= 1
+                if left == 0:
+                    os._exit(9)  # as kill -9 does: nothing is cleaned up
+                return function(*arguments)
+            return call
+        for name in ("fsync", "rename", "replace", "mkdir", "open"):
+            setattr(os, name, counted(getattr(os, name)))
+        work(base)
+        os._exit(0)
+    alive = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    for number in version_numbers(base):
+        read_manifest(base / str(number), check_files=True)
+    if not alive and step % 3 == 0:
+        work(base) if not version_numbers(base) else None  # the same command again ends well
+        read_manifest(base / "1", check_files=True)
+        assert [path.name for path in base.iterdir()] == ["1"], list(base.iterdir())
+print(step)
+"""
+
+
+@pytest.mark.parametrize("what", ["publish", "export"])
+def test_killed_at_any_moment_nothing_numeric_is_not_whole(version, tmp_path, what):
+    """Before every call that changes the disk, in turn; what has a number then is complete, and once more helps."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(version), str(tmp_path), what],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent.parent,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) > 10, "so many calls there are at least"
 
 
 def test_command(version, base, tmp_path, capsys):

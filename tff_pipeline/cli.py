@@ -24,6 +24,9 @@ _COMMANDS = {
     "evaluate": ("tff_pipeline.evaluation:main", "accuracy and F1 of a run, overall, by silo and by group"),
     "export": ("tff_pipeline.export:main", "a run to a verified version directory that TensorFlow Serving loads"),
     "publish": ("", "a version directory to the serving base path, in one rename"),
+    "list": ("", "the versions of a model, and which are served"),
+    "promote": ("", "make the canary the stable version"),
+    "rollback": ("", "drop the canary, or go back to the version before"),
     "serve": ("", "a local double of the model server, REST and gRPC, to try a version out"),
     "predict": ("tff_pipeline.prediction:main", "ask an exported model"),
     "privacy": (
@@ -36,7 +39,7 @@ _COMMANDS = {
     ),
     "doctor": ("tff_pipeline.doctor:main", "is this machine fit: versions, devices, disk, inputs"),
 }
-_EXIT_CODES = "0 done; 1 other failure; 2 configuration or usage; 3 a silo's input; 4 an artifact of an earlier stage; 5 privacy; 6 training; 7 export; 130 interrupted"
+_EXIT_CODES = "0 done; 1 other failure; 2 configuration or usage; 3 a silo's input; 4 an artifact of an earlier stage; 5 privacy; 6 training; 7 export; 8 a gate before publishing; 130 interrupted"
 _INTERRUPTED = 130
 
 

@@ -120,6 +120,13 @@ class ExportSection(_Section, frozen=True, kw_only=True):
     warmup_batch_sizes: tuple[int, ...] = (1, 8, 32)
 
 
+class GatesSection(_Section, frozen=True, kw_only=True):
+    min_accuracy: float | None = None
+    max_drop: float | None = None
+    max_worst_silo_drop: float | None = None
+    other_data: Literal["refuse", "compare"] = "refuse"
+
+
 class Config(_Section, frozen=True, kw_only=True):
     """A whole configuration, checked. `path` is the file it came from."""
 
@@ -134,6 +141,7 @@ class Config(_Section, frozen=True, kw_only=True):
     secure_sum: SecureSumSection = SecureSumSection()
     runtime: RuntimeSection = RuntimeSection()
     export: ExportSection = ExportSection()
+    gates: GatesSection = GatesSection()
 
     @property
     def workdir(self) -> Path:
@@ -363,6 +371,9 @@ def _check(config: Config) -> None:
         list(sizes),
         "one to sixteen different batch sizes of 1 to 1024, as the server is asked",
     )
+    for key in ("min_accuracy", "max_drop", "max_worst_silo_drop"):
+        value = getattr(config.gates, key)
+        require(value is None or 0 <= value <= 1, f"gates.{key}", value, "a share between 0 and 1")
     devices = config.runtime.devices
     require(
         devices in ("auto", "CPU")

@@ -8,6 +8,7 @@
     |   +-- InsecureProcessError      5   a process would send something outside the secure sum
     +-- TrainingError                 6   a round failed: non-finite weights, a device that is not there
     +-- ExportError                   7   the exported model failed its verification
+    +-- GateError                     8   a version does not reach what the configuration asks before it is published
 
 A message says where, what was found, what was expected and what to do next. It never carries a silo's text.
 """
@@ -57,3 +58,9 @@ class ExportError(PipelineError):
     """The exported model does not pass its verification."""
 
     exit_code = 7
+
+
+class GateError(PipelineError):
+    """A version does not pass a gate of its configuration, and is not published."""
+
+    exit_code = 8

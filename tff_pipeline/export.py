@@ -33,7 +33,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tff_pipeline import golden, verification
-from tff_pipeline.artifacts import model_base, model_versions, read_json, read_manifest, staged, version_numbers
+from tff_pipeline.artifacts import (
+    fingerprint,
+    model_base,
+    model_versions,
+    read_json,
+    read_manifest,
+    staged,
+    version_numbers,
+)
 from tff_pipeline.errors import ArtifactError, ExportError
 from tff_pipeline.evaluation import add_run_arguments, chosen_run, evaluation_file
 from tff_pipeline.progress import Progress
@@ -147,11 +155,14 @@ def _manifest(run: Path, trained: "Trained", version: int, checks: Mapping[str, 
     guarantee = facts["guarantee"]
     evaluation = read_json(evaluation_file(run)) if evaluation_file(run).exists() else None
     if evaluation is not None:
-        overall = evaluation["overall"]
+        overall, by_silo = evaluation["overall"], [part["accuracy"] for part in evaluation["silos"].values()]
         evaluation = {
             "split": evaluation["split"],
             "created": evaluation["created"],
             **{key: overall[key] for key in _SUMMARY},
+            # Which silo that is stays with the run. `data` tells whether two versions were asked about the same.
+            "worst_silo_accuracy": min((each for each in by_silo if each is not None), default=None),
+            "data": fingerprint([evaluation["split"], sorted(each["id"] for each in facts["snapshots"].values())]),
         }
     return {
         "kind": "model",

@@ -151,7 +151,7 @@ def main(argv: Sequence[str]) -> int:
         if not stopping.is_set():
             print(_where(double, models, arguments.host), flush=True)
         while not stopping.wait(arguments.model_config_file_poll_wait_seconds or None):
-            file = _follow(file, double, progress)
+            file = follow(file, double, progress)
     finally:
         double.stop()
         for number, handler in before.items():
@@ -211,7 +211,7 @@ def _models(arguments: argparse.Namespace) -> tuple[tuple[ModelConfig, ...], tup
     return models, (path, held)
 
 
-def _follow(file: tuple[Path, bytes] | None, double: Double, progress: Progress) -> tuple[Path, bytes] | None:
+def follow(file: tuple[Path, bytes] | None, double: Double, progress: Progress) -> tuple[Path, bytes] | None:
     """Reads the configuration again; what cannot be read or used is reported, and changes nothing."""
     if file is None:
         return None
