@@ -380,8 +380,7 @@ class _Secrets:
     def noise(self, number: int, plan: PrivacyPlan, shapes: Sequence[Sequence[int]]) -> list[np.ndarray]:
         if not plan.private:
             return [np.zeros(shape) for shape in shapes]
-        key = randomness.derive(self._noise(), f"round/{number}")
-        return randomness.gaussian(key, plan.noise_stddev, shapes)
+        return randomness.round_noise(self._noise(), round_number=number, stddev=plan.noise_stddev, shapes=shapes)
 
     @property
     def draw(self) -> str:

@@ -52,3 +52,10 @@ def gaussian(key: bytes, stddev: float, shapes: Sequence[Sequence[int]]) -> list
     numbers = stddev * np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
     parts = np.split(numbers[: sum(sizes)], np.cumsum(sizes)[:-1])
     return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def round_noise(
+    secret: bytes, *, round_number: int, stddev: float, shapes: Sequence[Sequence[int]]
+) -> list[np.ndarray]:
+    """The noise of one round of a run, float64, one array a weight. The same arguments give the same noise."""
+    return gaussian(derive(secret, f"round/{round_number}"), stddev, shapes)
