@@ -35,7 +35,7 @@ demo: $(WORK)/example/written
 	$(BIN)/tff-pipeline run --config configs/quickstart.toml
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: .venv/installed
 	$(BIN)/ruff format --check
