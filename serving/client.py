@@ -106,7 +106,7 @@ class RestClient:
         request: dict[str, Any] = {"inputs": {name: _to_json(value) for name, value in inputs.items()}}
         if signature:
             request["signature_name"] = signature
-        outputs = self._call("POST", ":predict", json.dumps(request).encode())["outputs"]
+        outputs = self.post("predict", request)["outputs"]
         if not isinstance(outputs, dict):  # a signature with one output does not name it
             outputs = {"outputs": outputs}
         return Prediction({name: _from_json(value) for name, value in outputs.items()}, self._target.version)
@@ -114,8 +114,12 @@ class RestClient:
     def classify(self, texts: Sequence[str | bytes], *, signature: str = "classify") -> list[dict[str, float]]:
         """The score of every label, for each text; the signature takes examples with a feature `text`."""
         request = {"signature_name": signature, "examples": [{"text": _to_json(text)} for text in texts]}
-        results = self._call("POST", ":classify", json.dumps(request).encode())["results"]
+        results = self.post("classify", request)["results"]
         return [dict(map(tuple, result)) for result in results]
+
+    def post(self, api: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        """A request as REST has it, `api` being predict, classify or regress; returns the answer as it came."""
+        return self._call("POST", f":{api}", json.dumps(request).encode())
 
     def states(self) -> dict[int, str]:
         """The state of each version that the server knows, such as AVAILABLE; or of the one this client asks."""
@@ -239,6 +243,12 @@ class GrpcClient:
             feature.bytes_list.value.append(text.encode() if isinstance(text, str) else text)
         result = self._call(self._predictions.Classify, request).result
         return [{each.label: each.score for each in found.classes} for found in result.classifications]
+
+    def send(self, request: Any) -> Any:
+        """A PredictRequest or ClassificationRequest of another's making, to this client's model; the answer as it came."""
+        request.model_spec.CopyFrom(self._spec(request.model_spec.signature_name))
+        is_predict = type(request).__name__ == "PredictRequest"
+        return self._call(self._predictions.Predict if is_predict else self._predictions.Classify, request)
 
     def states(self) -> dict[int, str]:
         """As `RestClient.states`."""

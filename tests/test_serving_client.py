@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import socket
 import threading
 import time
@@ -15,9 +16,11 @@ from serving_fixtures import LABELS, exported
 from serving_models import fetch
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
+from serving import golden
 from serving.client import GrpcClient, RestClient, ServerError, ServerTimeout, ServerUnavailable
 from serving.double.config import ModelConfig
 from serving.double.server import Double, Options
+from tff_pipeline.artifacts import read_manifest, seal
 from tff_pipeline.state import load_trained
 
 WORDS = "my card is lost why the fee charged close account help please doctor visit claim paid 我 的 卡 \U0001f600 ½".split()  # noqa: SIM905
@@ -247,3 +250,34 @@ def test_nobody_there():
 def test_an_address_without_a_scheme():
     with pytest.raises(ValueError, match="expected an address such as http://localhost:8501"):
         RestClient("localhost:8501", "desk")
+
+
+# -- golden pairs, against any server ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["sequence_classification", "token_classification"])
+def test_a_server_gives_the_golden_answers(task, capsys):
+    version = exported(task)[1]
+    with Double([ModelConfig("desk", version.parent)], Options(port=0, rest_port=0)) as running:
+        addresses = ["--rest", f"http://127.0.0.1:{running.rest_port}", "--grpc", f"127.0.0.1:{running.port}"]
+        assert golden.main([str(version), *addresses]) == 0
+    assert capsys.readouterr().out == "every golden pair got its answer\n"
+
+
+def test_a_server_with_another_model_does_not(double, tmp_path):
+    """Version 1 serves; the pairs are of a version 1 that has learnt something else, and of a version 2 that is not there."""
+    other = shutil.copytree(exported()[1], tmp_path / "other")
+    manifest = read_manifest(other)
+    (other / "manifest.json").unlink()
+    (other / "COMPLETE").unlink()
+    pairs = json.loads((other / golden.GOLDEN).read_text())
+    pairs["pairs"][0]["rest"]["response"]["predictions"][0]["score"] += 1e-3
+    (other / golden.GOLDEN).write_text(json.dumps(pairs))
+    seal(other, manifest)
+    rest = f"http://127.0.0.1:{double.rest_port}"
+    (difference,) = golden.check(other, rest=rest)
+    assert re.match(
+        r"pair 0 \(serving_default\) over REST, answer\.predictions\[0\]\.score is 0\.\d+; expected", difference
+    )
+    seal(other, {**manifest, "version": 2})
+    assert all("Servable not found for request: Specific(desk, 2)" in each for each in golden.check(other, rest=rest))

@@ -1,8 +1,11 @@
 """The server's configuration files: ours are right, and what is wrong is said before a server finds it."""
 
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from serving.validate import check, main
 from tff_pipeline.errors import ConfigError
@@ -70,3 +73,55 @@ def test_what_is_right(tmp_path, capsys):
         f"{tmp_path / 'ssl.config'}: gRPC with TLS, clients too",
     ]
     assert main([str(split), str(tmp_path / "missing.config")]) == 2
+
+
+# -- what starts a server ----------------------------------------------------------------------------------------------
+
+KNOWN_FLAGS = {
+    "--port",
+    "--rest_api_port",
+    "--model_config_file",
+    "--model_config_file_poll_wait_seconds",
+    "--allow_version_labels_for_unavailable_models",
+    "--monitoring_config_file",
+    "--max_num_load_retries",
+    "--num_load_threads",
+}
+
+
+def containers():
+    """The server's command lines, mounts and published ports, with Compose and with Kubernetes."""
+    compose = yaml.safe_load((SERVING / "compose.yaml").read_text())["services"]["model-server"]
+    deployment, *_ = yaml.safe_load_all((SERVING / "kubernetes" / "model-server.yaml").read_text())
+    pod = deployment["spec"]["template"]["spec"]["containers"][0]
+    return {"compose": compose, "kubernetes": pod}
+
+
+@pytest.mark.parametrize("kind", ["compose", "kubernetes"])
+def test_servers_are_started_with_flags_they_have(kind):
+    """And follow models.config, also when they restart while it has labels."""
+    found = containers()[kind]
+    flags = dict(flag.split("=") for flag in found["command" if kind == "compose" else "args"])
+    assert set(flags) == KNOWN_FLAGS
+    assert flags["--allow_version_labels_for_unavailable_models"] == "true"
+    assert Path(flags["--model_config_file"]).name == "models.config"
+    assert found["image"] == "tensorflow/serving:2.14.1"
+
+
+def test_ports_are_published_on_loopback_only():
+    assert all(port.startswith("127.0.0.1:") for port in containers()["compose"]["ports"])
+
+
+def test_readiness_asks_for_a_version_that_can_be_asked():
+    """/v1/models/NAME answers 200 in every state."""
+    pod = containers()["kubernetes"]
+    assert pod["readinessProbe"]["httpGet"]["path"] == "/v1/models/quickstart/metadata"
+    assert "GET /v1/models/quickstart/metadata" in containers()["compose"]["healthcheck"]["test"][-1]
+
+
+def test_the_readmes_line_makes_an_ssl_config(tmp_path):
+    script = re.search(r"^pem\(\).*?> ssl\.config$", (SERVING / "README.md").read_text(), re.M | re.S).group()
+    for name in ("key.pem", "cert.pem"):
+        (tmp_path / name).write_text("-----BEGIN SOMETHING-----\nabc\n-----END SOMETHING-----\n")
+    subprocess.run(["/bin/sh", "-c", script], cwd=tmp_path, check=True)
+    assert check(tmp_path / "ssl.config") == "gRPC with TLS"
