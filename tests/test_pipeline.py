@@ -115,7 +115,8 @@ def charges(result: dict[str, Any]) -> list[dict[str, Any]]:
     """The ledger without what a second run cannot share: times, and the hashes of lines that hold them."""
     lines = Path(result["paths"]["ledger"]).read_text().splitlines()
     return [
-        {key: value for key, value in json.loads(line).items() if key not in ("time", "previous", "hash")} for line in lines
+        {key: value for key, value in json.loads(line).items() if key not in ("time", "previous", "hash")}
+        for line in lines
     ]
 
 
