@@ -1,5 +1,6 @@
 """The record format: what is written comes back, by every way of reading it, and damage is refused."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -123,3 +124,21 @@ def test_a_split_without_shards_has_no_clients(tmp_path):
 def test_files_are_named_by_split_and_shard():
     assert records.shard_name("train", 3, 12) == "train-00003-of-00012.tfrecord"
     assert records.index_name("test") == "test.index.npy"
+
+
+def test_threads_may_share_a_reader(tmp_path):
+    """Eight threads read 400 clients of one shard each, in orders of their own; every record is the one asked for."""
+    data = [records.encode_client(f"c{row}", np.full(500 + row, row), [500 + row], [0], [0]) for row in range(400)]
+    index, place = [], 0
+    with (tmp_path / "shard").open("wb") as file:
+        for record in data:
+            index.append([0, place, len(record), 1])
+            place += records.write_frame(file, record)
+    np.save(tmp_path / records.index_name("train"), np.array(index))
+
+    def read_all(seed: int) -> bool:
+        rows = np.random.default_rng(seed).permutation(len(data))
+        return all(reader.read(int(row)) == data[row] for row in rows)
+
+    with records.ClientReader(tmp_path, "train", ["shard"]) as reader, ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(read_all, range(8)))

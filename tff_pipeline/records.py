@@ -14,6 +14,7 @@ record's frame in the shard, bytes of its data, examples.
 """
 
 import struct
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -93,12 +94,14 @@ def write_frame(file: BinaryIO, data: bytes) -> int:
 class ClientReader:
     """Random access to the clients of one split of a snapshot, by their row in the index.
 
-    Opens shards when they are first read; call `close` or use it in a `with` block. Not thread-safe.
+    Opens shards when they are first read; call `close` or use it in a `with` block. Threads may share one: the runtimes
+    work on several clients at a time.
     """
 
     def __init__(self, snapshot: Path, split: str, shards: Sequence[str]):
         self._paths = [snapshot / shard for shard in shards]
         self._files: dict[int, BinaryIO] = {}
+        self._lock = threading.Lock()
         self.index: np.ndarray = np.load(snapshot / index_name(split)) if shards else np.zeros((0, 4), np.int64)
 
     def __len__(self) -> int:
@@ -116,11 +119,12 @@ class ClientReader:
           ArtifactError: if the frame is cut short or its checksum is wrong.
         """
         shard, offset, size, _ = self.index[row].tolist()
-        if shard not in self._files:
-            self._files[shard] = self._paths[shard].open("rb")
-        file = self._files[shard]
-        file.seek(offset)
-        frame = file.read(size + 16)
+        with self._lock:  # another thread's seek must not come between ours and our read
+            if shard not in self._files:
+                self._files[shard] = self._paths[shard].open("rb")
+            file = self._files[shard]
+            file.seek(offset)
+            frame = file.read(size + 16)
         data = frame[12 : 12 + size]
         if len(frame) < size + 16 or struct.unpack("<I", frame[12 + size :])[0] != masked_crc(data):
             raise ArtifactError(

@@ -126,7 +126,6 @@ class LocalRuntime:
             finally:
                 self._workers.put(worker)
 
-        # Reads of one silo are not thread-safe when records come from files, so they happen in `feed` under one lock.
         for report in _bounded_map(self._threads, work, rows, ahead=2 * len(self._all_workers)):
             for place, part in zip(total, report, strict=True):
                 np.add(place, part.astype(np.uint64), out=place)
