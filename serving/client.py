@@ -57,6 +57,31 @@ class Prediction:
 
 
 @dataclasses.dataclass(frozen=True)
+class Piece:
+    """A piece of a text: bytes `start` to `end` of it, and how much of the label's score it made (it may be less than 0)."""
+
+    token: str
+    start: int
+    end: int
+    attribution: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """Why a text has a label: the pieces' attributions add up to `score - baseline_score + gap`.
+
+    `score` is the label's probability, `baseline_score` that of the same text with every piece unknown; `gap` is the error
+    of the sum that stands for an integral, and near 0 where the version was exported with enough steps.
+    """
+
+    label: str
+    score: float
+    baseline_score: float
+    gap: float
+    pieces: tuple[Piece, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Target:
     """A model, and which version of it: a number, a label, or neither for the newest."""
 
@@ -116,6 +141,17 @@ class RestClient:
         request = {"signature_name": signature, "examples": [{"text": _to_json(text)} for text in texts]}
         results = self.post("classify", request)["results"]
         return [dict(map(tuple, result)) for result in results]
+
+    def explain(
+        self, texts: Sequence[str | bytes], *, label: str = "", signature: str = "explain"
+    ) -> list[Explanation]:
+        """Which pieces of each text made its predicted label, or `label`; takes about a hundred predictions.
+
+        Raises:
+          ServerError: with what the server said, also where the model has no such signature.
+          ValueError: if the model has no such label.
+        """
+        return _explanations(self.predict_inputs(_to_explain(texts, label), signature=signature).outputs, label)
 
     def post(self, api: str, request: Mapping[str, Any]) -> dict[str, Any]:
         """A request as REST has it, `api` being predict, classify or regress; returns the answer as it came."""
@@ -244,6 +280,12 @@ class GrpcClient:
         result = self._call(self._predictions.Classify, request).result
         return [{each.label: each.score for each in found.classes} for found in result.classifications]
 
+    def explain(
+        self, texts: Sequence[str | bytes], *, label: str = "", signature: str = "explain"
+    ) -> list[Explanation]:
+        """As `RestClient.explain`."""
+        return _explanations(self.predict_inputs(_to_explain(texts, label), signature=signature).outputs, label)
+
     def send(self, request: Any) -> Any:
         """A PredictRequest or ClassificationRequest of another's making, to this client's model; the answer as it came."""
         request.model_spec.CopyFrom(self._spec(request.model_spec.signature_name))
@@ -310,6 +352,28 @@ def _insisting(once: Callable[[float], _Result], timeout_s: float) -> _Result:
                 raise
             time.sleep(wait)
             pause = min(2 * pause, 2.0)
+
+
+def _to_explain(texts: Sequence[str | bytes], label: str) -> dict[str, Any]:
+    return {"text": texts, "label": [label] * len(texts)}
+
+
+def _explanations(outputs: Mapping[str, np.ndarray], label: str) -> list[Explanation]:
+    found = []
+    for row, given in enumerate(outputs["label"]):
+        if not given:
+            raise ValueError(f"label {label!r}: the model has none of that name; its answers name those it has.")
+        columns = zip(
+            *(outputs[name][row] for name in ("tokens", "starts", "ends", "attributions", "mask")), strict=True
+        )
+        pieces = tuple(
+            Piece(token.decode(), int(start), int(end), float(attribution))
+            for token, start, end, attribution, is_piece in columns
+            if is_piece
+        )
+        score, baseline_score, gap = (float(outputs[name][row]) for name in ("score", "baseline_score", "gap"))
+        found.append(Explanation(given.decode(), score, baseline_score, gap, pieces))
+    return found
 
 
 def _said(answer: bytes) -> str:

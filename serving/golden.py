@@ -2,7 +2,7 @@
 
     python -m serving.golden /models/quickstart/3 --rest http://localhost:8501 --grpc localhost:8500
 
-For TensorFlow Serving wherever there is one, and for the double. Numbers may differ by the pairs' tolerance.
+For TensorFlow Serving wherever there is one, and for the double. Numbers may differ by the pair's tolerance.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def check(version: Path, *, rest: str = "", grpc: str = "", label: str = "", tim
             except PipelineError as error:
                 wrong.append(f"{where}: {error}")
                 continue
-            wrong += (f"{where}, {difference}" for difference in _differences(found, wanted, golden["tolerance"]))
+            wrong += (f"{where}, {difference}" for difference in _differences(found, wanted, pair["tolerance"]))
     return wrong
 
 

@@ -191,7 +191,7 @@ def warmup_logs(version):
 
 
 def test_warmup_asks_every_signature_in_every_batch_size(version):
-    """Three signatures, the sizes 1, 8 and 32, a short text and one of full length (24 ids)."""
+    """Three signatures, the sizes 1, 8 and 32, a short text and one of full length (24 ids); one that explains, once."""
     asked = []
     for log in warmup_logs(version):
         if log.WhichOneof("log_type") == "classify_log":
@@ -199,12 +199,15 @@ def test_warmup_asks_every_signature_in_every_batch_size(version):
             asked.append((request.model_spec.signature_name, len(request.input.example_list.examples)))
         else:
             request = log.predict_log.request
-            (value,) = request.inputs.values()
+            value = next(iter(request.inputs.values()))
             asked.append((request.model_spec.signature_name, value.tensor_shape.dim[0].size))
             if request.model_spec.signature_name == "tokens":
                 assert value.tensor_shape.dim[1].size <= 24
     assert sorted(asked) == sorted(
-        (signature, size) for signature in ("serving_default", "tokens", "classify") for size in (1, 8, 32) * 2
+        [
+            ("explain", 1),
+            *((signature, size) for signature in ("serving_default", "tokens", "classify") for size in (1, 8, 32) * 2),
+        ]
     )
 
 
@@ -221,7 +224,7 @@ def test_golden_pairs_hold_the_answers_of_the_model_in_memory(run, version):
     """For a person: what to send with curl, and what must come back."""
     pairs = json.loads((version / golden.GOLDEN).read_text())["pairs"]
     assert [pair["signature"] for pair in pairs] == [
-        name for name in ("serving_default", "tokens", "classify") for _ in range(2)
+        name for name in ("serving_default", "tokens", "classify", "explain") for _ in range(2)
     ]
     trained = load_trained(run)
     batch = pairs[1]["rest"]
@@ -255,7 +258,7 @@ def test_warmup_that_a_server_cannot_replay_is_refused(altered, request_):
     unknown.session_run_log.SetInParent()
     for records, message in (
         (logs[:1] * 1001, "holds 1001 records; expected 1 to 1000"),
-        ([*logs, unknown], "record 18 is a session_run_log"),
+        ([*logs, unknown], "record 19 is a session_run_log"),
         (logs[:6], r"asks \['serving_default'\]; expected every signature"),
     ):
         with (altered / golden.WARMUP).open("wb") as file:
@@ -279,7 +282,9 @@ def instantly(monkeypatch):
     monkeypatch.setattr(exporting, "check", lambda *_: {})
     monkeypatch.setattr(exporting, "verification_request", lambda *_: {})
     monkeypatch.setattr(exporting.golden, "write", lambda *_, **__: None)
-    monkeypatch.setattr(exporting, "save", lambda _, directory: (directory / "saved_model.pb").write_bytes(b"model"))
+    monkeypatch.setattr(
+        exporting, "save", lambda _, directory, **__: (directory / "saved_model.pb").write_bytes(b"model")
+    )
 
 
 @pytest.mark.usefixtures("instantly")
@@ -308,10 +313,10 @@ def test_leftovers_of_a_killed_export_are_ignored_and_cleared(run, tmp_path):
 def test_a_model_that_fails_leaves_nothing_behind(run, tmp_path, monkeypatch):
     """The untrained base exported instead of the trained weights: the outputs would look fine."""
 
-    def save_base(trained, directory):
+    def save_base(trained, directory, **settings):
         for variable in trained.network.head_variables:
             variable.assign(tf.zeros_like(variable))
-        real_save(trained, directory)
+        real_save(trained, directory, **settings)
 
     real_save = exporting.save
     monkeypatch.setattr(exporting, "save", save_base)

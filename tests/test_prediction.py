@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -147,3 +148,29 @@ def test_it_needs_neither_transformers_nor_tff_and_survives_head(tmp_path):
         child.stdout.close()
         assert child.stderr.read().splitlines()[-1] == "[]"
     assert child.returncode == 0
+
+
+def test_an_explanation_is_a_line(version, capsys):
+    """The text in pieces, each with its part of the score; or of a label one names."""
+    assert main(["--model", str(version), "--explain", "my card is lost", ""]) == 0
+    first, empty = capsys.readouterr().out.splitlines()
+    label, score, pieces = first.split("\t")
+    assert re.fullmatch(r"my\([+-]\d\.\d{3}\) card\([+-]\d\.\d{3}\) is\([+-]\d\.\d{3}\) lost\([+-]\d\.\d{3}\)", pieces)
+    predicted = Model(version).ask(["my card is lost"])[0]
+    assert (label, score) == (predicted["label"], f"{predicted['score']:.3f}")
+    assert empty.split("\t")[2] == ""
+
+    other = next(each for each in LABELS if each != label)
+    main(["--model", str(version), "--explain", "--label", other, "--json", "my card is lost"])
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["label"] == other
+    total = sum(piece["attribution"] for piece in answer["pieces"])
+    assert total == pytest.approx(answer["score"] - answer["baseline_score"] + answer["gap"], abs=1e-5)
+    with pytest.raises(InputError, match=r"--label is 'none'; expected one of card, fees, other"):
+        main(["--model", str(version), "--explain", "--label", "none", "text"])
+
+
+def test_words_are_not_explained():
+    _, version = exported("token_classification")
+    with pytest.raises(ArtifactError, match="has no signature `explain`; expected one of a sequence classification"):
+        main(["--model", str(version), "--explain", "anna lost"])

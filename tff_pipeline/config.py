@@ -118,6 +118,7 @@ class ExportSection(_Section, frozen=True, kw_only=True):
     base_path: str = ""
     examples: tuple[str, ...] = ()
     warmup_batch_sizes: tuple[int, ...] = (1, 8, 32)
+    explain_steps: int = 50
 
 
 class GatesSection(_Section, frozen=True, kw_only=True):
@@ -370,6 +371,12 @@ def _check(config: Config) -> None:
         "export.warmup_batch_sizes",
         list(sizes),
         "one to sixteen different batch sizes of 1 to 1024, as the server is asked",
+    )
+    require(
+        0 <= config.export.explain_steps <= 1000,
+        "export.explain_steps",
+        config.export.explain_steps,
+        "steps of 1 to 1000, or 0 for a version without the signature explain",
     )
     for key in ("min_accuracy", "max_drop", "max_worst_silo_drop"):
         value = getattr(config.gates, key)

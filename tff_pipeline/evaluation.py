@@ -281,10 +281,12 @@ def _ask(trained: "Trained", snapshot: Snapshot, split: str, bar: Any) -> Answer
     import tensorflow as tf
 
     network = trained.network
-    # One trace for all shapes: a batch is as wide as its longest text, so there are many.
+    # One trace for all shapes: a batch is as wide as its longest text, so there are many. Without AutoGraph, which has
+    # nothing to rewrite here and spends five to ten seconds on reading transformers' source.
     log_probabilities = tf.function(
         lambda tokens: tf.nn.log_softmax(network(tokens)),
         input_signature=[tf.TensorSpec([None, None], tf.int32)],
+        autograph=False,
         jit_compile=False,
     )
     parts = [_empty_answers()]

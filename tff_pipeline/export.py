@@ -7,6 +7,8 @@ What comes in is a run; what goes out is `<base>/<version>/`, a SavedModel with 
                       says what is padding, so that there is no attention mask to forget.
     classify          inputs string [B], serialized tf.Examples with a feature `text` -> classes string [B, C], scores
                       float32 [B, C]: what a server's Classify takes
+    explain           text string [B], label string [B] -> tokens, where they stand, and how much of the label's score each
+                      of them made (explanation.py)
 
 and for token classification, over the words between white space (S: the most words, or ids, of a text in the batch):
 
@@ -27,12 +29,13 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tff_pipeline import golden, verification
+from tff_pipeline import explanation, golden, verification
 from tff_pipeline.artifacts import (
     fingerprint,
     model_base,
@@ -74,6 +77,10 @@ GOLDEN_TEXTS: tuple[bytes, ...] = (
     "карта украдена".encode(),
     b"ok",
 )
+# Those of them whose explanation is compared: plain, empty, Chinese, special tokens, not UTF-8, other lengths than their
+# lower case. An explanation costs about a hundred predictions, so the long ones are left to the tests.
+EXPLAINED_TEXTS = frozenset({0, 1, 3, 5, 8, 11})
+LARGEST_GAP = 0.01  # between the sum of attributions and what they should add up to; beyond it the export says so
 
 
 def export(run: Path, destination: Path, *, version: int | None = None, progress: Progress) -> Path:
@@ -110,19 +117,29 @@ def export(run: Path, destination: Path, *, version: int | None = None, progress
 
     trained = load_trained(run)
     checks: dict[str, str] = {}
+    explained: dict[str, Any] = {}
     final = destination / str(number)
-    with staged(final, lambda: _manifest(run, trained, number, checks)) as aside:
+    with staged(final, lambda: {**_manifest(run, trained, number, checks), "explain": explained or None}) as aside:
         progress.event("export", f"building version {number}", version=number)
         try:
-            save(trained, aside)
+            settings = config_of(run).export
+            save(trained, aside, explain_steps=settings.explain_steps)
             request = verification_request(run, trained)
-            golden.write(aside, request, batch_sizes=config_of(run).export.warmup_batch_sizes)
+            golden.write(aside, request, batch_sizes=settings.warmup_batch_sizes)
         except OSError as error:
             raise ExportError(
                 f"{aside}: the model could not be written ({error}). Make room or choose another --to."
             ) from error
         progress.event("export", "verifying in a fresh process", version=number)
         checks |= check(aside, request)
+        explained |= _explained(request, settings.explain_steps, trained.tokenizer)
+        if explained and explained["largest_gap"] > LARGEST_GAP:
+            progress.event(
+                "export",
+                f"attributions of `explain` miss the score by up to {explained['largest_gap']:.2g}; "
+                f"expected at most {LARGEST_GAP:g}. Raise export.explain_steps",
+                **explained,
+            )
     progress.event("export", f"version {number} is in {final}", version=number, path=str(final))
     return final
 
@@ -141,6 +158,15 @@ def _exported(run: Path, destination: Path) -> Path | None:
         if manifest.get("weights") == weights and manifest.get("run") == run.name:
             return path
     return None
+
+
+def _explained(request: Mapping[str, Any], steps: int, tokenizer: "Tokenizer") -> dict[str, Any]:
+    """What a reader of `explain` must know; nothing where there is no such signature."""
+    found = [each for each in request.get("expected", {}).get("explain", ()) if each is not None]
+    if not found:
+        return {}
+    largest = max(abs(each["gap"]) for each in found)
+    return {"steps": steps, "baseline": tokenizer.unknown_word, "texts": len(found), "largest_gap": largest}
 
 
 def _weights_digest(run: Path) -> str:
@@ -182,7 +208,7 @@ def _manifest(run: Path, trained: "Trained", version: int, checks: Mapping[str, 
             "cls_id": tokenizer.cls_id,
             "sep_id": tokenizer.sep_id,
         },
-        "signatures": _signatures(network.task),
+        "signatures": _signatures(network.task, explain=config_of(run).export.explain_steps > 0),
         "epsilon": guarantee["epsilon"],
         "delta": guarantee["delta"],
         "mechanism": guarantee["mechanism"],
@@ -195,7 +221,7 @@ def _manifest(run: Path, trained: "Trained", version: int, checks: Mapping[str, 
 # -- the graph ---------------------------------------------------------------------------------------------------------
 
 
-def save(trained: "Trained", directory: Path) -> None:
+def save(trained: "Trained", directory: Path, *, explain_steps: int) -> None:
     """Writes the SavedModel: the network's weights, the vocabulary, the labels, and nothing else."""
     import tensorflow as tf
 
@@ -209,6 +235,8 @@ def save(trained: "Trained", directory: Path) -> None:
         }
         if network.task == "sequence_classification":
             functions["classify"] = _examples_function(network, tokenizer, trained.labels)
+            if explain_steps:
+                functions["explain"] = explanation.function(network, tokenizer, trained.labels, steps=explain_steps)
         signatures = {name: function.get_concrete_function() for name, function in functions.items()}
     tf.saved_model.save(module, str(directory), signatures=signatures)
 
@@ -321,12 +349,13 @@ def _word_tokens(words: "tf.RaggedTensor", tokenizer: "Tokenizer") -> tuple["tf.
     return framed.to_tensor(default_value=tokenizer.pad_id), first_pieces
 
 
-def _signatures(task: str) -> dict[str, dict[str, dict[str, str]]]:
+def _signatures(task: str, *, explain: bool) -> dict[str, dict[str, dict[str, str]]]:
     """Inputs and outputs by name and type; the first dimension of each is the batch."""
     if task == "sequence_classification":
         outputs = {"label": "string", "score": "float32", "probabilities": "float32"}
         classes = {"classes": "string", "scores": "float32"}
         words, more = {}, {"classify": {"inputs": {"inputs": "string"}, "outputs": classes}}
+        more |= {"explain": explanation.SIGNATURE} if explain else {}
     else:
         outputs = {"labels": "string", "scores": "float32", "mask": "int32"}
         words, more = {"tokens": "string"}, {}
@@ -357,10 +386,11 @@ def verification_request(run: Path, trained: "Trained") -> dict[str, Any]:
     if len(weights) != len(network.variables):
         # Adapters were merged into the encoder's kernels when the model was loaded.
         weights = [variable.numpy() for variable in network.variables]
-    signatures = _signatures(network.task)
+    steps = config_of(run).export.explain_steps
+    signatures = _signatures(network.task, explain=steps > 0)
     tokens, expected = [], {signature: [] for signature in signatures}
     with tf.device("CPU"):
-        for text in GOLDEN_TEXTS:
+        for index, text in enumerate(GOLDEN_TEXTS):
             words = text.split()
             by_word = network.task == "token_classification"
             ids, first = tokenizer.encode_words(words) if by_word else (tokenizer.encode([text])[0], None)
@@ -373,6 +403,9 @@ def verification_request(run: Path, trained: "Trained") -> dict[str, Any]:
             )
             if "classify" in expected:
                 expected["classify"].append({"probabilities": answers.tolist()})
+            if "explain" in expected:
+                explain = partial(explanation.expected, network, tokenizer, text, labels=trained.labels, steps=steps)
+                expected["explain"].append(explain() if index in EXPLAINED_TEXTS else None)
     return {
         "name": config_of(run).model_name,
         "labels": list(trained.labels),

@@ -20,7 +20,7 @@ from tff_pipeline.records import write_frame
 
 WARMUP = "assets.extra/tf_serving_warmup_requests"
 GOLDEN = "assets.extra/golden.json"
-TOLERANCE = 1e-5
+TOLERANCE, EXPLAIN_TOLERANCE = 1e-5, 1e-4
 _SHORT_BYTES = 200  # golden texts of more are left to the verification: a pair is for a person to read, too
 
 
@@ -30,7 +30,7 @@ def write(directory: Path, request: Mapping[str, Any], *, batch_sizes: Sequence[
     with (directory / WARMUP).open("xb") as file:
         for record in _warmup(request, batch_sizes):
             write_frame(file, record)
-    pairs = {"tolerance": TOLERANCE, "pairs": list(_pairs(request))}
+    pairs = {"pairs": _pairs(request)}
     (directory / GOLDEN).write_text(json.dumps(pairs, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -41,8 +41,10 @@ def _warmup(request: Mapping[str, Any], batch_sizes: Sequence[int]) -> list[byte
     lengths = [len(tokens) for tokens in request["tokens"]]
     records = []
     for signature in request["signatures"]:
-        for size in batch_sizes:
-            for text in (0, int(np.argmax(lengths))):
+        # An explanation costs about a hundred predictions: one of a short text loads what must be loaded.
+        is_explain = signature == "explain"
+        for size in (1,) if is_explain else batch_sizes:
+            for text in (0,) if is_explain else (0, int(np.argmax(lengths))):
                 log, asked = prediction_log_pb2.PredictionLog(), _grpc_request(request, signature, [text] * size)
                 target = log.classify_log if signature == "classify" else log.predict_log
                 target.request.CopyFrom(asked)
@@ -56,13 +58,15 @@ def _pairs(request: Mapping[str, Any]) -> list[dict[str, Any]]:
     readable = [index for index, text in enumerate(texts) if len(text) < _SHORT_BYTES and _is_utf8(text)]
     pairs = []
     for signature in request["signatures"]:
-        for batch in (readable[:1], readable):
+        answered = [index for index in readable if request["expected"][signature][index] is not None]
+        for batch in (answered[:1], answered):
             api = "classify" if signature == "classify" else "predict"
             answer = _answer(request, signature, batch)
             asked, told = _grpc_request(request, signature, batch), _grpc_response(signature, answer)
             rest = {"request": _rest_request(request, signature, batch), "response": _rest_response(signature, answer)}
             grpc = {"request": _base64(asked), "response": _base64(told)}
-            pairs.append({"signature": signature, "api": api, "rest": rest, "grpc": grpc})
+            tolerance = EXPLAIN_TOLERANCE if signature == "explain" else TOLERANCE
+            pairs.append({"signature": signature, "api": api, "tolerance": tolerance, "rest": rest, "grpc": grpc})
     return pairs
 
 
@@ -102,9 +106,14 @@ def _grpc_request(request: Mapping[str, Any], signature: str, batch: Sequence[in
             example.features.feature["text"].bytes_list.value.append(text)
     else:
         asked = predict_pb2.PredictRequest()
-        (name,) = request["signatures"][signature]["inputs"]
-        value = _ids(request, batch) if signature == "tokens" else np.array([*texts, None], object)[:-1]
-        asked.inputs[name].CopyFrom(tf.make_tensor_proto(value))
+        if signature == "tokens":
+            inputs = {"input_ids": _ids(request, batch)}
+        else:
+            inputs = {"text": np.array([*texts, None], object)[:-1]}
+            if signature == "explain":  # of the label that is predicted
+                inputs["label"] = np.array([b""] * len(texts), object)
+        for name, value in inputs.items():
+            asked.inputs[name].CopyFrom(tf.make_tensor_proto(value))
     asked.model_spec.name, asked.model_spec.signature_name = request["name"], signature
     return asked
 
@@ -113,7 +122,9 @@ def _rest_request(request: Mapping[str, Any], signature: str, batch: Sequence[in
     texts = [base64.b64decode(request["texts"][index]).decode() for index in batch]
     if signature == "classify":
         return {"signature_name": signature, "examples": [{"text": text} for text in texts]}
-    instances = _ids(request, batch).tolist() if signature == "tokens" else texts
+    instances: list[Any] = _ids(request, batch).tolist() if signature == "tokens" else texts
+    if signature == "explain":
+        instances = [{"text": text, "label": ""} for text in texts]
     return {"signature_name": signature, "instances": instances}
 
 
@@ -124,6 +135,8 @@ def _answer(request: Mapping[str, Any], signature: str, batch: Sequence[int]) ->
     """What the model in memory says, as the signature's outputs."""
     labels = np.array([label.encode() for label in request["labels"]], object)
     found = [request["expected"][signature][index] for index in batch]
+    if signature == "explain":
+        return _explanations(found)
     if "probabilities" in request["signatures"][signature]["outputs"] or signature == "classify":
         probabilities = np.array([each["probabilities"] for each in found], np.float32)
         if signature == "classify":
@@ -131,6 +144,24 @@ def _answer(request: Mapping[str, Any], signature: str, batch: Sequence[int]) ->
         best = {"label": labels[probabilities.argmax(axis=1)], "score": probabilities.max(axis=1)}
         return {**best, "probabilities": probabilities}
     return _word_answer(found, labels, with_words=signature == "serving_default")
+
+
+def _explanations(found: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    shape = (len(found), max(len(each["tokens"]) for each in found))
+    answer = {
+        "tokens": np.full(shape, b"", object),
+        **{name: np.zeros(shape, np.int32) for name in ("starts", "ends", "mask")},
+        "attributions": np.zeros(shape, np.float32),
+        "label": np.array([each["label"].encode() for each in found], object),
+        **{name: np.array([each[name] for each in found], np.float32) for name in ("score", "baseline_score", "gap")},
+    }
+    for row, each in enumerate(found):
+        count = len(each["tokens"])
+        answer["tokens"][row, :count] = [token.encode() for token in each["tokens"]]
+        for name in ("starts", "ends", "attributions"):
+            answer[name][row, :count] = each[name]
+        answer["mask"][row, :count] = 1
+    return answer
 
 
 def _word_answer(found: Sequence[Mapping[str, Any]], labels: np.ndarray, *, with_words: bool) -> dict[str, np.ndarray]:

@@ -21,6 +21,7 @@ from tff_pipeline.artifacts import model_base, newest_version, read_manifest
 from tff_pipeline.errors import ArtifactError, InputError
 
 BATCH_SIZE = 64
+EXPLAIN_BATCH_SIZE = 8  # an explanation takes about a hundred predictions, and more memory than one
 TOP = 3
 
 
@@ -55,6 +56,52 @@ class Model:
         }
         read = _text_answer if self.manifest["task"] == "sequence_classification" else _word_answer
         return [read({name: value[row] for name, value in answer.items()}, self.labels) for row in range(len(texts))]
+
+    def explain(self, texts: Sequence[str | bytes], *, label: str = "") -> list[dict[str, Any]]:
+        """Which pieces of each text made its predicted label, or `label`.
+
+        Returns:
+          For each text label, score, baseline_score, gap and pieces, a list of {text, start, end, attribution}: bytes
+          `start` to `end` of the text. The attributions add up to score - baseline_score + gap (explanation.py).
+
+        Raises:
+          ArtifactError: if the version has no signature `explain`.
+          InputError: if the model has no such label.
+        """
+        import tensorflow as tf
+
+        if "explain" not in self._loaded.signatures:
+            raise ArtifactError(
+                f"version {self.manifest['version']} of {self.manifest['name']}: has no signature `explain`; expected one of a sequence "
+                "classification with export.explain_steps above 0. Set it, and export again."
+            )
+        if label and label not in self.labels:
+            raise InputError(f"--label is {label!r}; expected one of {', '.join(self.labels)}.")
+        given = {"text": tf.constant(list(texts)), "label": tf.constant([label] * len(texts))}
+        answer = {name: value.numpy() for name, value in self._loaded.signatures["explain"](**given).items()}
+        return [
+            _explanation(
+                text if isinstance(text, bytes) else text.encode(), {name: value[row] for name, value in answer.items()}
+            )
+            for row, text in enumerate(texts)
+        ]
+
+
+def _explanation(text: bytes, row: dict[str, Any]) -> dict[str, Any]:
+    columns = zip(*(row[name] for name in ("tokens", "starts", "ends", "attributions", "mask")), strict=True)
+    pieces = [
+        # A character that becomes several pieces gives its bytes to the last; the others go by their own names.
+        {
+            "text": (text[start:end] or token).decode(errors="replace"),
+            "start": int(start),
+            "end": int(end),
+            "attribution": float(attribution),
+        }
+        for token, start, end, attribution, is_piece in columns
+        if is_piece
+    ]
+    scores = {name: float(row[name]) for name in ("score", "baseline_score", "gap")}
+    return {"label": row["label"].decode(), **scores, "pieces": pieces}
 
 
 def _text_answer(row: dict[str, Any], labels: Sequence[str]) -> dict[str, Any]:
@@ -105,7 +152,10 @@ def lines(file: IO[bytes]) -> Iterator[list[bytes]]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`tff-pipeline predict`: a line `label <tab> score <tab> text` for each text, or with --json an object."""
+    """`tff-pipeline predict`: a line `label <tab> score <tab> text` for each text, or with --json an object.
+
+    With --explain the text is shown in pieces, each with how much of the score it made.
+    """
     parser = argparse.ArgumentParser(
         prog="tff-pipeline predict",
         description="Asks an exported model; without TEXT and --file it reads lines from standard input.",
@@ -118,20 +168,36 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--file", metavar="FILE", type=Path, help="a file with a text a line")
     parser.add_argument("--json", action="store_true", help="print a JSON object a line, with the three best labels")
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="show how much each piece of a text made of its label's score; takes about a hundred predictions",
+    )
+    parser.add_argument("--label", default="", help="explain this label instead of the predicted one")
     parser.add_argument("text", metavar="TEXT", nargs="*")
     arguments = parser.parse_args(argv)
+    if arguments.label and not arguments.explain:
+        parser.error("--label goes with --explain")
     if arguments.text and arguments.file:
         parser.error("give TEXT or --file, not both")
     place = arguments.model or model_base(configuration.load(arguments.config, arguments.overrides))
     model = Model(newest_version(place))
     try:
         for batch in _batches(arguments):
-            for text, answer in zip(batch, model.ask(batch), strict=True):
-                print(_line(text.decode(errors="replace"), answer, as_json=arguments.json))
+            for text, answer in zip(batch, _answers(model, batch, arguments), strict=True):
+                print(_line(text.decode(errors="replace"), answer, as_json=arguments.json), flush=arguments.explain)
             sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough, as in `predict ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit does not fail
     return 0
+
+
+def _answers(model: Model, texts: Sequence[bytes], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    if not arguments.explain:
+        yield from model.ask(texts)
+        return
+    for start in range(0, len(texts), EXPLAIN_BATCH_SIZE):
+        yield from model.explain(texts[start : start + EXPLAIN_BATCH_SIZE], label=arguments.label)
 
 
 def _batches(arguments: argparse.Namespace) -> Iterable[list[bytes]]:
@@ -154,4 +220,6 @@ def _line(text: str, answer: dict[str, Any], *, as_json: bool) -> str:
         return json.dumps({"text": text, **answer}, ensure_ascii=False)
     if "tokens" in answer:
         return " ".join(f"{word['token']}/{word['label'] or '?'}" for word in answer["tokens"])
+    if "pieces" in answer:
+        text = " ".join(f"{piece['text']}({piece['attribution']:+.3f})" for piece in answer["pieces"])
     return f"{answer['label']}\t{answer['score']:.3f}\t{text}"

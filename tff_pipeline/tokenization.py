@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+MASK_TOKEN = "[MASK]"
 
 
 def checkpoint_folder(checkpoint: str) -> Path:
@@ -88,6 +89,11 @@ class Tokenizer:
         self.fingerprint = hashlib.sha256("\0".join(map(str, settings)).encode()).hexdigest()[:16]
         self._fast: Any = None
 
+    @property
+    def unknown_word(self) -> str:
+        """The token that stands for any word: what BERT was pretrained to guess, or in a vocabulary without it [UNK]."""
+        return MASK_TOKEN if MASK_TOKEN in self.vocabulary else SPECIAL_TOKENS[1]
+
     @classmethod
     def from_config(cls, model: ModelSection, max_length: int) -> "Tokenizer":
         """The tokenizer of `model.checkpoint`, or of `model.vocabulary` where that is given.
@@ -121,13 +127,25 @@ class Tokenizer:
 
     def ragged(self, texts: "tf.Tensor") -> "tf.RaggedTensor":
         """string [batch] to int32 [batch, (length)], in eager code or inside a graph. Uses core and BERT-tokenizer ops only."""
+        return self.framed(self._tokenizer().tokenize(texts)[:, : self.max_length - 2])
+
+    def framed(self, pieces: "tf.RaggedTensor") -> "tf.RaggedTensor":
+        """int32 [batch, (pieces)] with [CLS] before and [SEP] after each row."""
         import tensorflow as tf
 
-        pieces = self._tokenizer().tokenize(texts)[:, : self.max_length - 2]
-        count = tf.shape(texts)[0]
+        count = pieces.nrows(tf.int32)
         first, last = tf.fill([count, 1], self.cls_id), tf.fill([count, 1], self.sep_id)
         joined: Any = tf.concat([first, pieces, last], axis=1)
         return joined
+
+    def ragged_with_offsets(self, texts: "tf.Tensor") -> tuple["tf.RaggedTensor", "tf.RaggedTensor", "tf.RaggedTensor"]:
+        """The pieces that `ragged` frames, and where in the text's bytes each begins and ends: int32 [batch, (pieces)], thrice."""
+        import tensorflow as tf
+
+        found = (each[:, : self.max_length - 2] for each in self._tokenizer().tokenize_with_offsets(texts))
+        cast: Any = tf.cast
+        pieces, starts, ends = (cast(each, tf.int32) for each in found)
+        return pieces, starts, ends
 
     def encode(self, texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
         """Many texts at once.

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 
 TOLERANCE = 1e-5
+# Attributions are sums of hundreds of float32 products that cancel, and a gap is the difference of two such sums.
+EXPLAIN_TOLERANCE = 1e-4
 
 # What a stock TensorFlow Serving 2.12 to 2.19 links beyond TensorFlow's core: ops_lib of TensorFlow Text 2.12.1. An op
 # that newer versions of TensorFlow Text emit (TFText>RoundRobinTrim) loads here and fails there.
@@ -234,21 +236,23 @@ def check_golden(model: Path, ask: Ask, signatures: Mapping[str, Any]) -> str:
             ("REST", _rest_value(pair["rest"]["request"]), _rest_rows(pair["rest"]["response"])),
         ):
             answer = ask(signature, value)
-            rows = [{name: output[row] for name, output in answer.items()} for row in range(len(value))]
+            size = len(next(iter(value.values()))) if isinstance(value, dict) else len(value)
+            rows = [{name: output[row] for name, output in answer.items()} for row in range(size)]
             for row, (found, expected) in enumerate(zip(rows, wanted, strict=True)):
-                _same(found, expected, f"{GOLDEN}, pair {index} ({signature}) over {api}, row {row}")
+                where = f"{GOLDEN}, pair {index} ({signature}) over {api}, row {row}"
+                _same(found, expected, where, EXPLAIN_TOLERANCE if signature == "explain" else TOLERANCE)
     if {pair["signature"] for pair in golden["pairs"]} != set(signatures):
         raise Refused(f"{GOLDEN} has no pair for some signature; expected one for each of {sorted(signatures)}")
     return f"{len(golden['pairs'])} pairs, over REST and gRPC"
 
 
 def _request_value(request: Any) -> Any:
-    """What a PredictRequest with one input, or a ClassificationRequest, feeds."""
+    """What a PredictRequest or a ClassificationRequest feeds: an array, or arrays by name where there are several."""
     import tensorflow as tf
 
     if hasattr(request, "inputs"):
-        (value,) = request.inputs.values()
-        return tf.make_ndarray(value)
+        values = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
+        return values if len(values) > 1 else next(iter(values.values()))
     return np.array([example.SerializeToString() for example in request.input.example_list.examples], object)
 
 
@@ -272,6 +276,8 @@ def _response_rows(response: Any) -> list[dict[str, Any]]:
 def _rest_value(request: Mapping[str, Any]) -> Any:
     if "examples" not in request:
         instances = request["instances"]
+        if isinstance(instances[0], dict):
+            return {name: _encoded([each[name] for each in instances]) for name in instances[0]}
         return np.array(instances, object if isinstance(instances[0], str) else np.int32)
     return np.array([_example(example["text"].encode()) for example in request["examples"]], object)
 
@@ -293,7 +299,7 @@ def _encoded(value: Any) -> np.ndarray:
     return np.array([*(text.encode() for text in texts), None], object)[:-1].reshape(found.shape)
 
 
-def _same(found: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
+def _same(found: Mapping[str, Any], expected: Mapping[str, Any], where: str, tolerance: float) -> None:
     if set(found) != set(expected):
         raise Refused(f"{where}: has {sorted(found)}; expected {sorted(expected)}")
     for name, wanted in expected.items():
@@ -303,8 +309,8 @@ def _same(found: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> 
         if value.dtype.kind in "OS":
             if value.tolist() != wanted.tolist():
                 raise Refused(f"{where}: {name} differs from the golden answer")
-        elif value.size and not np.abs(value.astype(float) - wanted.astype(float)).max() <= TOLERANCE:
-            raise Refused(f"{where}: {name} differs from the golden answer by more than {TOLERANCE:g}")
+        elif value.size and not np.abs(value.astype(float) - wanted.astype(float)).max() <= tolerance:
+            raise Refused(f"{where}: {name} differs from the golden answer by more than {tolerance:g}")
 
 
 def check_imports() -> str:
@@ -334,9 +340,9 @@ def session_loader(model: Path, signatures: Mapping[str, Any]) -> Ask:
 
     def ask(signature: str, value: Any) -> Answer:
         definition = definitions[signature]
-        (name,) = signatures[signature]["inputs"]
         fetches = {key: info.name for key, info in definition.outputs.items()}
-        return session.run(fetches, {definition.inputs[name].name: value})
+        feeds = {definition.inputs[name].name: each for name, each in _by_name(signatures[signature], value).items()}
+        return session.run(fetches, feeds)
 
     return ask
 
@@ -350,11 +356,21 @@ def eager_loader(model: Path) -> Ask:
 
     def ask(signature: str, value: Any) -> Answer:
         function = loaded.signatures[signature]
-        _, inputs = function.structured_input_signature
-        ((name, spec),) = inputs.items()
-        return {key: each.numpy() for key, each in function(**{name: tf.constant(value, spec.dtype)}).items()}
+        _, specs = function.structured_input_signature
+        inputs = {
+            name: tf.constant(each, specs[name].dtype) for name, each in _by_name({"inputs": specs}, value).items()
+        }
+        return {key: each.numpy() for key, each in function(**inputs).items()}
 
     return ask
+
+
+def _by_name(signature: Mapping[str, Any], value: Any) -> Mapping[str, Any]:
+    """What a signature is fed, by the names of its inputs; a bare value goes to its only one."""
+    if isinstance(value, Mapping):
+        return value
+    (name,) = signature["inputs"]
+    return {name: value}
 
 
 class Golden:
@@ -392,6 +408,11 @@ class Golden:
         inputs = {"serving_default": np.array([self._texts[index] for index in batch], object), "tokens": ids}
         if "classify" in self._expected:
             inputs["classify"] = np.array([_example(self._texts[index]) for index in batch], object)
+        explained = [index for index in batch if "explain" in self._expected and self._expected["explain"][index]]
+        # An explanation costs about a hundred predictions: alone, and all in one batch, is enough.
+        if explained and len(batch) in (1, len(self._texts)):
+            texts = np.array([*(self._texts[index] for index in explained), None], object)[:-1]
+            self._compare_explanations(ask, texts, explained)
         for signature, value in inputs.items():
             answer = ask(signature, value)
             for name, output in answer.items():
@@ -402,6 +423,34 @@ class Golden:
                 self._compare_row(
                     {name: output[row] for name, output in answer.items()}, self._expected[signature][index], where
                 )
+
+    def _compare_explanations(self, ask: Ask, texts: np.ndarray, batch: Sequence[int]) -> None:
+        labels = np.array([b""] * len(batch), object)
+        answer = ask("explain", {"text": texts, "label": labels})
+        for row, index in enumerate(batch):
+            where, expected = (
+                f"explain, golden text {index} in a batch of {len(batch)}",
+                self._expected["explain"][index],
+            )
+            found, count = {name: output[row] for name, output in answer.items()}, len(expected["tokens"])
+            if not np.array_equal(found["mask"], np.arange(len(found["mask"])) < count):
+                raise Refused(f"{where}: mask is {found['mask'].tolist()[:20]}; expected {count} ones, then zeros")
+            for name in ("tokens", "starts", "ends"):
+                wanted = [each.encode() if isinstance(each, str) else each for each in expected[name]]
+                if found[name][:count].tolist() != wanted or any(found[name][count:]):
+                    raise Refused(
+                        f"{where}: {name} are {found[name].tolist()[:20]}; expected {wanted[:20]}, then nothing"
+                    )
+            if found["label"].decode() != expected["label"]:
+                probabilities = np.array(self._expected["serving_default"][index]["probabilities"])
+                self._best(found["label"], probabilities, f"{where}: label")
+                continue  # two labels as probable as each other, each with attributions of its own
+            attributions = np.array(expected["attributions"])
+            self._near(found["attributions"][:count], attributions, f"{where}: attributions", EXPLAIN_TOLERANCE)
+            if any(found["attributions"][count:]):
+                raise Refused(f"{where}: there are attributions where the mask is 0")
+            for name in ("score", "baseline_score", "gap"):
+                self._near(found[name], expected[name], f"{where}: {name}", EXPLAIN_TOLERANCE)
 
     def _compare_row(self, answer: Answer, expected: Mapping[str, Any], where: str) -> None:
         """`expected` has `probabilities` [C] for a text; or for words [s, C], with `words` and how many have an answer."""
@@ -429,14 +478,15 @@ class Golden:
             if answer["tokens"][: len(words)].tolist() != words or any(answer["tokens"][len(words) :]):
                 raise Refused(f"{where}: the words differ; expected {len(words)}")
 
-    def _near(self, found: Any, wanted: Any, where: str) -> None:
+    def _near(self, found: Any, wanted: Any, where: str, tolerance: float = TOLERANCE) -> None:
         found = np.asarray(found, np.float64)
         if found.shape != np.shape(wanted):
             raise Refused(f"{where} has shape {found.shape}; expected {np.shape(wanted)}")
-        distance = float(np.abs(found - wanted).max())
-        self._worst = max(self._worst, distance)
-        if not distance <= TOLERANCE:
-            raise Refused(f"{where} differs by {distance:.2g} from the model in memory; expected at most {TOLERANCE:g}")
+        distance = float(np.abs(found - wanted).max(initial=0))
+        if tolerance == TOLERANCE:
+            self._worst = max(self._worst, distance)
+        if not distance <= tolerance:
+            raise Refused(f"{where} differs by {distance:.2g} from the model in memory; expected at most {tolerance:g}")
 
     def _best(self, label: Any, wanted: np.ndarray, where: str) -> None:
         """The label is the most probable one, or as probable as it within the tolerance."""

@@ -130,10 +130,18 @@ class Network:
         plain.set_weights([*encoder, *(variable.numpy() for variable in self.head_variables)])
         return plain
 
-    def features(self, tokens: tf.Tensor) -> tf.Tensor:
-        """What the head sees: int32 [batch, length] to float32 [batch, hidden], or [batch, length, hidden] for tokens."""
+    def embed(self, tokens: tf.Tensor) -> tf.Tensor:
+        """The word embeddings, before positions are added: int32 [batch, length] to float32 [batch, length, hidden]."""
+        return tf.gather(self.transformer.bert.embeddings.weight, tokens)
+
+    def features(self, tokens: tf.Tensor, embeddings: tf.Tensor | None = None) -> tf.Tensor:
+        """What the head sees: int32 [batch, length] to float32 [batch, hidden], or [batch, length, hidden] for tokens.
+
+        With `embeddings`, they stand for what `embed` would give, and `tokens` only say what is padding.
+        """
         mask = tf.cast(tf.not_equal(tokens, self.pad_id), tf.int32)
-        outputs = self.transformer.bert(input_ids=tokens, attention_mask=mask, training=False)
+        given = {"input_ids": tokens} if embeddings is None else {"input_ids": None, "inputs_embeds": embeddings}
+        outputs = self.transformer.bert(**given, attention_mask=mask, training=False)
         if self.task == "token_classification":
             return outputs[0]
         if self.pooling == "pooler":
@@ -148,9 +156,9 @@ class Network:
         kernel, bias = self.head_variables
         return tf.tensordot(features, kernel, axes=1) + bias
 
-    def __call__(self, tokens: tf.Tensor) -> tf.Tensor:
-        """int32 [batch, length] to logits, float32 [batch, C] or [batch, length, C]."""
-        return self.head(self.features(tokens))
+    def __call__(self, tokens: tf.Tensor, embeddings: tf.Tensor | None = None) -> tf.Tensor:
+        """int32 [batch, length] to logits, float32 [batch, C] or [batch, length, C]; `embeddings` as in `features`."""
+        return self.head(self.features(tokens, embeddings))
 
     def set_weights(self, values: Sequence[np.ndarray]) -> None:
         """Assigns `variables`. Raises ArtifactError where number or shapes differ."""

@@ -44,7 +44,7 @@ def _compute(snapshot: Snapshot, network: Network, label_map: np.ndarray, folder
     tokens_too = network.task == "token_classification"
     counts, offsets = _instances(snapshot, tokens_too)
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    encode = tf.function(network.features, input_signature=[tf.TensorSpec([None, None], tf.int32)])
+    encode = tf.function(network.features, input_signature=[tf.TensorSpec([None, None], tf.int32)], autograph=False)
 
     def manifest() -> Mapping[str, Any]:
         return {
