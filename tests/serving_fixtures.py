@@ -6,7 +6,9 @@ The head is random, so that different texts get different answers.
 
 import atexit
 import dataclasses
+import fcntl
 import functools
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -287,17 +289,45 @@ def make_run(workdir: Path, *, task: str = "sequence_classification", **model: o
     return write_run(configuration, snapshots, labels)
 
 
-@functools.cache
 def exported(task: str = "sequence_classification") -> tuple[Path, Path]:
-    """A run, evaluated, and its exported version 1; made once for all tests, which must not change it."""
+    """A run, evaluated, and its exported version 1; made once for all tests and all workers of xdist, which must not change it."""
+    return _exported(task)  # a cache takes a default and the same argument for two calls
+
+
+@functools.cache
+def _exported(task: str) -> tuple[Path, Path]:
+    shared = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    if not shared:
+        workdir = Path(tempfile.mkdtemp(prefix="exported-"))
+        atexit.register(shutil.rmtree, workdir, ignore_errors=True)
+        return _export(workdir, task)
+    workdir = Path(tempfile.gettempdir()) / f"exported-{shared}-{task}"
+    (workdir / "users").mkdir(parents=True, exist_ok=True)
+    (workdir / "users" / str(os.getpid())).touch()
+    atexit.register(_leave, workdir)
+    with (workdir / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (workdir / "made").exists():
+            made = _export(workdir, task)
+            (workdir / "made").write_text("\n".join(map(str, made)))
+        run, version = (workdir / "made").read_text().splitlines()
+    return Path(run), Path(version)
+
+
+def _leave(workdir: Path) -> None:
+    """Whoever is the last to go clears up."""
+    (workdir / "users" / str(os.getpid())).unlink()
+    if not any((workdir / "users").iterdir()):
+        shutil.rmtree(workdir, ignore_errors=True)
+
+
+def _export(workdir: Path, task: str) -> tuple[Path, Path]:
     from tff_pipeline.artifacts import model_base
     from tff_pipeline.evaluation import evaluate
     from tff_pipeline.export import export
     from tff_pipeline.progress import Progress
     from tff_pipeline.state import config_of
 
-    workdir = Path(tempfile.mkdtemp(prefix="exported-"))
-    atexit.register(shutil.rmtree, workdir, ignore_errors=True)
     run, quiet = make_run(workdir, task=task), Progress(interactive=False)
     evaluate(run, progress=quiet)
     return run, export(run, model_base(config_of(run)), progress=quiet)
