@@ -20,6 +20,7 @@ ONLY_IN = {
     "tensorflow_federated": (
         "tff_pipeline.model",
         "tff_pipeline.aggregation",
+        "tff_pipeline.integer_aggregation",
         "tff_pipeline.learning",
         "tff_pipeline.runtime",
     ),

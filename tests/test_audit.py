@@ -15,6 +15,7 @@ from tff_pipeline import sampling
 from tff_pipeline.cli import main
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy import audit, randomness
+from tff_pipeline.privacy.discrete import discrete_gaussian
 
 SECRET = b"s" * 32
 # Epsilon 3.9 or so: noise of almost three times the clip, which hides a canary well. The weaker the claim, the easier.
@@ -116,6 +117,78 @@ def test_clopper_and_pearsons_bound_is_the_textbooks():
     """No errors in 100: 1 - 0.05**(1/100). All wrong: 1."""
     assert audit._upper(0, 100, 0.05) == pytest.approx(1 - 0.05**0.01)
     assert audit._upper(100, 100, 0.05) == 1.0
+
+
+# -- noise that silos add: three silos, of which one is in league with the attacker
+
+SHARED = dataclasses.replace(PLAN, mechanism="distributed_discrete_gaussian", silos=3, tolerated_silos=1)
+
+
+def shares(number: int) -> list[np.ndarray]:
+    integers = dataclasses.replace(SHARED, dimension=123).integers
+    assert integers is not None
+    keys = [randomness.derive(b"n" * 32, f"{silo}/{number}") for silo in range(integers.silos)]
+    return [discrete_gaussian(key, integers.log2_share, integers.length) for key in keys]
+
+
+def attacked_silos(**planted) -> audit.Finding:
+    return audit.audit(SHARED, **{"observations": 2000, "secret": SECRET, "noise": shares, **planted})
+
+
+def test_silos_noise_stays_under_its_claim_and_not_far():
+    """The attacker knows one share of three, which is what is claimed to be harmless."""
+    found = attacked_silos(observations=4000)
+
+    assert 0.4 * found.claimed < found.at_least < found.claimed
+    assert not found.refuted
+    assert 2.78 <= found.noise_multiplier_at_most < 5
+
+
+def test_a_silo_more_that_leaves_out_its_share_is_caught():
+    found = attacked_silos(
+        noise=lambda number: [np.zeros_like(shares(number)[0]), *shares(number)[1:]], observations=40
+    )
+    assert found.noise_found_again == "there is none"
+    assert found.refuted
+
+
+def test_silos_noise_half_as_large_is_caught():
+    found = attacked_silos(noise=lambda number: [share // 2 for share in shares(number)], observations=1200)
+    assert found.noise_multiplier_at_most < 2.78
+    assert found.refuted
+
+
+def test_silos_that_do_not_clip_are_caught():
+    """Their integers may be fifty times as long; the noise is that of the plan."""
+    far = dataclasses.replace(SHARED, clip_norm=50.0, noise_multiplier=2.78 / 50)
+    claimed, used = (dataclasses.replace(made, dimension=123).integers for made in (SHARED, far))
+    assert claimed is not None
+    assert used is not None
+    scale = claimed.quantum * 2.0**claimed.log2_share / (used.quantum * 2.0**used.log2_share)
+
+    def drawn_for(number: int) -> list[np.ndarray]:
+        key = [randomness.derive(b"n" * 32, f"{silo}/{number}") for silo in range(3)]
+        return [np.rint(scale * discrete_gaussian(each, used.log2_share, used.length)).astype(np.int64) for each in key]
+
+    found = attacked_silos(aggregated_as=far, noise=drawn_for, observations=400)
+    assert found.noise_multiplier_at_most < 1
+    assert found.refuted
+
+
+def test_one_silo_that_seeds_its_share_by_the_clock_is_caught():
+    def seeded(number: int) -> list[np.ndarray]:
+        generator = np.random.default_rng(time.time_ns() // 1000)
+        own = shares(number)
+        return [np.rint(generator.normal(0, own[0].std(), own[0].size)).astype(np.int64), *own[1:]]
+
+    found = attacked_silos(noise=seeded, observations=40)
+    assert found.noise_found_again == "its generator was seeded by the clock"
+    assert found.at_least == math.inf
+
+
+def test_two_silos_that_share_a_secret_are_caught():
+    found = attacked_silos(noise=lambda number: [shares(number)[0]] * 3, observations=40)
+    assert found.noise_found_again == "two shares are the same"
 
 
 def test_a_run_is_audited_from_its_folder(tmp_path, capsys):

@@ -248,6 +248,32 @@ class TestPrivacyIsNeverLeftOutByAccident:
 
         assert "a weight is something a client can change beyond its clip" in message
 
+    @pytest.mark.parametrize(
+        ("overrides", "said"),
+        [
+            (["privacy.tolerated_silos=0"], "privacy.tolerated_silos is 0; expected 0 to 0 .* nothing with another"),
+            (["secure_sum.bits=16"], "secure_sum.bits is 16; expected 32 with another mechanism"),
+            (["secure_sum.bits=24"], "secure_sum.bits: invalid enum value 24"),
+            (
+                ["privacy.mechanism=distributed_discrete_gaussian", "privacy.tolerated_silos=1"],
+                r"privacy.tolerated_silos is 1; expected 0 to 0 \(one silo at least has to be honest\)",
+            ),
+            (["privacy.mechanism=distributed_discrete_gaussian", "training.weighting=examples"], "beyond its clip"),
+            (["privacy.mechanism=distributed_discrete_gaussian", "privacy.clip_norm="], "clip_norm is None"),
+        ],
+    )
+    def test_noise_that_silos_add_has_keys_of_its_own(self, write, overrides, said):
+        assert re.search(said, failure(write(), *overrides))
+
+    def test_one_silo_may_be_curious_unless_it_is_alone(self, write, tmp_path):
+        path = write()
+        mechanism = "privacy.mechanism=distributed_discrete_gaussian"
+        assert load(path, [mechanism]).tolerated_silos == 0
+        path.write_text(MINIMAL + '[[silos]]\nname = "shop"\ninput = "x"\nformat = "csv"\n')
+        assert load(path, [mechanism]).tolerated_silos == 1
+        assert load(path, [mechanism, "privacy.tolerated_silos=0"]).tolerated_silos == 0
+        assert load(path).tolerated_silos == 0
+
     def test_delta_is_a_probability(self, write):
         assert "privacy.delta is 1.5; expected below 1" in failure(write(), "privacy.delta=1.5")
 

@@ -68,7 +68,7 @@ class Case:
     weights: Sequence[np.ndarray]
 
 
-def head_case() -> Case:
+def head_case(made: PrivacyPlan | None = None) -> Case:
     from tff_pipeline import learning
     from tff_pipeline.model.learner import FeatureLearner
     from tff_pipeline.runtime.clients import FeatureClients
@@ -87,7 +87,9 @@ def head_case() -> Case:
             )
         )
     training = TrainingSection(rounds=3, clients_per_round=4.0)
-    compiled = learning.build(lambda: FeatureLearner(hidden_size=HIDDEN, labels=LABELS), training, plan(), shapes)
+    compiled = learning.build(
+        lambda: FeatureLearner(hidden_size=HIDDEN, labels=LABELS), training, made or plan(), shapes
+    )
     return Case(compiled, silos, random_weights)
 
 

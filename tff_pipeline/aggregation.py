@@ -15,6 +15,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 import tensorflow_privacy as tfp
 
+from tff_pipeline.integer_aggregation import DistributedDiscreteGaussianFactory
 from tff_pipeline.privacy.accounting import event_unknown_to_graph
 from tff_pipeline.privacy.plan import PrivacyPlan
 
@@ -79,6 +80,8 @@ class SuppliedNoiseSumQuery(tfp.SumAggregationDPQuery):
 
 def unweighted(plan: PrivacyPlan, shapes: Sequence[Sequence[int]]) -> tff.aggregators.UnweightedAggregationFactory:
     """Sum over the cohort, with the plan's clip, value range, noise and denominator (the expected cohort)."""
+    if plan.integers:
+        return DistributedDiscreteGaussianFactory(plan.integers, denominator=plan.denominator, shapes=shapes)
     query = SuppliedNoiseSumQuery(clip_norm=plan.clip_norm, grain=plan.grain, shapes=shapes)
     return tff.aggregators.DifferentiallyPrivateFactory(
         tfp.NormalizedQuery(query, plan.denominator),

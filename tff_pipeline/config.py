@@ -93,18 +93,19 @@ class TrainingSection(_Section, frozen=True, kw_only=True):
 
 
 class PrivacySection(_Section, frozen=True, kw_only=True):
-    mechanism: Literal["gaussian", "none"]
+    mechanism: Literal["gaussian", "distributed_discrete_gaussian", "none"]
     unit: Literal["client"] = "client"
     clip_norm: float | None = None
     noise_multiplier: float | None = None
     target_epsilon: float | None = None
     delta: float | None = None
+    tolerated_silos: int | None = None
     population: str = ""
     budget_epsilon: float | None = None
 
 
 class SecureSumSection(_Section, frozen=True, kw_only=True):
-    bits: Literal[32] = 32
+    bits: Literal[16, 32] = 32
 
 
 class RuntimeSection(_Section, frozen=True, kw_only=True):
@@ -152,6 +153,14 @@ class Config(_Section, frozen=True, kw_only=True):
     def population(self) -> str:
         """The name under which the clients' privacy budget is kept."""
         return self.privacy.population or self.pipeline.name
+
+    @property
+    def tolerated_silos(self) -> int:
+        """How many silos' shares of the noise the guarantee does without, where silos add shares."""
+        if self.privacy.mechanism != "distributed_discrete_gaussian":
+            return 0
+        given = self.privacy.tolerated_silos
+        return min(1, len(self.silos) - 1) if given is None else given
 
     @property
     def model_name(self) -> str:
@@ -405,6 +414,19 @@ def _check_privacy(config: Config, require: Any) -> None:
             silo.budget_epsilon,
             'a number above 0, and nothing with mechanism = "none", which would pass any',
         )
+    shares = privacy.mechanism == "distributed_discrete_gaussian"
+    require(
+        privacy.tolerated_silos is None or (shares and 0 <= privacy.tolerated_silos < len(config.silos)),
+        "privacy.tolerated_silos",
+        privacy.tolerated_silos,
+        f'0 to {len(config.silos) - 1} (one silo at least has to be honest), and nothing with another mechanism than "distributed_discrete_gaussian"',
+    )
+    require(
+        shares or config.secure_sum.bits == 32,
+        "secure_sum.bits",
+        config.secure_sum.bits,
+        '32 with another mechanism than "distributed_discrete_gaussian"',
+    )
     numbers = {
         key: getattr(privacy, key)
         for key in ("clip_norm", "noise_multiplier", "target_epsilon", "delta", "budget_epsilon")

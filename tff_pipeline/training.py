@@ -8,13 +8,14 @@ import argparse
 import contextlib
 import csv
 import dataclasses
+import functools
 import hashlib
 import io
 import json
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from tff_pipeline.config import Config
 from tff_pipeline.errors import ArtifactError, TrainingError
 from tff_pipeline.privacy import account, randomness, statement
 from tff_pipeline.privacy import plan as planning
+from tff_pipeline.privacy.discrete import discrete_gaussian
+from tff_pipeline.privacy.distributed import Integers
 from tff_pipeline.privacy.plan import PrivacyPlan
 from tff_pipeline.progress import Progress
 from tff_pipeline.sampling import cohort
@@ -35,6 +38,7 @@ from tff_pipeline.silos import Snapshot, check_compatible, load_snapshot, union_
 from tff_pipeline.state import FORMAT, StateStore, load_arrays, save_arrays
 from tff_pipeline.tokenization import Tokenizer, checkpoint_identity
 
+_NOISE_PER_S, _NOISE_IS_QUICK = 2e6, 1e7  # numbers of discrete Gaussian noise; more than that a round is announced
 _EPSILONS_SHOWN = 20  # how often a run works out the epsilon so far: half a second each time
 
 
@@ -162,6 +166,14 @@ def _run(work: Job, progress: Progress) -> None:
         delta=plan.delta,
         noise_multiplier=plan.noise_multiplier,
     )
+    if plan.integers and plan.integers.silos * plan.integers.length > _NOISE_IS_QUICK:
+        drawn = plan.integers.silos * plan.integers.length
+        progress.event(
+            "noise",
+            f"the silos draw {drawn / 1e6:.0f} million numbers of noise each round, which takes about {drawn / _NOISE_PER_S:.0f} s on two cores; "
+            'fewer weights (model.trainable = "lora" or "head") take less',
+            numbers=drawn,
+        )
 
     if not is_complete(run / "trained"):
         with _compiled_runtime(work, network, plan, initial, progress) as (compiled, runtime):
@@ -315,10 +327,10 @@ def _rounds(
     initial: Sequence[np.ndarray],
     progress: Progress,
 ) -> None:
-    from tff_pipeline.runtime.base import noise_places, weights_of, with_noise, with_weights
+    from tff_pipeline.runtime.base import noise_places, rotation_places, share_places, weights_of, with_weights
 
     run, config = work.folder, work.config
-    hidden = set(noise_places(compiled))
+    hidden = {*noise_places(compiled), *rotation_places(compiled), *share_places(compiled)}
     kept = [place for place in range(len(compiled.state_names)) if place not in hidden]
     names = [compiled.state_names[place] for place in kept]
     store = StateStore(run, keep=config.training.keep_states)
@@ -346,8 +358,8 @@ def _rounds(
                 for snapshot in work.snapshots
             }
             charges.charge(number + 1)
-            noised = with_noise(compiled, state, secrets.noise(number, plan, compiled.shapes)) if hidden else state
-            result = runtime.run_round(noised, cohorts, round_number=number)
+            filled, shares = _with_inputs(compiled, state, secrets, number, plan)
+            result = runtime.run_round(filled, cohorts, round_number=number, shares=shares)
             sampled = sum(len(rows) for rows in cohorts.values())
             _require_usable(number + 1, sampled, result.metrics, weights_of(compiled, result.state), run)
             state = result.state
@@ -368,8 +380,24 @@ def _rounds(
     save_arrays(run / "trained", weights_of(compiled, state), kind="weights", rounds=plan.rounds)
 
 
+def _with_inputs(
+    compiled: Any, state: list[np.ndarray], secrets: "_Secrets", number: int, plan: PrivacyPlan
+) -> tuple[list[np.ndarray], Callable[[str], np.ndarray] | None]:
+    """The state with what the server draws for the round, and what the silos draw, where they do."""
+    from tff_pipeline.runtime.base import noise_places, with_noise, with_rotation
+
+    if plan.integers:
+        return with_rotation(compiled, state, secrets.rotation(number)), functools.partial(
+            secrets.share, number=number, integers=plan.integers
+        )
+    if noise_places(compiled):
+        state = with_noise(compiled, state, secrets.noise(number, plan, compiled.shapes))
+    return state, None
+
+
 class _Secrets:
-    """What the run's random draws follow from: a secret in each silo for its sampling, and the server's for the noise."""
+    """What the run's random draws follow from: a secret in each silo, for its sampling and its share of the noise where
+    silos add it, and the server's, for the noise where the server does."""
 
     def __init__(self, work: Job):
         self._work, self._seed = work, work.config.pipeline.seed
@@ -381,6 +409,15 @@ class _Secrets:
         if not plan.private:
             return [np.zeros(shape) for shape in shapes]
         return randomness.round_noise(self._noise(), round_number=number, stddev=plan.noise_stddev, shapes=shapes)
+
+    def share(self, silo: str, *, number: int, integers: Integers) -> np.ndarray:
+        """A silo's share of a round's noise, int64 [length]."""
+        key = randomness.derive(self.sampling(silo), f"share/{number}")
+        return discrete_gaussian(key, integers.log2_share, integers.length)
+
+    def rotation(self, number: int) -> np.ndarray:
+        """The public seed of a round's rotation, int64 [2]."""
+        return randomness.uniform_words(randomness.derive(self._noise(), f"rotation/{number}"), 2).view(np.int64)
 
     @property
     def draw(self) -> str:

@@ -39,10 +39,6 @@ def noise(number: int) -> list[np.ndarray]:
     return randomness.round_noise(b"r" * 32, round_number=number, stddev=PLAN.noise_stddev, shapes=audit._SHAPES)
 
 
-def flat(parts: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate([part.ravel() for part in parts])
-
-
 @pytest.fixture(scope="module")
 def released(mechanism) -> np.ndarray:
     """What rounds release beyond the exact sum of their clients, over the standard deviation: [rounds, 123].
@@ -50,12 +46,12 @@ def released(mechanism) -> np.ndarray:
     Half of the rounds are empty; the others have the cohort that the sampler draws from the 40 canaries.
     """
     silence = [np.zeros(shape) for shape in audit._SHAPES]
-    alone = np.stack([flat(mechanism.released([canary], silence)) for canary in range(audit.CANARIES)])
+    alone = np.stack([mechanism.released([canary], silence) for canary in range(audit.CANARIES)])
     found = []
     for number in range(ROUNDS):
         clients = sampling.cohort(b"c" * 32, round_number=number, clients=audit.CANARIES, probability=0.25)
         clients = clients if number % 2 else clients[:0]
-        result = flat(mechanism.released(clients.tolist(), noise(number)))
+        result = mechanism.released(clients.tolist(), noise(number))
         found.append((result - alone[clients].sum(axis=0)) / PLAN.noise_stddev)
     return np.stack(found)
 
@@ -106,8 +102,7 @@ def test_coordinates_and_rounds_are_independent(released):
 
 def test_what_is_released_lies_on_the_grain(mechanism):
     """Low-order bits of the float noise do not leave: the noised sum is a whole number of grains."""
-    kernel, bias = mechanism.released([1, 2, 3], noise(9999))
-    grains = flat([kernel, bias]) / PLAN.grain
+    grains = mechanism.released([1, 2, 3], noise(9999)) / PLAN.grain
     # The release is the sum over 10 in float32, which is all that rounds it again.
     np.testing.assert_allclose(grains, np.round(grains), atol=1e-3)
 

@@ -3,6 +3,9 @@
 An event is the JSON that the ledger holds: {"kind": "poisson_gaussian", "sampling_probability": q, "noise_multiplier":
 z}, or {"kind": "none"}. The neighbouring relation is adding or removing one client. The distributions are discretised
 pessimistically: the epsilon given is an upper bound.
+
+{"kind": "poisson_distributed_discrete_gaussian", ...} is noise that the silos add in shares, on integers. It is accounted
+for as the Gaussian noise that privacy.distributed proves it to be worth, so events of both kinds compose.
 """
 
 import math
@@ -13,6 +16,7 @@ import dp_accounting
 from dp_accounting.pld import PLDAccountant
 
 from tff_pipeline.errors import PrivacyError
+from tff_pipeline.privacy import distributed
 
 # Its events are attrs classes, which the type checker takes for empty ones.
 _EVENTS: Any = dp_accounting
@@ -33,22 +37,42 @@ def dp_event(event: Mapping[str, Any]) -> dp_accounting.DpEvent:
     if event.get("kind") == "poisson_gaussian":
         gaussian = _EVENTS.GaussianDpEvent(float(event["noise_multiplier"]))
         return _EVENTS.PoissonSampledDpEvent(float(event["sampling_probability"]), gaussian)
+    if event.get("kind") == "poisson_distributed_discrete_gaussian":
+        gaussian = _EVENTS.GaussianDpEvent(
+            distributed.noise_multiplier(
+                sensitivity_squared=int(event["sensitivity_squared"]),
+                log2_share=int(event["log2_share"]),
+                honest=int(event["honest_silos"]),
+            )
+        )
+        return _EVENTS.PoissonSampledDpEvent(float(event["sampling_probability"]), gaussian)
     if event.get("kind") == "none":
         return dp_accounting.NonPrivateDpEvent()
     raise PrivacyError(
-        f"an event of kind {event.get('kind')!r} cannot be accounted for; expected poisson_gaussian or none. Was the ledger written by a newer version?"
+        f"an event of kind {event.get('kind')!r} cannot be accounted for; expected poisson_gaussian, poisson_distributed_discrete_gaussian or none. Was the ledger written by a newer version?"
     )
 
 
 def epsilon(events: Iterable[tuple[Mapping[str, Any], int]], delta: float, *, step: float = FINE) -> float:
     """Epsilon at `delta` of all events together, each given with how often it happened."""
     accountant = PLDAccountant(_RELATION, step)
+    error = 0.0  # see privacy.distributed: what is composed here, and what happens, differ by a factor of exp(error)
     for event, count in events:
         if event.get("kind") == "none" and count:
             return math.inf
         if count:
             accountant.compose(dp_event(event), count)
-    return float(accountant.get_epsilon(delta))
+            error += count * log_error(event)
+    return float(accountant.get_epsilon(delta * math.exp(-error))) + 2 * error
+
+
+def log_error(event: Mapping[str, Any]) -> float:
+    """How far the logarithm of a probability may be from that of the mechanism which is accounted for in its place."""
+    if event.get("kind") != "poisson_distributed_discrete_gaussian":
+        return 0.0
+    return distributed.log_error(
+        log2_share=int(event["log2_share"]), honest=int(event["honest_silos"]), length=int(event["length"])
+    )
 
 
 def calibrate(

@@ -17,8 +17,12 @@ From how often the attacker errs follows a bound (Clopper and Pearson 1934), and
 4. The noise is compared with that of generators seeded by the clock, for every microsecond that the round could have
    begun in, and between rounds. Where it is found again there is no noise for an attacker, and epsilon is infinite.
 
+Where silos add the noise, the attacker is the server together with as many silos as the claim tolerates: it knows their
+shares and takes them away. In step 4 every other silo's share is looked at by itself.
+
 Forty observations come from each round (Steinke, Nasr and Jagielski 2023, arXiv:2305.08846, use many canaries for the same
-reason); they are independent because the directions are orthogonal and the noise of each coordinate is drawn by itself.
+reason); they are independent because the directions are orthogonal and the noise of each coordinate is drawn by itself
+(rotated back, discrete noise is so but for its shape, which after a sum of a hundred is that of a normal).
 """
 
 import argparse
@@ -37,6 +41,7 @@ from tff_pipeline import sampling
 from tff_pipeline.artifacts import read_json
 from tff_pipeline.errors import ConfigError, PrivacyError
 from tff_pipeline.privacy import account, accounting, randomness
+from tff_pipeline.privacy.discrete import discrete_gaussian
 from tff_pipeline.privacy.plan import PrivacyPlan
 from tff_pipeline.privacy.statement import rounded_up
 
@@ -46,9 +51,11 @@ _SHAPES = ((CANARIES, _LABELS), (_LABELS,))
 _LARGE = 1000.0  # a canary's one feature: its update is hundreds of times the clip, and almost all of it in one row
 _SAMPLER_ROUNDS = 20_000
 _CLOCK_ROUNDS = 3
+_ROTATION = np.array([20210212, 6387], np.int64)  # public, and the same in every round: no bound depends on it
 # Of noise that is found again. Among ten thousand wrong guesses at 123 coordinates the largest correlation is near 0.4.
 _SAME = 0.9
 
+# The noise of a round by its number: float64, one array a weight; or, where silos add it, int64 [length], one a silo.
 Noise = Callable[[int], list[np.ndarray]]
 Cohort = Callable[..., np.ndarray]
 
@@ -120,7 +127,7 @@ def audit(
     plan = dataclasses.replace(plan, dimension=sum(math.prod(shape) for shape in _SHAPES))
     noise = noise or _own_noise(plan, secret)
     share = (1 - confidence) / 3  # three bounds hold together
-    with _Mechanism(aggregated_as or plan) as mechanism:
+    with _Mechanism(dataclasses.replace(aggregated_as or plan, dimension=plan.dimension)) as mechanism:
         again = _noise_found_again(mechanism, noise)
         false_positives, outs, false_negatives, ins = _guess(mechanism, plan, noise, cohort, secret, observations)
     mu = special.ndtri(1 - _upper(false_positives, outs, share)) - special.ndtri(_upper(false_negatives, ins, share))
@@ -151,9 +158,12 @@ class _Mechanism:
     """The run's aggregation around canaries: rounds from one state, and what each of them releases."""
 
     def __init__(self, plan: PrivacyPlan):
-        from tff_pipeline import learning
+        import tensorflow as tf
+
+        from tff_pipeline import integer_aggregation, learning
         from tff_pipeline.config import TrainingSection
         from tff_pipeline.model.learner import FeatureLearner
+        from tff_pipeline.runtime.base import with_rotation
         from tff_pipeline.runtime.clients import FeatureClients
         from tff_pipeline.runtime.local import LocalRuntime
 
@@ -169,8 +179,9 @@ class _Mechanism:
             lambda: FeatureLearner(hidden_size=CANARIES, labels=_LABELS), training, plan, _SHAPES
         )
         features = (_LARGE * np.eye(CANARIES)).astype(np.float32)
-        # Two silos, so that the sums are masked.
-        self._silos = {"even": np.arange(0, CANARIES, 2), "odd": np.arange(1, CANARIES, 2)}
+        # Two silos, so that the sums are masked; as many as claimed where they add the noise.
+        count = plan.silos if plan.integers else 2
+        self._silos = {f"silo-{place:04d}": np.arange(place, CANARIES, count) for place in range(count)}
         clients = [
             FeatureClients(
                 name, features[rows], np.zeros(len(rows), np.int32), np.arange(len(rows) + 1), batch_size=1, epochs=1
@@ -180,6 +191,14 @@ class _Mechanism:
         self._runtime = LocalRuntime(self._compiled, clients, devices="CPU", session="audit")
         self._state = self._runtime.initial_state()
         self._rounds = 0
+        if plan.integers:
+            self._state = with_rotation(self._compiled, self._state, _ROTATION)
+            self._turned_back = np.stack(
+                [
+                    integer_aggregation.turned_back(tf.constant(unit), tf.constant(_ROTATION), plan.integers).numpy()
+                    for unit in np.eye(plan.integers.length)
+                ]
+            )
 
     def __enter__(self) -> "_Mechanism":
         return self
@@ -187,25 +206,59 @@ class _Mechanism:
     def __exit__(self, *_: object) -> None:
         self._runtime.close()
 
-    def released(self, canaries: Sequence[int], noise: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The noised sum that a round with these canaries releases (listed twice, a canary is counted twice)."""
+    def released(self, canaries: Sequence[int], noise: Sequence[np.ndarray]) -> np.ndarray:
+        """The noised sum that a round with these canaries releases (listed twice, a canary is counted twice), flat.
+
+        Where silos add the noise, without the shares of those who are in league with the attacker.
+        """
+        return self._sum(canaries, noise) - sum(self.noise_of(noise)[self._honest :])
+
+    def shares(self, noise: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """What an empty round releases, from each honest silo by itself where silos add the noise."""
+        released, known = self.released([], noise), self.noise_of(noise)[: self._honest]
+        return [released - sum(known[:place] + known[place + 1 :]) for place in range(len(known))] or [released]
+
+    def noise_of(self, shares: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """How each silo's share shows in what is released; nothing where the server adds the noise."""
+        integers = self.plan.integers
+        # Below zero: the server's step is the sum taken away.
+        return [-integers.quantum * (share @ self._turned_back) for share in shares] if integers else []
+
+    @property
+    def drawn(self) -> int:
+        """How many numbers are drawn at once."""
+        return self.plan.integers.length if self.plan.integers else self.plan.dimension
+
+    @property
+    def _honest(self) -> int:
+        return self.plan.integers.honest if self.plan.integers else 0
+
+    def _sum(self, canaries: Sequence[int], noise: Sequence[np.ndarray]) -> np.ndarray:
         from tff_pipeline.runtime.base import weights_of, with_noise
 
         cohorts = {
             name: [place for row in canaries for place in np.flatnonzero(rows == row)]
             for name, rows in self._silos.items()
         }
-        state = with_noise(self._compiled, self._state, noise)
-        result = self._runtime.run_round(state, cohorts, round_number=self._rounds)
+        shares = None
+        if self.plan.integers:
+            state, shares = self._state, dict(zip(self._silos, noise, strict=True)).__getitem__
+        else:
+            state = with_noise(self._compiled, self._state, noise)
+        result = self._runtime.run_round(state, cohorts, round_number=self._rounds, shares=shares)
         self._rounds += 1
         # The weights were zero, and the server takes one step of length one.
-        return [
-            weight.astype(np.float64) * self.plan.denominator for weight in weights_of(self._compiled, result.state)
-        ]
+        weights = weights_of(self._compiled, result.state)
+        return np.concatenate([weight.astype(np.float64).ravel() for weight in weights]) * self.plan.denominator
 
 
 def _own_noise(plan: PrivacyPlan, secret: bytes) -> Noise:
-    own = randomness.derive(secret, "audit/noise")
+    own, integers = randomness.derive(secret, "audit/noise"), plan.integers
+    if integers:
+        return lambda number: [
+            discrete_gaussian(randomness.derive(own, f"{silo}/{number}"), integers.log2_share, integers.length)
+            for silo in range(integers.silos)
+        ]
     return lambda number: randomness.round_noise(own, round_number=number, stddev=plan.noise_stddev, shapes=_SHAPES)
 
 
@@ -224,7 +277,8 @@ def _guess(
         # The sampler is asked for everybody who is in, so that one that repeats a client shows.
         taking_part = np.flatnonzero(coins)
         drawn = cohort(secret, round_number=number, clients=len(taking_part), probability=1.0)
-        kernel, _ = mechanism.released(taking_part[drawn].tolist(), noise(number))
+        released = mechanism.released(taking_part[drawn].tolist(), noise(number))
+        kernel = released[: CANARIES * _LABELS].reshape(_SHAPES[0])
         said_in = kernel @ direction > threshold
         for place, wrong in enumerate((said_in & ~coins, ~coins, ~said_in & coins, coins)):
             counts[place] += int(wrong.sum())
@@ -248,15 +302,17 @@ def _noise_found_again(mechanism: _Mechanism, noise: Noise) -> str:
         began = time.time_ns()
         drawn = noise(1_000_000 + number)
         ended = time.time_ns()
-        released = np.concatenate([part.ravel() for part in mechanism.released([], drawn)])
-        if not np.abs(released).max() > 0:
+        shares = mechanism.shares(drawn)
+        if not all(np.abs(share).max() > 1e-6 * mechanism.plan.noise_stddev for share in shares):
             return "there is none"
-        if any(_correlation(released, other) > _SAME for other in seen):
-            return "two rounds have the same noise"
-        seen.append(released)
+        for share in shares:
+            if any(_correlation(share, other) > _SAME for other in seen):
+                return "two rounds have the same noise" if not mechanism.plan.integers else "two shares are the same"
+            seen.append(share)
         for seed in _clock_seeds(began, ended):
-            for guess in _seeded_normals(seed, released.size):
-                if _correlation(released, guess) > _SAME:
+            for guess in _seeded_normals(seed, mechanism.drawn):
+                (shown,) = mechanism.noise_of([guess]) or [guess]
+                if any(_correlation(share, shown) > _SAME for share in shares):
                     return "its generator was seeded by the clock"
     return ""
 
@@ -284,7 +340,8 @@ def _upper(errors: int, trials: int, share: float) -> float:
 def plan_of_run(run: Path) -> PrivacyPlan:
     """The plan a run was trained with."""
     stored = read_json(run / "run.json")["plan"]
-    return PrivacyPlan(**{field.name: stored[field.name] for field in dataclasses.fields(PrivacyPlan)})
+    known = {field.name: stored[field.name] for field in dataclasses.fields(PrivacyPlan) if field.name in stored}
+    return PrivacyPlan(**known)
 
 
 def uncharged(run: Path) -> list[int]:

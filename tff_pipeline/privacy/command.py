@@ -12,10 +12,12 @@ from tff_pipeline import config as configuration
 from tff_pipeline.artifacts import canonical_json, write_atomic
 from tff_pipeline.config import Config
 from tff_pipeline.errors import ArtifactError, ConfigError, PrivacyError
-from tff_pipeline.privacy import account
+from tff_pipeline.privacy import account, distributed
 from tff_pipeline.privacy.ledger import Ledger, require_same_charges
 from tff_pipeline.privacy.plan import PrivacyPlan, make
 from tff_pipeline.privacy.statement import rounded_up, sentences
+
+_HEAD = 2**14  # weights that are planned for where the labels are not known yet
 
 
 def plan_of(config: Config) -> PrivacyPlan:
@@ -78,8 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _plan(config: Config, clients: int | None) -> tuple[PrivacyPlan | None, list[str]]:
     """The plan, as far as there is one, and what is missing for it."""
     if clients is not None:
-        # Nothing in epsilon depends on the number of weights; only the noise's standard deviation does, in its last digits.
-        return make(config, clients=clients, dimension=1), [
+        # Epsilon does not depend on the number of weights; only quanta do, and the noise's standard deviation in its last
+        # digits. A head has some thousands.
+        return make(config, clients=clients, dimension=_HEAD), [
             f"this plans for {clients} clients (--clients); what the guarantee rests on is the number that preparation finds."
         ]
     try:
@@ -119,7 +122,7 @@ def _numbers(
         **(plan.as_json() if plan else {}),
     }
     if plan and missing:
-        known |= dict.fromkeys(("dimension", "sensitivity", "noise_stddev", "grain"))
+        known |= dict.fromkeys(("dimension", "sensitivity", "noise_stddev", "grain", "integers"))
     return {
         **known,
         "epsilon": _finite(epsilon),
@@ -227,6 +230,13 @@ def _plainly(event: str) -> str:
     facts = json.loads(event)
     if facts["kind"] == "none":
         return "without privacy"
+    if facts["kind"] == "poisson_distributed_discrete_gaussian":
+        worth = distributed.noise_multiplier(
+            sensitivity_squared=facts["sensitivity_squared"],
+            log2_share=facts["log2_share"],
+            honest=facts["honest_silos"],
+        )
+        return f"a distributed discrete gaussian with sampling probability {facts['sampling_probability']:.6g}, worth a noise multiplier of {worth:g} by {facts['honest_silos']} silos' shares"
     return f"a {facts['kind'].replace('_', ' ')} with sampling probability {facts['sampling_probability']:.6g} and noise multiplier {facts['noise_multiplier']:g}"
 
 

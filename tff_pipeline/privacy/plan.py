@@ -4,12 +4,14 @@ The sampler, the aggregator, the noise, the ledger and the statement are all mad
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
 from tff_pipeline.config import Config
 from tff_pipeline.errors import PrivacyError
-from tff_pipeline.privacy import accounting
+from tff_pipeline.privacy import accounting, distributed
+from tff_pipeline.privacy.distributed import Integers
 
 # tff.aggregators.SecureSumFactory quantises each float to this many levels (its documented resolution).
 _LEVELS = 2**32 - 1
@@ -22,7 +24,7 @@ class PrivacyPlan:
     """What a run does for privacy. Two plans with the same numbers give the same guarantee.
 
     Attributes:
-      mechanism: "gaussian" or "none".
+      mechanism: "gaussian", "distributed_discrete_gaussian" or "none".
       unit: what a neighbouring population has one more or one fewer of.
       clients: size of the population, N.
       expected_cohort: expected number of clients in a round, q N.
@@ -30,11 +32,15 @@ class PrivacyPlan:
       rounds: number of rounds T.
       clip_norm: L2 bound C on one client's update, or None.
       value_range: coordinates are quantised on [-value_range, value_range].
-      noise_multiplier: z, the noise's standard deviation over the sensitivity; 0 for "none".
+      noise_multiplier: z, the noise's standard deviation over the sensitivity; 0 for "none". Of noise that the silos add
+        in shares, that of the shares the guarantee counts on.
       delta: the failure probability the guarantee is stated at, or None.
       dimension: number of coordinates of an update, d.
       max_examples_per_client: the contribution bound that preparation enforced.
       local_epochs: passes over a client's examples in a round.
+      silos: number of silos, n.
+      tolerated_silos: with "distributed_discrete_gaussian", how many silos' shares the guarantee does without, t.
+      ring_bits: with "distributed_discrete_gaussian", the sum is taken modulo 2**ring_bits.
     """
 
     mechanism: str
@@ -50,6 +56,9 @@ class PrivacyPlan:
     dimension: int
     max_examples_per_client: int
     local_epochs: int
+    silos: int = 1
+    tolerated_silos: int = 0
+    ring_bits: int = 32
 
     @property
     def private(self) -> bool:
@@ -60,42 +69,91 @@ class PrivacyPlan:
         """What the noised sum is divided by: the expected cohort, which no client changes."""
         return self.expected_cohort
 
+    @functools.cached_property
+    def integers(self) -> Integers | None:
+        """How updates become integers with "distributed_discrete_gaussian"; None with other mechanisms.
+
+        Raises:
+          PrivacyError: if the sum of a round does not fit the ring.
+        """
+        if self.mechanism != "distributed_discrete_gaussian":
+            return None
+        assert self.clip_norm is not None
+        found = distributed.integers(
+            clip_norm=self.clip_norm,
+            noise_multiplier=self.noise_multiplier,
+            dimension=self.dimension,
+            clients=self.clients,
+            expected_cohort=self.expected_cohort,
+            silos=self.silos,
+            tolerated=self.tolerated_silos,
+            bits=self.ring_bits,
+        )
+        if found is None:
+            raise PrivacyError(
+                f"secure_sum.bits is {self.ring_bits}: the sum of about {self.expected_cohort:g} updates of {self.dimension} coordinates and its noise does not fit "
+                "without rounding that costs more than a quarter more noise. Set secure_sum.bits = 32, or plan smaller cohorts or fewer weights."
+            )
+        return found
+
     @property
     def sensitivity(self) -> float:
         """Most by which one client changes the sum, in L2, after clipping and quantisation.
 
+        With "distributed_discrete_gaussian" the bound of its integers, in units of the update. With "gaussian"
         C (1 + 2**-23), which is more than float64 makes of a clip to C, plus sqrt(d) times one quantisation step: each
         coordinate is rounded by half a step, so the whole step is twice the error, on the side of more noise. The sum
         is exact (integers below 2**53 in float64), so it adds nothing.
         """
         if self.clip_norm is None:
             return math.inf
+        if self.integers:
+            return self.integers.sensitivity
         step = 2 * self.value_range / _LEVELS
         return self.clip_norm * (1 + 2**-23) + math.sqrt(self.dimension) * step
 
     @property
     def noise_stddev(self) -> float:
         """Standard deviation of the noise on each coordinate of the sum, before division; 0 for "none"."""
+        if self.integers:
+            return self.integers.noise_stddev
         return self.noise_multiplier * self.sensitivity if self.private else 0.0
 
     @property
     def grain(self) -> float:
-        """The power of two that the noised sum is rounded to, about a thousandth of the noise; 0 for "none".
+        """The power of two that the noised sum is rounded to, about a thousandth of the noise; 0 where it is of integers.
 
         It hides what float64 arithmetic does to a Gaussian, the better the coarser it is, and costs nothing: uniform
         rounding adds grain**2 / 12 to the variance, less than a ten-millionth of it.
         """
-        return 2.0 ** math.floor(math.log2(self.noise_stddev) - 10) if self.private else 0.0
+        return 2.0 ** math.floor(math.log2(self.noise_stddev) - 10) if self.mechanism == "gaussian" else 0.0
 
     @property
     def round_event(self) -> dict[str, Any]:
         """One round as the ledger charges it."""
         if not self.private:
             return {"kind": "none"}
+        if self.integers:
+            return {
+                "kind": "poisson_distributed_discrete_gaussian",
+                "sampling_probability": self.sampling_probability,
+                "sensitivity_squared": self.integers.sensitivity_squared,
+                "log2_share": self.integers.log2_share,
+                "honest_silos": self.integers.honest,
+                "length": self.integers.length,
+            }
+        return self._gaussian_event(self.noise_multiplier)
+
+    @property
+    def log_error(self) -> float:
+        """By how much the logarithm of a probability may be off over all rounds; see privacy.distributed. Counted."""
+        return self.rounds * accounting.log_error(self.round_event)
+
+    def _gaussian_event(self, noise_multiplier: float) -> dict[str, Any]:
         return {
             "kind": "poisson_gaussian",
             "sampling_probability": self.sampling_probability,
-            "noise_multiplier": self.noise_multiplier,
+            "noise_multiplier": noise_multiplier,
         }
 
     def epsilon(self, rounds: int | None = None) -> float:
@@ -105,8 +163,11 @@ class PrivacyPlan:
         return accounting.epsilon([(self.round_event, self.rounds if rounds is None else rounds)], self.delta)
 
     def curve(self, *, rounds: int | None = None, noise_multiplier: float | None = None) -> float:
-        """Epsilon if the plan had other rounds or another noise, rounded up in the fifth digit: quick, for plots."""
-        event = {**self.round_event, "noise_multiplier": noise_multiplier or self.noise_multiplier}
+        """Epsilon if the plan had other rounds or another noise, rounded up in the fifth digit: quick, for plots.
+
+        With "distributed_discrete_gaussian" it is that of the Gaussian noise which the silos' is worth.
+        """
+        event = self._gaussian_event(noise_multiplier or self.noise_multiplier)
         assert self.delta is not None
         return accounting.epsilon([(event, rounds or self.rounds)], self.delta, step=accounting.COARSE)
 
@@ -117,6 +178,7 @@ class PrivacyPlan:
             "noise_stddev": self.noise_stddev,
             "grain": self.grain,
             "round_event": self.round_event,
+            "integers": dataclasses.asdict(self.integers) if self.integers else None,
         }
         return {**dataclasses.asdict(self), **derived, "sensitivity": self.sensitivity if self.private else None}
 
@@ -149,7 +211,7 @@ def make(config: Config, *, clients: int, dimension: int) -> PrivacyPlan:
             noise_multiplier = accounting.calibrate(
                 privacy.target_epsilon, privacy.delta, sampling_probability=probability, rounds=training.rounds
             )
-    return PrivacyPlan(
+    plan = PrivacyPlan(
         mechanism=privacy.mechanism,
         unit=privacy.unit,
         clients=clients,
@@ -163,4 +225,11 @@ def make(config: Config, *, clients: int, dimension: int) -> PrivacyPlan:
         dimension=dimension,
         max_examples_per_client=config.prepare.max_examples_per_client,
         local_epochs=training.local_epochs,
+        silos=len(config.silos),
+        tolerated_silos=config.tolerated_silos,
+        ring_bits=config.secure_sum.bits,
     )
+    # Integers are worth at least the noise that was calibrated; the last digits of a numerical epsilon need not know it.
+    while plan.integers and privacy.target_epsilon is not None and plan.epsilon() > privacy.target_epsilon:
+        plan = dataclasses.replace(plan, noise_multiplier=round(plan.noise_multiplier + 0.001, 3))
+    return plan

@@ -2,6 +2,7 @@
 
 import math
 
+from tff_pipeline.privacy.distributed import Integers
 from tff_pipeline.privacy.plan import PrivacyPlan
 
 
@@ -28,11 +29,14 @@ def sentences(plan: PrivacyPlan, *, seeded: bool, silos: int, reference: bool = 
             f"Guarantee: the trained model is ({rounded_up(plan.epsilon())}, {plan.delta:g})-differentially private for the client: adding or removing one client, with all its texts, "
             f"changes the probability of any set of outcomes by at most a factor of e^epsilon, plus delta."
         )
-        said.append(
-            f"Mechanism: {plan.rounds} rounds; in each, every one of {plan.clients} clients takes part independently with probability {plan.sampling_probability:.6g} (Poisson sampling), "
-            f"its update is clipped to an L2 norm of {plan.clip_norm:g}, and Gaussian noise of standard deviation {plan.noise_stddev:.6g} ({plan.noise_multiplier:g} times the sensitivity, "
-            f"quantisation included) is added to the sum at the server. The noised sum is divided by {plan.denominator:g}, the expected cohort."
-        )
+        taking_part = f"{plan.rounds} rounds; in each, every one of {plan.clients} clients takes part independently with probability {plan.sampling_probability:.6g} (Poisson sampling), its update is clipped to an L2 norm of {plan.clip_norm:g}"
+        if plan.integers:
+            said.append(_shared_noise(plan, plan.integers, taking_part))
+        else:
+            said.append(
+                f"Mechanism: {taking_part}, and Gaussian noise of standard deviation {plan.noise_stddev:.6g} ({plan.noise_multiplier:g} times the sensitivity, "
+                f"quantisation included) is added to the sum at the server. The noised sum is divided by {plan.denominator:g}, the expected cohort."
+            )
         said.append(
             "Who is protected: a client is whoever the client column names at one silo. A person who is a client of two silos, or goes by two names, is protected as two clients, which is less. "
             "The guarantee is about this run; what all runs on the same population spend together is in its ledger."
@@ -40,6 +44,11 @@ def sentences(plan: PrivacyPlan, *, seeded: bool, silos: int, reference: bool = 
         said.append(
             "Accounting: the privacy loss distributions of dp_accounting, composed over the rounds, neighbours by adding or removing one client; the number of clients, from which the sampling probability follows, is treated as public. A round that was repeated after a crash is the same draw "
             "and is charged once."
+            + (
+                f" The silos' integers are accounted for as the Gaussian noise they are proven to be worth, which no probability differs from by more than a factor of e^{plan.log_error:.1g} over all rounds; that is counted."
+                if plan.integers
+                else ""
+            )
         )
     else:
         said.append(
@@ -52,6 +61,8 @@ def sentences(plan: PrivacyPlan, *, seeded: bool, silos: int, reference: bool = 
         said.append(
             'Simulation: under runtime.kind = "reference" the secure sum is TFF\'s plaintext stand-in. It protects nothing; use it on text you may see.'
         )
+    elif plan.integers:
+        said.append(_who_adds_noise(plan.integers))
     elif silos == 1:
         said.append("Secure sum: there is one silo, so its masked sum is its sum. The server sees it.")
     else:
@@ -68,3 +79,36 @@ def sentences(plan: PrivacyPlan, *, seeded: bool, silos: int, reference: bool = 
         "manifests, which are treated as public."
     )
     return said
+
+
+def _shared_noise(plan: PrivacyPlan, integers: Integers, taking_part: str) -> str:
+    return (
+        f"Mechanism: {taking_part}, rotated at random and rounded to whole multiples of {integers.quantum:.6g}. Each of {integers.silos} silos adds to its sum, before it is masked, discrete Gaussian noise of "
+        f"standard deviation 2^{integers.log2_share} such multiples, {integers.quantum * 2**integers.log2_share:.6g}. The guarantee counts on {integers.honest} of these shares, which together are {plan.noise_multiplier:g} times the sensitivity, "
+        f"rotation and rounding included; all of them have a standard deviation of {plan.noise_stddev:.6g}. The sum is taken modulo 2^{integers.bits}, and divided by {plan.denominator:g}, the expected cohort."
+    )
+
+
+def _who_adds_noise(integers: Integers) -> str:
+    """Who is trusted where silos add the noise."""
+    if integers.silos == 1:
+        return (
+            "Secure sum: there is one silo. The server sees what it sends, which has the noise in it already, so nobody outside the silo sees a sum of updates without noise. "
+            "The silo trusts nobody; its clients trust it to sample, clip and add the noise as stated."
+        )
+    against = (
+        "the server"
+        if integers.honest == integers.silos
+        else "the server together with any one of the silos, which may tell it its share or leave it out"
+        if integers.silos - integers.honest == 1
+        else f"the server together with any {integers.silos - integers.honest} of the silos, which may tell it their shares or leave them out"
+    )
+    weaker = (
+        ""
+        if integers.honest < integers.silos
+        else " It does not hold against a silo, which sees every round's model and can take its own share away: privacy.tolerated_silos = 1 covers that."
+    )
+    return (
+        f"Secure sum: what a silo sends has its share of the noise in it, and is masked with keys agreed pairwise among the {integers.silos} silos; a server that follows the protocol learns the noised sum over all silos, "
+        f"never a sum of updates without noise. The guarantee holds against {against}.{weaker} Each silo trusts {integers.honest} of the {integers.silos} to add their shares as stated, and all to sample and clip."
+    )

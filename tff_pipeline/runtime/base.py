@@ -12,10 +12,12 @@ from typing import Protocol
 import numpy as np
 
 from tff_pipeline.aggregation import NOISE
+from tff_pipeline.integer_aggregation import ROTATION, SHARES
 from tff_pipeline.learning import Compiled
 
 State = list[np.ndarray]
 Cohorts = Mapping[str, Sequence[int]]
+Shares = Callable[[str], np.ndarray]  # a silo's share of the round's noise, int64, for its name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +44,19 @@ class Runtime(Protocol):
         ...
 
     def run_round(
-        self, state: State, cohorts: Cohorts, *, round_number: int, on_client: Callable[[], None] = ...
+        self,
+        state: State,
+        cohorts: Cohorts,
+        *,
+        round_number: int,
+        shares: Shares | None = None,
+        on_client: Callable[[], None] = ...,
     ) -> RoundResult:
-        """One round. `on_client` is called as each client's work ends."""
+        """One round. `on_client` is called as each client's work ends.
+
+        `shares` is asked in every silo, its cohort empty or not, where the process is one whose noise the silos add;
+        without it nothing is released.
+        """
         ...
 
     def close(self) -> None: ...
@@ -68,6 +80,26 @@ def with_noise(compiled: Compiled, state: State, noise: Sequence[np.ndarray]) ->
 def noise_places(compiled: Compiled) -> list[int]:
     """Where in the state the aggregator expects the noise; nowhere for an aggregator without."""
     return _places(compiled, f"/{NOISE}/")
+
+
+def rotation_places(compiled: Compiled) -> list[int]:
+    """Where in the state the aggregator expects the public seed of the round's rotation; nowhere for one without."""
+    return _places(compiled, f"/{ROTATION}")
+
+
+def share_places(compiled: Compiled) -> list[int]:
+    """Where in the state the silos' noise is expected, if the silos have not added it; nowhere for an aggregator without."""
+    return _places(compiled, f"/{SHARES}")
+
+
+def with_rotation(compiled: Compiled, state: State, seed: np.ndarray) -> State:
+    """A copy of the state with the public seed of the coming round's rotation, int64 [2]."""
+    return _replaced(state, rotation_places(compiled), [seed])
+
+
+def with_shares(compiled: Compiled, state: State, noise: np.ndarray) -> State:
+    """A copy of the state with noise that is not in the sum yet (int64), or zeros where it is."""
+    return _replaced(state, share_places(compiled), [noise])
 
 
 def named_metrics(compiled: Compiled, values: Sequence[np.ndarray]) -> dict[str, float]:

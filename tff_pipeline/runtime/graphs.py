@@ -108,6 +108,25 @@ class SessionGraph:
         return variable.read_value()
 
 
+def rings(form: Any) -> list[np.dtype]:
+    """The unsigned dtype in which each secure slot is summed, in the order of `form.work`'s results.
+
+    uint64 holds the exact sum; a slot of a modular sum has the dtype of its modulus, 2**16 or 2**32.
+    """
+    sent: Any = form.work.type_signature.result
+    sizes = [tff.structure.flatten(part) for part in sent]
+    modular = len(sizes[3])
+    if not modular:
+        return [np.dtype(np.uint64)] * sum(map(len, sizes))
+    graph = SessionGraph(form.secure_modular_sum_modulus)
+    try:
+        moduli = [int(modulus) for modulus in graph()]
+    finally:
+        graph.close()
+    dtypes = {2**16: np.dtype(np.uint16), 2**32: np.dtype(np.uint32)}
+    return [np.dtype(np.uint64)] * sum(map(len, sizes[:3])) + [dtypes[modulus] for modulus in moduli]
+
+
 def _leaves(binding: Any) -> list[tuple[str, str]]:
     """("tensor" | "sequence", tensor name) of a TFF binding, in order."""
     kind = binding.WhichOneof("binding")

@@ -2,6 +2,7 @@
 
 broadcast = prepare(state)                                server
 report_s  = sum over the silo's cohort of work(client)    silo: integers only
+            + its share of the noise, where silos add it  silo (secagg)
             + masks                                       silo (secagg)
 state     = update(state, sum of reports)                 server
 """
@@ -18,9 +19,9 @@ import tensorflow_federated as tff
 
 from tff_pipeline.errors import TrainingError
 from tff_pipeline.learning import Compiled
-from tff_pipeline.runtime.base import Cohorts, RoundResult, State, named_metrics
+from tff_pipeline.runtime.base import Cohorts, RoundResult, Shares, State, named_metrics, share_places, with_shares
 from tff_pipeline.runtime.clients import Clients
-from tff_pipeline.runtime.graphs import SessionGraph
+from tff_pipeline.runtime.graphs import SessionGraph, rings
 from tff_pipeline.secagg.masking import Party, add_up, introduce
 
 # The learner's sums; everything else the client work overwrites before it reads.
@@ -69,10 +70,13 @@ class LocalRuntime:
             self._all_workers.append(worker)
             self._workers.put(worker)
         self._threads = ThreadPoolExecutor(len(self._all_workers), thread_name_prefix="client")
-        self._parties = {name: Party(name, session) for name in self._silos}
-        introduce(list(self._parties.values()))
         # From the form's type: the graphs do not know every shape before they run.
         self._slots = _tensor_types(compiled.form.work.type_signature.result)
+        self._rings = rings(compiled.form)
+        # A modular sum is that of an aggregator whose noise the silos add.
+        self._noised = [place for place, ring in enumerate(self._rings) if ring != np.uint64]
+        self._parties = {name: Party(name, session, noised=self._noised) for name in self._silos}
+        introduce(list(self._parties.values()))
 
     def __enter__(self) -> "LocalRuntime":
         return self
@@ -88,18 +92,28 @@ class LocalRuntime:
             graph.close()
 
     def run_round(
-        self, state: State, cohorts: Cohorts, *, round_number: int, on_client: Callable[[], None] = lambda: None
+        self,
+        state: State,
+        cohorts: Cohorts,
+        *,
+        round_number: int,
+        shares: Shares | None = None,
+        on_client: Callable[[], None] = lambda: None,
     ) -> RoundResult:
         sent = self._broadcast(state)
         reports = []
         for name, party in self._parties.items():
             total = self._silo_sum(self._silos[name], cohorts.get(name, ()), on_client)
-            reports.append(party.mask(total, round_number))
+            noise = {place: shares(name) for place in self._noised} if shares else {}
+            reports.append(party.mask(total, round_number, noise))
+        for place in share_places(self._compiled):
+            # The noise is in the sums already; the server says so by a zero where it would add it.
+            state = with_shares(self._compiled, state, np.zeros_like(state[place]))
         state, metrics = self._finish(state, add_up(reports))
         return RoundResult(state, metrics, bytes_down=sent, bytes_up=sum(part.nbytes for part in reports[0]))
 
     def secure_sums(self, state: State, cohorts: Cohorts) -> list[np.ndarray]:
-        """The sum of every secure slot over all cohorts, uint64 modulo 2**64, without masks; the contract tests compare it."""
+        """The sum of every secure slot over all cohorts, each in its ring, without noise and masks; the contract tests compare it."""
         self._broadcast(state)
         return add_up([self._silo_sum(silo, cohorts.get(name, ()), lambda: None) for name, silo in self._silos.items()])
 
@@ -117,7 +131,7 @@ class LocalRuntime:
 
     def _silo_sum(self, silo: Clients, rows: Sequence[int], on_client: Callable[[], None]) -> list[np.ndarray]:
         """What happens inside a silo: the sum of its cohort's reports, in the ring. Integer addition: no order matters."""
-        total = [np.zeros(shape, np.uint64) for _, shape in self._slots]
+        total = [np.zeros(shape, ring) for (_, shape), ring in zip(self._slots, self._rings, strict=True)]
 
         def work(row: int) -> list[np.ndarray]:
             worker = self._workers.get()
@@ -128,12 +142,14 @@ class LocalRuntime:
 
         for report in _bounded_map(self._threads, work, rows, ahead=2 * len(self._all_workers)):
             for place, part in zip(total, report, strict=True):
-                np.add(place, part.astype(np.uint64), out=place)
+                np.add(place, part.astype(place.dtype), out=place)
             on_client()
         return total
 
     def _finish(self, state: State, sums: Sequence[np.ndarray]) -> tuple[State, dict[str, float]]:
-        signed = [total.view(np.int64).astype(dtype) for total, (dtype, _) in zip(sums, self._slots, strict=True)]
+        # An exact sum may be below zero; one modulo something never is.
+        plain = [total.view(np.int64) if total.dtype == np.uint64 else total for total in sums]
+        signed = [total.astype(dtype) for total, (dtype, _) in zip(plain, self._slots, strict=True)]
         results = self._update([*state, *signed])
         after = results[: len(state)]
         return after, named_metrics(self._compiled, results[len(state) :])

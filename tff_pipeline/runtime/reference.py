@@ -27,8 +27,9 @@ from tensorflow_federated.python.core.impl.types import type_conversions
 
 from tff_pipeline.errors import TrainingError
 from tff_pipeline.learning import Compiled
-from tff_pipeline.runtime.base import Cohorts, RoundResult, State, named_metrics
+from tff_pipeline.runtime.base import Cohorts, RoundResult, Shares, State, named_metrics, share_places, with_shares
 from tff_pipeline.runtime.clients import Clients
+from tff_pipeline.runtime.graphs import rings
 
 _START_TIMEOUT_S = 60
 _PR_SET_PDEATHSIG = 1
@@ -57,8 +58,18 @@ class ReferenceRuntime:
             return _flatten(self._compiled.process.initialize())
 
     def run_round(
-        self, state: State, cohorts: Cohorts, *, round_number: int, on_client: Callable[[], None] = lambda: None
+        self,
+        state: State,
+        cohorts: Cohorts,
+        *,
+        round_number: int,
+        shares: Shares | None = None,
+        on_client: Callable[[], None] = lambda: None,
     ) -> RoundResult:
+        if shares and share_places(self._compiled):
+            # There are no silos here to add their shares; the simulated server is given their sum. Forgotten, the state
+            # holds what it holds until then, and nothing comes out.
+            state = with_shares(self._compiled, state, np.sum([shares(name) for name in self._silos], axis=0))
         chosen = [(name, row) for name in self._silos for row in cohorts.get(name, ())]
         data = [self._dataset(name, int(row)) for name, row in chosen]
         signature: Any = self._compiled.process.next.type_signature
@@ -70,7 +81,7 @@ class ReferenceRuntime:
         return RoundResult(_flatten(output.state), named_metrics(self._compiled, _flatten(output.metrics)))
 
     def secure_sums(self, state: State, cohorts: Cohorts) -> list[np.ndarray]:
-        """The sum of every secure slot, uint64 modulo 2**64, with every client's `work` run by the executor."""
+        """The sum of every secure slot, each in its ring, with every client's `work` run by the executor."""
         form: Any = self._compiled.form
         with self._installed():
             broadcast = form.prepare(_pack(form.prepare.type_signature.parameter, state))
@@ -80,8 +91,8 @@ class ReferenceRuntime:
                 for row in cohorts.get(name, ())
             ]
         return [
-            np.add.reduce([np.asarray(part).astype(np.uint64) for part in parts], dtype=np.uint64)
-            for parts in zip(*reports, strict=True)
+            np.add.reduce([np.asarray(part).astype(ring) for part in parts], dtype=ring)
+            for ring, parts in zip(rings(form), zip(*reports, strict=True), strict=True)
         ]
 
     def close(self) -> None:

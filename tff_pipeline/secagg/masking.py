@@ -4,17 +4,22 @@ The protocol is the first half of Bonawitz et al. 2017 ("Practical Secure Aggreg
 Learning", section 4.0.1), for parties that do not drop out within a round: every pair of silos u < v agrees on a secret
 by X25519 and expands it, with HKDF-SHA256 and ChaCha20, into a mask m(u, v) for each round; u adds it, v subtracts it,
 
-    y_u = x_u + sum over v > u of m(u, v) - sum over v < u of m(v, u)      (mod 2**64)
+    y_u = x_u + sum over v > u of m(u, v) - sum over v < u of m(v, u)      (mod 2**64, or the array's own ring)
 
 so that the masks cancel in the sum over all silos and any proper subset looks uniform. Numbers are uint64, a ring that
-holds the exact sum of 2**32 values of 32 bits.
+holds the exact sum of 2**32 values of 32 bits; or uint32 or uint16, where a sum is meant modulo 2**32 or 2**16: it has to
+be masked in that ring, since its sum in a larger one would tell how often the smaller one was passed.
+
+Where a silo's sum must not leave without noise, the party is told so when it is made: it adds the noise itself before the
+mask, and refuses to mask without.
 
 A server that is curious but follows the protocol learns only the sum, if at least two silos do not collude with it.
 With a single silo there is nothing to hide in: its sum is the sum. A server that swaps public keys is not resisted here;
 silos on a network have to authenticate each other's keys.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -31,10 +36,11 @@ class Party:
     Args:
       name: unique among the parties; the order of names decides who adds and who subtracts.
       session: identifies the run; part of every key's derivation.
+      noised: places of the arrays that must not leave without noise.
     """
 
-    def __init__(self, name: str, session: str):
-        self.name, self._session = name, session
+    def __init__(self, name: str, session: str, *, noised: Collection[int] = ()):
+        self.name, self._session, self._noised = name, session, frozenset(noised)
         self._private = X25519PrivateKey.generate()
         self.public_key = self._private.public_key().public_bytes_raw()
         self._shared: dict[str, bytes] = {}
@@ -56,22 +62,36 @@ class Party:
             if name != self.name
         }
 
-    def mask(self, values: Sequence[np.ndarray], round_number: int) -> list[np.ndarray]:
-        """`values`, uint64 arrays of any shape, masked for one round.
+    def mask(
+        self, values: Sequence[np.ndarray], round_number: int, noise: Mapping[int, np.ndarray] = MappingProxyType({})
+    ) -> list[np.ndarray]:
+        """`values`, unsigned arrays of any shape, masked for one round, each in the ring of its dtype.
+
+        Args:
+          values: the silo's sums.
+          round_number: of the run.
+          noise: by place, int64 of the array's shape: what is added to an array that must not leave without.
 
         Raises:
-          PrivacyError: if this round was masked before: two reports under one mask would show their difference.
+          PrivacyError: if this round was masked before: two reports under one mask would show their difference. Or if
+            noise is missing.
         """
+        if set(noise) != self._noised or any(noise[place].shape != values[place].shape for place in noise):
+            raise PrivacyError(
+                f"silo {self.name}: round {round_number} came with noise for {len(noise)} of its {len(self._noised)} sums that must not leave without; expected its share on each. Nothing was sent."
+            )
         if round_number in self._used:
             raise PrivacyError(
                 f"silo {self.name}: round {round_number} was masked before; expected one report a round, since two under one mask reveal their difference."
             )
         self._used.add(round_number)
-        masked = [np.array(value, np.uint64) for value in values]
+        masked = [np.array(value) for value in values]
+        for place, share in noise.items():
+            masked[place] += share.astype(masked[place].dtype)
         for peer, shared in self._shared.items():
             keystream = self._keystream(peer, shared, round_number)
             for value in masked:
-                mask = np.frombuffer(keystream.update(bytes(8 * value.size)), np.uint64).reshape(value.shape)
+                mask = np.frombuffer(keystream.update(bytes(value.nbytes)), value.dtype).reshape(value.shape)
                 if self.name < peer:
                     value += mask
                 else:
@@ -93,7 +113,8 @@ def introduce(parties: Sequence[Party]) -> None:
 
 
 def add_up(reports: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
-    """The server's side: the sum of all parties' reports, array by array, modulo 2**64. The masks cancel."""
+    """The server's side: the sum of all parties' reports, array by array, each in its ring. The masks cancel."""
     return [
-        np.add.reduce([np.asarray(part) for part in parts], dtype=np.uint64) for parts in zip(*reports, strict=True)
+        np.add.reduce([np.asarray(part) for part in parts], dtype=parts[0].dtype)
+        for parts in zip(*reports, strict=True)
     ]
