@@ -4,6 +4,7 @@ Keys are fixed, so nothing here can flake.
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import shutil
@@ -24,7 +25,7 @@ from tff_pipeline.artifacts import Workdir, read_json
 from tff_pipeline.cli import main
 from tff_pipeline.config import load
 from tff_pipeline.errors import PrivacyError
-from tff_pipeline.privacy import accounting, discrete, distributed, statement
+from tff_pipeline.privacy import accounting, discrete, distributed, shares, statement
 from tff_pipeline.privacy import plan as planning
 from tff_pipeline.privacy.discrete import discrete_gaussian
 from tff_pipeline.privacy.distributed import Integers, integers
@@ -405,12 +406,12 @@ def reference(case: Case) -> Iterator[Any]:
         yield runtime
 
 
-def share(silo: str) -> np.ndarray:
+def share(silo: str, total: Any = None) -> np.ndarray:
     assert PLAN.integers is not None
     return discrete_gaussian(silo.encode().ljust(32), PLAN.integers.log2_share, PLAN.integers.length)
 
 
-def silence(silo: str) -> np.ndarray:
+def silence(silo: str, total: Any = None) -> np.ndarray:
     return np.zeros_like(share(silo))
 
 
@@ -616,6 +617,33 @@ def test_a_run_that_was_killed_draws_the_same_shares_and_is_charged_once(tiny, u
     assert not list((folder / "workdir").glob("silos/*/keys/sampling-*"))
 
 
+def test_a_run_whose_repeated_round_has_another_sum_sends_nothing(tiny, tmp_path, monkeypatch):
+    """As on a device whose arithmetic is not repeatable; when the silo's secret is removed the round is charged again."""
+    folder = tmp_path / "tiny"
+    shutil.copytree(tiny, folder)
+    (folder / "config.toml").write_text((folder / "config.toml").read_text().replace("seed = 3", ""))
+    saved, drawn = StateStore.save, shares.share
+
+    def killed(store: StateStore, *rest: Any) -> None:
+        raise KeyboardInterrupt
+
+    def other(key: Path, secret: bytes, total: np.ndarray, **rest: Any) -> np.ndarray:
+        return drawn(key, secret, total + np.uint32(1), **rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StateStore, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trained(folder)
+        patched.setattr(StateStore, "save", saved)
+        patched.setattr(shares, "share", other)
+        with pytest.raises(PrivacyError, match="silo bank: round 1 is repeated"):
+            trained(folder)
+    for key in (folder / "workdir").glob("silos/*/keys/sampling-*.key"):
+        key.unlink()
+    trained(folder)
+    assert [entry["round"] for entry in charges(folder)] == [1, 1, 2]
+
+
 def test_shares_follow_from_the_silos_own_secret(tiny, tmp_path):
     """The same round is the same share; another silo's, another round's, or under another secret, is another. A lost secret
     makes another draw, which the ledger charges again (tests/test_ledger.py)."""
@@ -627,7 +655,7 @@ def test_shares_follow_from_the_silos_own_secret(tiny, tmp_path):
     assert made is not None
 
     def drawn(silo: str, number: int) -> bytes:
-        return _Secrets(work).share(silo, number=number, integers=made).tobytes()
+        return _Secrets(work).share(silo, None, number=number, integers=made).tobytes()
 
     first, draw = drawn("shop", 0), _Secrets(work).draw
     assert drawn("shop", 0) == first
@@ -636,6 +664,27 @@ def test_shares_follow_from_the_silos_own_secret(tiny, tmp_path):
     assert drawn("shop", 0) != first
     assert _Secrets(work).draw != draw
     assert (_Secrets(work).rotation(0) != _Secrets(work).rotation(1)).all()
+
+
+def test_one_share_is_never_drawn_for_two_sums(tmp_path):
+    """For the same sum it is the same again, also after a restart; under a new secret it may be drawn for any."""
+    made = plan(dimension=51).integers
+    assert made is not None
+    key, sums = tmp_path / "sampling.key", [np.arange(64, dtype=np.uint32), np.arange(1, 65, dtype=np.uint32)]
+
+    def drawn(secret: bytes, number: int, total: np.ndarray) -> bytes:
+        return shares.share(key, secret, total, silo="bank", round_number=number, integers=made).tobytes()
+
+    first = drawn(KEY, 0, sums[0])
+    assert drawn(KEY, 0, sums[0]) == first
+    with pytest.raises(
+        PrivacyError, match=r"silo bank: round 1 is repeated, .* Nothing was sent. Remove .*sampling.key"
+    ):
+        drawn(KEY, 0, sums[1])
+    assert drawn(b"l" * 32, 0, sums[1]) != first
+    assert len({first, drawn(KEY, 1, sums[1]), drawn(KEY, 2, sums[1])}) == 3
+    # What is remembered tells nothing of the sum to who lacks the secret.
+    assert hashlib.sha256(sums[1].tobytes()).hexdigest() not in shares.memory(key).read_text()
 
 
 def test_calibration_stays_under_the_target(tiny):

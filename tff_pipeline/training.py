@@ -27,9 +27,8 @@ from tff_pipeline import config as configuration
 from tff_pipeline.artifacts import Workdir, is_complete, read_json, seal, secret, write_atomic, write_json
 from tff_pipeline.config import Config
 from tff_pipeline.errors import ArtifactError, TrainingError
-from tff_pipeline.privacy import account, randomness, statement
+from tff_pipeline.privacy import account, randomness, shares, statement
 from tff_pipeline.privacy import plan as planning
-from tff_pipeline.privacy.discrete import discrete_gaussian
 from tff_pipeline.privacy.distributed import Integers
 from tff_pipeline.privacy.plan import PrivacyPlan
 from tff_pipeline.progress import Progress
@@ -358,8 +357,8 @@ def _rounds(
                 for snapshot in work.snapshots
             }
             charges.charge(number + 1)
-            filled, shares = _with_inputs(compiled, state, secrets, number, plan)
-            result = runtime.run_round(filled, cohorts, round_number=number, shares=shares)
+            filled, drawn = _with_inputs(compiled, state, secrets, number, plan)
+            result = runtime.run_round(filled, cohorts, round_number=number, shares=drawn)
             sampled = sum(len(rows) for rows in cohorts.values())
             _require_usable(number + 1, sampled, result.metrics, weights_of(compiled, result.state), run)
             state = result.state
@@ -382,7 +381,7 @@ def _rounds(
 
 def _with_inputs(
     compiled: Any, state: list[np.ndarray], secrets: "_Secrets", number: int, plan: PrivacyPlan
-) -> tuple[list[np.ndarray], Callable[[str], np.ndarray] | None]:
+) -> tuple[list[np.ndarray], Callable[[str, np.ndarray | None], np.ndarray] | None]:
     """The state with what the server draws for the round, and what the silos draw, where they do."""
     from tff_pipeline.runtime.base import noise_places, with_noise, with_rotation
 
@@ -410,10 +409,10 @@ class _Secrets:
             return [np.zeros(shape) for shape in shapes]
         return randomness.round_noise(self._noise(), round_number=number, stddev=plan.noise_stddev, shapes=shapes)
 
-    def share(self, silo: str, *, number: int, integers: Integers) -> np.ndarray:
-        """A silo's share of a round's noise, int64 [length]."""
-        key = randomness.derive(self.sampling(silo), f"share/{number}")
-        return discrete_gaussian(key, integers.log2_share, integers.length)
+    def share(self, silo: str, total: np.ndarray | None, *, number: int, integers: Integers) -> np.ndarray:
+        """A silo's share of a round's noise, int64 [length], for its sum."""
+        key = _sampling_key(self._work, silo)
+        return shares.share(key, self.sampling(silo), total, silo=silo, round_number=number, integers=integers)
 
     def rotation(self, number: int) -> np.ndarray:
         """The public seed of a round's rotation, int64 [2]."""
@@ -503,7 +502,9 @@ def _finish(work: Job, facts: Mapping[str, Any]) -> None:
     shutil.rmtree(run / "keys", ignore_errors=True)
     shutil.rmtree(_frozen_folder(work), ignore_errors=True)
     for snapshot in work.snapshots:
-        _sampling_key(work, snapshot.silo).unlink(missing_ok=True)
+        key = _sampling_key(work, snapshot.silo)
+        shares.memory(key).unlink(missing_ok=True)
+        key.unlink(missing_ok=True)
         shutil.rmtree(_features_folder(work, snapshot), ignore_errors=True)
     seal(
         run,

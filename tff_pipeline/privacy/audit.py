@@ -242,7 +242,8 @@ class _Mechanism:
         }
         shares = None
         if self.plan.integers:
-            state, shares = self._state, dict(zip(self._silos, noise, strict=True)).__getitem__
+            own = dict(zip(self._silos, noise, strict=True))
+            state, shares = self._state, lambda silo, _: own[silo]
         else:
             state = with_noise(self._compiled, self._state, noise)
         result = self._runtime.run_round(state, cohorts, round_number=self._rounds, shares=shares)

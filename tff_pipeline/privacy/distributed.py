@@ -125,7 +125,8 @@ def integers(
         squared = math.floor((honest * 4**scale - SMOOTHING) / noise_multiplier**2)
         clip = _largest_clip(squared, length)
         spread = math.sqrt((most * clip) ** 2 / length + silos * 4**scale)
-        if clip > 0 and deviations * spread + most <= 2 ** (bits - 1):
+        # The client adds up squares as int64.
+        if clip > 0 and squared < 2**62 and deviations * spread + most <= 2 ** (bits - 1):
             found = Integers(
                 bits=bits,
                 dimension=dimension,

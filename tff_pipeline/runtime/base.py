@@ -17,7 +17,8 @@ from tff_pipeline.learning import Compiled
 
 State = list[np.ndarray]
 Cohorts = Mapping[str, Sequence[int]]
-Shares = Callable[[str], np.ndarray]  # a silo's share of the round's noise, int64, for its name
+# A silo's share of the round's noise, int64, for its name and the sum that it will be added to; None in a simulation.
+Shares = Callable[[str, np.ndarray | None], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)

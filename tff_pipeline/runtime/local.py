@@ -104,7 +104,7 @@ class LocalRuntime:
         reports = []
         for name, party in self._parties.items():
             total = self._silo_sum(self._silos[name], cohorts.get(name, ()), on_client)
-            noise = {place: shares(name) for place in self._noised} if shares else {}
+            noise = {place: shares(name, total[place]) for place in self._noised} if shares else {}
             reports.append(party.mask(total, round_number, noise))
         for place in share_places(self._compiled):
             # The noise is in the sums already; the server says so by a zero where it would add it.

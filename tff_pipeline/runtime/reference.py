@@ -69,7 +69,7 @@ class ReferenceRuntime:
         if shares and share_places(self._compiled):
             # There are no silos here to add their shares; the simulated server is given their sum. Forgotten, the state
             # holds what it holds until then, and nothing comes out.
-            state = with_shares(self._compiled, state, np.sum([shares(name) for name in self._silos], axis=0))
+            state = with_shares(self._compiled, state, np.sum([shares(name, None) for name in self._silos], axis=0))
         chosen = [(name, row) for name in self._silos for row in cohorts.get(name, ())]
         data = [self._dataset(name, int(row)) for name, row in chosen]
         signature: Any = self._compiled.process.next.type_signature
