@@ -137,11 +137,11 @@ def attacked_silos(**planted) -> audit.Finding:
 
 def test_silos_noise_stays_under_its_claim_and_not_far():
     """The attacker knows one share of three, which is what is claimed to be harmless."""
-    found = attacked_silos(observations=4000)
+    found = attacked_silos(observations=2400)
 
-    assert 0.4 * found.claimed < found.at_least < found.claimed
+    assert 0.3 * found.claimed < found.at_least < found.claimed
     assert not found.refuted
-    assert 2.78 <= found.noise_multiplier_at_most < 5
+    assert 2.78 <= found.noise_multiplier_at_most < 6
 
 
 def test_a_silo_more_that_leaves_out_its_share_is_caught():
