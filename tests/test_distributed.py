@@ -545,6 +545,9 @@ def test_the_statement_says_who_adds_the_noise_and_against_whom_it_holds():
     ):
         assert words in said
     assert "server is trusted to add" not in said
+    # Rounded up: 20 rounds of 16,384 coordinates, each within 2 e of the Gaussian, e = 2 exp(-8 pi**2).
+    exact = 20 * 2**14 * 2 * 2 * math.exp(-8 * math.pi**2)
+    assert f"a factor of 1 + 10^{math.ceil(math.log10(2 * exact))} over" in said
     none = " ".join(statement.sentences(plan(tolerated_silos=0), seeded=False, silos=3))
     assert "holds against the server. It does not hold against a silo" in none
     alone = " ".join(statement.sentences(plan(silos=1, tolerated_silos=0), seeded=False, silos=1))

@@ -37,7 +37,8 @@ from tff_pipeline.silos import Snapshot, check_compatible, load_snapshot, union_
 from tff_pipeline.state import FORMAT, StateStore, load_arrays, save_arrays
 from tff_pipeline.tokenization import Tokenizer, checkpoint_identity
 
-_NOISE_PER_S, _NOISE_IS_QUICK = 2e6, 1e7  # numbers of discrete Gaussian noise; more than that a round is announced
+# Numbers of discrete Gaussian noise: how many a core draws, and how many a round pass without a word.
+_NOISE_PER_S, _NOISE_IS_QUICK = 2e6, 1e7
 _EPSILONS_SHOWN = 20  # how often a run works out the epsilon so far: half a second each time
 
 
@@ -169,7 +170,7 @@ def _run(work: Job, progress: Progress) -> None:
         drawn = plan.integers.silos * plan.integers.length
         progress.event(
             "noise",
-            f"the silos draw {drawn / 1e6:.0f} million numbers of noise each round, which takes about {drawn / _NOISE_PER_S:.0f} s on two cores; "
+            f"the silos draw {drawn / 1e6:.0f} million numbers of noise each round, which takes about {drawn / _NOISE_PER_S:.0f} s; "
             'fewer weights (model.trainable = "lora" or "head") take less',
             numbers=drawn,
         )

@@ -45,7 +45,7 @@ def sentences(plan: PrivacyPlan, *, seeded: bool, silos: int, reference: bool = 
             "Accounting: the privacy loss distributions of dp_accounting, composed over the rounds, neighbours by adding or removing one client; the number of clients, from which the sampling probability follows, is treated as public. A round that was repeated after a crash is the same draw "
             "and is charged once."
             + (
-                f" The silos' integers are accounted for as the Gaussian noise they are proven to be worth, which no probability differs from by more than a factor of e^{plan.log_error:.1g} over all rounds; that is counted."
+                f" The silos' integers are accounted for as the Gaussian noise they are proven to be worth, which no probability differs from by more than a factor of 1 + 10^{math.ceil(math.log10(2 * plan.log_error))} over all rounds; that is counted."
                 if plan.integers
                 else ""
             )
