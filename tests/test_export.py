@@ -75,6 +75,7 @@ def test_manifest_says_what_it_is(run, version):
         "variables/variables.data-00000-of-00001",
         "assets.extra/tf_serving_warmup_requests",
         "assets.extra/golden.json",
+        "MODEL_CARD.md",
     }
     assert "equal to the trained ones" in manifest["verification"]["weights"]
 

@@ -119,6 +119,7 @@ class ExportSection(_Section, frozen=True, kw_only=True):
     base_path: str = ""
     examples: tuple[str, ...] = ()
     warmup_batch_sizes: tuple[int, ...] = (1, 8, 32)
+    intended_use: str = ""
     explain_steps: int = 50
 
 

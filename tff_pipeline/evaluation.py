@@ -8,6 +8,8 @@ a table. The numbers, so that nobody has to guess:
 * majority accuracy: what answering always with the commonest label of that part would reach;
 * loss: the mean cross-entropy in nats; calibration error: |confidence - accuracy| over 15 bins of equal width of the
   confidence, weighted by their examples (Guo et al. 2017, equation 5);
+* accuracy interval: Wilson's, 1927, at 95 %, over as many independent examples as the clients' differences leave: texts of
+  one client are alike, so that p (1 - p) / n_effective is the variance of accuracy between clients (Kish 1965);
 * entities (token classification): exact match of span and type. A span begins at B-X and goes on with I-X; an I-X that
   continues nothing is no entity (strict IOB2). What `prepare` cut off a long sentence counts on neither side.
 """
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 256
 CALIBRATION_BINS = 15
+_Z_95 = 1.959964  # of the normal distribution, for two-sided 95 %
 _LARGEST_PRINTED_CONFUSION = 12
 _CONFUSIONS_PRINTED = 8
 
@@ -131,7 +134,7 @@ def summarise(
     both = Answers.joined(list(answers.values()))
     tags = labels if task == "token_classification" else None
     result: dict[str, Any] = {
-        "overall": describe(both, tags),
+        "overall": {**describe(both, tags), "accuracy_interval": accuracy_interval(both)},
         "silos": {silo: describe(part, tags) for silo, part in answers.items()},
         "groups": {name: describe(part, tags) for name, part in _by_group(answers, groups).items()},
         "labels": dict(zip(labels, label_scores(both.truth, both.predicted, len(labels)), strict=True)),
@@ -168,6 +171,24 @@ def describe(answers: Answers, tags: Sequence[str] | None = None) -> dict[str, A
         entities = entity_scores(*_tag_sequences(answers, tags))
         numbers |= {"entity_f1": entities["micro"]["f1"], "entity_macro_f1": entities["macro_f1"]}
     return {**counts, **numbers}
+
+
+def accuracy_interval(answers: Answers) -> list[float] | None:
+    """Where accuracy lies at 95 %, over the choice of clients: [low, high]; None with fewer than two clients."""
+    right = (answers.truth == answers.predicted).astype(np.float64)
+    _, client = np.unique(answers.clients, return_inverse=True)
+    sizes, rights = np.bincount(client).astype(np.float64), np.bincount(client, right)
+    clients, total = len(sizes), len(right)
+    if clients < 2:
+        return None
+    share = float(right.mean())
+    variance = clients / (clients - 1) * float(np.square(rights - share * sizes).sum()) / total**2
+    # Where all clients agree their differences say nothing: each then counts once. Never more than there are examples.
+    effective = min(share * (1 - share) / variance, total) if variance > 0 else clients
+    scale = 1 + _Z_95**2 / effective
+    centre = (share + _Z_95**2 / (2 * effective)) / scale
+    half = _Z_95 / scale * float(np.sqrt(share * (1 - share) / effective + (_Z_95 / (2 * effective)) ** 2))
+    return [max(centre - half, 0.0), min(centre + half, 1.0)]
 
 
 def macro_f1(truth: np.ndarray, predicted: np.ndarray) -> float:

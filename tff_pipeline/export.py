@@ -18,7 +18,7 @@ and for token classification, over the words between white space (S: the most wo
     tokens            input_ids int32 [B, S] -> labels, scores and mask of each id
 
 The version is built beside its place, asked golden texts in a fresh process (verification.py) and renamed. It carries
-warm-up requests and golden pairs (golden.py). manifest.json and COMPLETE lie at its top, where TensorFlow Serving ignores them: it reads only names that it knows.
+warm-up requests and golden pairs (golden.py). MODEL_CARD.md (card.py), manifest.json and COMPLETE lie at its top, where TensorFlow Serving ignores them: it reads only names that it knows.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tff_pipeline import explanation, golden, verification
+from tff_pipeline import __version__, card, explanation, golden, verification
 from tff_pipeline.artifacts import (
     fingerprint,
     model_base,
@@ -48,16 +48,28 @@ from tff_pipeline.artifacts import (
 from tff_pipeline.errors import ArtifactError, ExportError
 from tff_pipeline.evaluation import add_run_arguments, chosen_run, evaluation_file
 from tff_pipeline.progress import Progress
+from tff_pipeline.tokenization import checkpoint_identity
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
+    from tff_pipeline.config import Config
     from tff_pipeline.model.network import Network
     from tff_pipeline.state import Trained
     from tff_pipeline.tokenization import Tokenizer
 
 TIMEOUT_S = 600.0
-_SUMMARY = ("examples", "clients", "accuracy", "macro_f1", "majority_accuracy", "loss", "calibration_error")
+_SUMMARY = (
+    "examples",
+    "clients",
+    "accuracy",
+    "accuracy_interval",
+    "macro_f1",
+    "entity_f1",
+    "majority_accuracy",
+    "loss",
+)
+_SUMMARY += ("calibration_error",)
 
 # Nobody's texts. What a server meets: plain, empty, blank, Chinese, emoji, special tokens, long, control characters,
 # bytes that are not UTF-8 (two whole and one cut), a word that is too long for the vocabulary, another script.
@@ -116,10 +128,9 @@ def export(run: Path, destination: Path, *, version: int | None = None, progress
     from tff_pipeline.state import config_of, load_trained
 
     trained = load_trained(run)
-    checks: dict[str, str] = {}
-    explained: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     final = destination / str(number)
-    with staged(final, lambda: {**_manifest(run, trained, number, checks), "explain": explained or None}) as aside:
+    with staged(final, lambda: facts) as aside:
         progress.event("export", f"building version {number}", version=number)
         try:
             settings = config_of(run).export
@@ -131,8 +142,8 @@ def export(run: Path, destination: Path, *, version: int | None = None, progress
                 f"{aside}: the model could not be written ({error}). Make room or choose another --to."
             ) from error
         progress.event("export", "verifying in a fresh process", version=number)
-        checks |= check(aside, request)
-        explained |= _explained(request, settings.explain_steps, trained.tokenizer)
+        checks = check(aside, request)
+        explained = _explained(request, settings.explain_steps, trained.tokenizer)
         if explained and explained["largest_gap"] > LARGEST_GAP:
             progress.event(
                 "export",
@@ -140,6 +151,8 @@ def export(run: Path, destination: Path, *, version: int | None = None, progress
                 f"expected at most {LARGEST_GAP:g}. Raise export.explain_steps",
                 **explained,
             )
+        facts |= {**_manifest(run, trained, number, checks), "explain": explained or None}
+        (aside / card.NAME).write_text(card.card(facts), encoding="utf-8")
     progress.event("export", f"version {number} is in {final}", version=number, path=str(final))
     return final
 
@@ -180,14 +193,22 @@ def _manifest(run: Path, trained: "Trained", version: int, checks: Mapping[str, 
     facts, tokenizer, network = trained.facts, trained.tokenizer, trained.network
     guarantee = facts["guarantee"]
     evaluation = read_json(evaluation_file(run)) if evaluation_file(run).exists() else None
+    held_out: dict[str, Any] = {}
     if evaluation is not None:
-        overall, by_silo = evaluation["overall"], [part["accuracy"] for part in evaluation["silos"].values()]
+        overall = evaluation["overall"]
+        by_silo, by_group = (
+            [part["accuracy"] for part in evaluation[kind].values() if part.get("accuracy") is not None]
+            for kind in ("silos", "groups")
+        )
+        held_out = evaluation["silos"]
         evaluation = {
             "split": evaluation["split"],
             "created": evaluation["created"],
-            **{key: overall[key] for key in _SUMMARY},
+            **{key: overall.get(key) for key in _SUMMARY},
+            "over_silos": _spread(by_silo),
+            "over_groups": _spread(by_group),
             # Which silo that is stays with the run. `data` tells whether two versions were asked about the same.
-            "worst_silo_accuracy": min((each for each in by_silo if each is not None), default=None),
+            "worst_silo_accuracy": min(by_silo, default=None),
             "data": fingerprint([evaluation["split"], sorted(each["id"] for each in facts["snapshots"].values())]),
         }
     return {
@@ -214,8 +235,74 @@ def _manifest(run: Path, trained: "Trained", version: int, checks: Mapping[str, 
         "mechanism": guarantee["mechanism"],
         "statement": guarantee["statement"],
         "evaluation": evaluation,
+        "data": {"silos": _data(facts["snapshots"], held_out)},
+        "training": _training(config_of(run)),
+        "code": code(),
+        "intended_use": config_of(run).export.intended_use,
         "verification": dict(checks),
     }
+
+
+def _spread(accuracies: Sequence[float]) -> dict[str, Any] | None:
+    """Over silos or groups, without saying which is which."""
+    if not accuracies:
+        return None
+    return {
+        "count": len(accuracies),
+        "least": min(accuracies),
+        "median": float(np.median(accuracies)),
+        "most": max(accuracies),
+    }
+
+
+def _data(snapshots: Mapping[str, Any], held_out: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Counts by silo, the largest first, so that the order does not tell their names' alphabet."""
+    counts = [
+        {
+            "clients": snapshot.get("clients"),
+            "examples": snapshot.get("examples"),
+            "held_out_clients": held_out.get(silo, {}).get("clients"),
+            "held_out_examples": held_out.get(silo, {}).get("examples"),
+        }
+        for silo, snapshot in snapshots.items()
+    ]
+    return sorted(counts, key=lambda silo: [-(value or 0) for value in silo.values()])
+
+
+def _training(config: "Config") -> dict[str, Any]:
+    """What a reader needs to make it again. No path, no seed: who knows the seed of a seeded run can take its noise away."""
+    checkpoint = config.model.checkpoint
+    if Path(checkpoint).is_absolute():
+        checkpoint = (
+            f"a folder with weights {checkpoint_identity(checkpoint)}" if Path(checkpoint).is_dir() else "a folder"
+        )
+    training = config.training
+    names = ("rounds", "clients_per_round", "local_epochs", "batch_size", "algorithm", "weighting")
+    names += ("client_optimizer", "client_learning_rate", "server_optimizer", "server_learning_rate", "server_momentum")
+    return {
+        "checkpoint": checkpoint,
+        "trainable": config.model.trainable,
+        **{name: getattr(training, name) for name in names},
+    }
+
+
+def code() -> dict[str, Any]:
+    """Which code exports: the package's version, and where it runs from a checkout of its own, the commit.
+
+    Without git, or installed as a package, `commit` is None.
+    """
+    package, facts = Path(__file__).parent, {"version": __version__, "commit": None, "changed": None}
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(package), *arguments], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # an installed package may lie in somebody's repository
+        return facts | {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return facts
 
 
 # -- the graph ---------------------------------------------------------------------------------------------------------
