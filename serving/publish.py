@@ -148,7 +148,9 @@ def _publish(arguments: argparse.Namespace, progress: Progress) -> Path:
         )
         served = following.served()
     if config is not None:
-        for sentence in gates.check(manifest, _serving(arguments.to, served), config.gates):
+        serving = _serving(arguments.to, served)
+        passed = gates.check(manifest, read_manifest(serving) if serving is not None else None, config.gates)
+        for sentence in (*passed, *gates.check_changes(version, serving, config.gates)):
             progress.event("gate", f"passed: {sentence}")
     if following is None or not arguments.canary:
         path = publish(version, arguments.to)
@@ -167,9 +169,9 @@ def _publish(arguments: argparse.Namespace, progress: Progress) -> Path:
     return path
 
 
-def _serving(base_path: Path, served: rollout.Served | None) -> dict | None:
-    """The manifest of the version that serves now: the stable one, or else the newest."""
+def _serving(base_path: Path, served: rollout.Served | None) -> Path | None:
+    """The version that serves now: the stable one, or else the newest."""
     complete = model_versions(base_path)
     stable = served.labels.get(rollout.STABLE) if served else None
     number = stable if stable in complete else complete[-1] if complete else None
-    return read_manifest(base_path / str(number)) if number is not None else None
+    return base_path / str(number) if number is not None else None

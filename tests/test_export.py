@@ -281,10 +281,10 @@ def test_a_finished_export_is_not_repeated(run, version, capsys):
 def instantly(monkeypatch):
     """Building and verifying are tested above; these tests are about names."""
     monkeypatch.setattr(exporting, "check", lambda *_: {})
-    monkeypatch.setattr(exporting, "verification_request", lambda *_: {})
+    monkeypatch.setattr(exporting, "verification_request", lambda *_, **__: {})
     monkeypatch.setattr(exporting.golden, "write", lambda *_, **__: None)
     monkeypatch.setattr(
-        exporting, "save", lambda _, directory, **__: (directory / "saved_model.pb").write_bytes(b"model")
+        exporting, "save", lambda _, directory, __: (directory / "saved_model.pb").write_bytes(b"model")
     )
 
 
@@ -314,10 +314,10 @@ def test_leftovers_of_a_killed_export_are_ignored_and_cleared(run, tmp_path):
 def test_a_model_that_fails_leaves_nothing_behind(run, tmp_path, monkeypatch):
     """The untrained base exported instead of the trained weights: the outputs would look fine."""
 
-    def save_base(trained, directory, **settings):
+    def save_base(trained, directory, settings):
         for variable in trained.network.head_variables:
             variable.assign(tf.zeros_like(variable))
-        real_save(trained, directory, **settings)
+        real_save(trained, directory, settings)
 
     real_save = exporting.save
     monkeypatch.setattr(exporting, "save", save_base)

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 from serving_fixtures import exported, write_config
 from serving_models import fetch
 
@@ -239,6 +240,48 @@ def test_gates_that_are_passed():
     assert gates.check(manifest(1, 0.1), None, GatesSection()) == []
 
 
+def labeller(folder, limit, *, by_word=False):
+    """A version that calls texts (or words) of more than `limit` bytes long, others short, with the score limit / 100."""
+
+    def texts(text):
+        return {
+            "label": tf.where(tf.strings.length(text) > limit, "long", "short"),
+            "score": tf.fill(tf.shape(text), limit / 100),
+        }
+
+    def words(text):
+        found = texts(tf.strings.split(text).to_tensor())
+        given = tf.strings.split(text).to_tensor() != ""
+        return {"labels": found["label"], "scores": found["score"], "mask": tf.cast(given, tf.int32)}
+
+    spec = [tf.TensorSpec([None], tf.string, name="text")]
+    function = tf.function(words if by_word else texts, input_signature=spec, autograph=False)
+    module = tf.Module()
+    module.weight = tf.Variable(0.0)
+    tf.saved_model.save(module, str(folder), signatures={"serving_default": function})
+    return folder
+
+
+@pytest.mark.parametrize(("by_word", "counts"), [(False, "1 of 4"), (True, "2 of 6")])
+def test_too_many_changed_labels(tmp_path, by_word, counts):
+    """One text of four is longer than 5 bytes and not than 8; of the six words two are, as long as `five55`."""
+    (tmp_path / "texts").write_text(
+        "five55 a b\nlongerthan8\n\nfive55\nx\n" if by_word else "five55\nlongerthan8\n\nb\nx\n"
+    )
+    old, new = labeller(tmp_path / "1", 5, by_word=by_word), labeller(tmp_path / "2", 8, by_word=by_word)
+    share = {"1 of 4": 1 / 4, "2 of 6": 2 / 6}[counts]
+    passes = GatesSection(max_changed=share, texts=str(tmp_path / "texts"))
+    assert gates.check_changes(new, old, passes) == [f"{counts} labels changed against version 1, scores by up to 0.03"]
+    fails = GatesSection(max_changed=share - 0.01, texts=str(tmp_path / "texts"))
+    with pytest.raises(
+        GateError, match=rf"version 2: share of changed labels is {share:.4f}; expected at most .*{counts}"
+    ):
+        gates.check_changes(new, old, fails)
+    assert gates.check_changes(new, None, fails) == gates.check_changes(new, old, GatesSection()) == []
+    with pytest.raises(ConfigError, match=r"cannot be read .*gates\.texts names a file"):
+        gates.check_changes(new, old, GatesSection(max_changed=0.1, texts=str(tmp_path / "none")))
+
+
 def test_a_version_that_fails_a_gate_is_not_published(tmp_path, capsys):
     """Exit code 8; the version stays where it was exported, and nothing appears."""
     run, version = exported()
@@ -249,6 +292,10 @@ def test_a_version_that_fails_a_gate_is_not_published(tmp_path, capsys):
     assert not (tmp_path / "served").exists()
     assert version.is_dir()
     assert cli.main([*arguments, "--set", "gates.min_accuracy=0.0"]) == 0
+    (tmp_path / "texts").write_text("my card\n")
+    same = ["--set", "gates.max_changed=0.0", "--set", f"gates.texts={tmp_path / 'texts'}"]
+    assert cli.main([*arguments, *same]) == 4, "passed, and then its number is taken"
+    assert "0 of 1 labels changed against version 1, scores by up to 0" in capsys.readouterr().err
 
 
 def test_the_manifest_has_what_gates_compare_without_naming_a_silo():

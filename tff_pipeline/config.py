@@ -121,6 +121,7 @@ class ExportSection(_Section, frozen=True, kw_only=True):
     warmup_batch_sizes: tuple[int, ...] = (1, 8, 32)
     intended_use: str = ""
     explain_steps: int = 50
+    weights: Literal["float32", "float16", "int8"] = "float32"
 
 
 class GatesSection(_Section, frozen=True, kw_only=True):
@@ -128,6 +129,8 @@ class GatesSection(_Section, frozen=True, kw_only=True):
     max_drop: float | None = None
     max_worst_silo_drop: float | None = None
     other_data: Literal["refuse", "compare"] = "refuse"
+    max_changed: float | None = None
+    texts: str = ""
 
 
 class Config(_Section, frozen=True, kw_only=True):
@@ -388,9 +391,15 @@ def _check(config: Config) -> None:
         config.export.explain_steps,
         "steps of 1 to 1000, or 0 for a version without the signature explain",
     )
-    for key in ("min_accuracy", "max_drop", "max_worst_silo_drop"):
+    for key in ("min_accuracy", "max_drop", "max_worst_silo_drop", "max_changed"):
         value = getattr(config.gates, key)
         require(value is None or 0 <= value <= 1, f"gates.{key}", value, "a share between 0 and 1")
+    require(
+        (config.gates.max_changed is None) == (not config.gates.texts),
+        "gates.texts",
+        config.gates.texts,
+        "a file with a text a line together with gates.max_changed, which compares two versions' labels of them; else nothing",
+    )
     devices = config.runtime.devices
     require(
         devices in ("auto", "CPU")
@@ -496,6 +505,7 @@ def _absolute(config: Config, base: Path) -> Config:
         silos=tuple(replace(silo, input=silo_input(silo.input)) for silo in config.silos),
         model=replace(config.model, checkpoint=checkpoint, vocabulary=path(config.model.vocabulary)),
         export=replace(config.export, base_path=path(config.export.base_path)),
+        gates=replace(config.gates, texts=path(config.gates.texts)),
     )
 
 

@@ -19,7 +19,7 @@ import dataclasses
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +121,42 @@ def evaluate(run: Path, *, split: str = "test", progress: Progress) -> dict[str,
         "evaluate", split=split, **{key: overall[key] for key in ("examples", "clients", "accuracy", "macro_f1")}
     )
     return result
+
+
+def difference(
+    run: Path, trained: "Trained", change: Callable[[], None], *, split: str = "test", progress: Progress
+) -> dict[str, Any] | None:
+    """What `change`, which alters the trained model's weights, does to its answers to a split of the run's snapshots.
+
+    Returns:
+      split, examples (or labelled tokens), accuracy before and after and their difference, the share of changed labels, and
+      the largest change of any label's probability; None where the split has no examples.
+
+    Raises:
+      ArtifactError: as `evaluate` does.
+    """
+    snapshots = [_snapshot(run, silo, facts) for silo, facts in trained.facts["snapshots"].items()]
+    found, truths = [], []
+    for number in range(2):
+        if number:
+            change()
+        with progress.bar("compare", sum(snapshot.count(split) for snapshot in snapshots)) as bar:
+            parts = [part for snapshot in snapshots for part in _asked(trained, snapshot, split, bar)]
+        if not any(len(truth) for *_, truth, _ in parts):
+            return None
+        found.append(np.exp(np.concatenate([log_probabilities for *_, log_probabilities in parts])))
+        truths.append(np.concatenate([truth for *_, truth, _ in parts]))
+    (before, after), truth = found, truths[0]
+    right = [float((each.argmax(axis=1) == truth).mean()) for each in found]
+    return {
+        "split": split,
+        "examples": len(truth),
+        "accuracy_as_float32": right[0],
+        "accuracy": right[1],
+        "accuracy_difference": right[1] - right[0],
+        "changed_labels": float((before.argmax(axis=1) != after.argmax(axis=1)).mean()),
+        "largest_probability_change": float(np.abs(after - before).max()),
+    }
 
 
 def evaluation_file(run: Path, split: str = "test") -> Path:
@@ -299,27 +335,8 @@ def _snapshot(run: Path, silo: str, facts: dict[str, Any]) -> Snapshot:
 
 def _ask(trained: "Trained", snapshot: Snapshot, split: str, bar: Any) -> Answers:
     """The model's answers to a silo's split, in the order of the index."""
-    import tensorflow as tf
-
-    network = trained.network
-    # One trace for all shapes: a batch is as wide as its longest text, so there are many. Without AutoGraph, which has
-    # nothing to rewrite here and spends five to ten seconds on reading transformers' source.
-    log_probabilities = tf.function(
-        lambda tokens: tf.nn.log_softmax(network(tokens)),
-        input_signature=[tf.TensorSpec([None, None], tf.int32)],
-        autograph=False,
-        jit_compile=False,
-    )
     parts = [_empty_answers()]
-    label_map = snapshot.label_map(trained.labels)
-    for batch in snapshot.examples(split, label_map, pad_id=trained.tokenizer.pad_id, batch_size=BATCH_SIZE):
-        found = log_probabilities(tf.constant(batch.tokens)).numpy()
-        rows = np.arange(len(batch.tokens))
-        if batch.labels.ndim == 2:
-            rows, columns = np.nonzero(batch.labels != IGNORED)
-            found, truth = found[rows, columns], batch.labels[rows, columns]
-        else:
-            truth = batch.labels
+    for batch, rows, truth, found in _asked(trained, snapshot, split, bar):
         predicted = found.argmax(axis=-1)
         each = np.arange(len(truth))
         parts.append(
@@ -333,12 +350,39 @@ def _ask(trained: "Trained", snapshot: Snapshot, split: str, bar: Any) -> Answer
                 clients=batch.clients[rows],
             )
         )
-        bar.advance(len(batch.tokens))
     both = Answers(
         *(np.concatenate([getattr(part, field.name) for part in parts]) for field in dataclasses.fields(Answers))
     )
     # Stable: the tokens of an example stay in their order.
     return both.where(np.argsort(both.examples, kind="stable"))
+
+
+def _asked(
+    trained: "Trained", snapshot: Snapshot, split: str, bar: Any
+) -> Iterator[tuple[Any, np.ndarray, np.ndarray, np.ndarray]]:
+    """Batches, with the rows that have a label (an example, or a token), the labels and the log-probabilities [n, C]."""
+    import tensorflow as tf
+
+    network = trained.network
+    # One trace for all shapes: a batch is as wide as its longest text, so there are many. Without AutoGraph, which has
+    # nothing to rewrite here and spends five to ten seconds on reading transformers' source.
+    log_probabilities = tf.function(
+        lambda tokens: tf.nn.log_softmax(network(tokens)),
+        input_signature=[tf.TensorSpec([None, None], tf.int32)],
+        autograph=False,
+        jit_compile=False,
+    )
+    label_map = snapshot.label_map(trained.labels)
+    for batch in snapshot.examples(split, label_map, pad_id=trained.tokenizer.pad_id, batch_size=BATCH_SIZE):
+        found = log_probabilities(tf.constant(batch.tokens)).numpy()
+        rows = np.arange(len(batch.tokens))
+        if batch.labels.ndim == 2:
+            rows, columns = np.nonzero(batch.labels != IGNORED)
+            found, truth = found[rows, columns], batch.labels[rows, columns]
+        else:
+            truth = batch.labels
+        yield batch, rows, truth, found
+        bar.advance(len(batch.tokens))
 
 
 def _empty_answers() -> Answers:

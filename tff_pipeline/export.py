@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tff_pipeline import __version__, card, explanation, golden, verification
+from tff_pipeline import __version__, card, explanation, golden, precision, verification
 from tff_pipeline.artifacts import (
     fingerprint,
     model_base,
@@ -46,14 +46,15 @@ from tff_pipeline.artifacts import (
     version_numbers,
 )
 from tff_pipeline.errors import ArtifactError, ExportError
-from tff_pipeline.evaluation import add_run_arguments, chosen_run, evaluation_file
+from tff_pipeline.evaluation import add_run_arguments, chosen_run, difference, evaluation_file
 from tff_pipeline.progress import Progress
+from tff_pipeline.state import config_of, load_trained
 from tff_pipeline.tokenization import checkpoint_identity
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from tff_pipeline.config import Config
+    from tff_pipeline.config import Config, ExportSection
     from tff_pipeline.model.network import Network
     from tff_pipeline.state import Trained
     from tff_pipeline.tokenization import Tokenizer
@@ -95,7 +96,14 @@ EXPLAINED_TEXTS = frozenset({0, 1, 3, 5, 8, 11})
 LARGEST_GAP = 0.01  # between the sum of attributions and what they should add up to; beyond it the export says so
 
 
-def export(run: Path, destination: Path, *, version: int | None = None, progress: Progress) -> Path:
+def export(
+    run: Path,
+    destination: Path,
+    *,
+    version: int | None = None,
+    settings: "ExportSection | None" = None,
+    progress: Progress,
+) -> Path:
     """Builds, verifies and places a version of the run's model.
 
     Without `version` the next free number is taken; and if a complete version of this very model is there already,
@@ -105,6 +113,7 @@ def export(run: Path, destination: Path, *, version: int | None = None, progress
       run: the folder of a finished run.
       destination: the model's base path; versions are numbered folders in it.
       version: the number to give it.
+      settings: how to export it; without them as the run's configuration says.
 
     Returns:
       The folder of the version, complete.
@@ -113,7 +122,8 @@ def export(run: Path, destination: Path, *, version: int | None = None, progress
       ArtifactError: if the run is not finished, or is damaged.
       ExportError: if the number is taken, or the model does not pass its verification; nothing is left behind.
     """
-    if version is None and (found := _exported(run, destination)):
+    settings = settings if settings is not None else config_of(run).export
+    if version is None and (found := _exported(run, destination, settings)):
         progress.event("export", f"{found} is this run's model already", path=str(found), finished_before=True)
         return found
     taken = version_numbers(destination)
@@ -125,17 +135,16 @@ def export(run: Path, destination: Path, *, version: int | None = None, progress
     if number < 1:
         raise ExportError(f"--version is {number}; expected a number above 0.")
 
-    from tff_pipeline.state import config_of, load_trained
-
     trained = load_trained(run)
     facts: dict[str, Any] = {}
     final = destination / str(number)
     with staged(final, lambda: facts) as aside:
         progress.event("export", f"building version {number}", version=number)
         try:
-            settings = config_of(run).export
-            save(trained, aside, explain_steps=settings.explain_steps)
-            request = verification_request(run, trained)
+            weights = _weights(run, trained)
+            save(trained, aside, settings)
+            rounded = _round(run, trained, weights, settings, progress)
+            request = verification_request(run, trained, settings, weights=weights)
             golden.write(aside, request, batch_sizes=settings.warmup_batch_sizes)
         except OSError as error:
             raise ExportError(
@@ -151,14 +160,52 @@ def export(run: Path, destination: Path, *, version: int | None = None, progress
                 f"expected at most {LARGEST_GAP:g}. Raise export.explain_steps",
                 **explained,
             )
-        facts |= {**_manifest(run, trained, number, checks), "explain": explained or None}
+        facts |= _manifest(run, trained, number, settings)
+        facts |= {"verification": checks, "explain": explained or None, "stored_weights": rounded}
         (aside / card.NAME).write_text(card.card(facts), encoding="utf-8")
     progress.event("export", f"version {number} is in {final}", version=number, path=str(final))
     return final
 
 
-def _exported(run: Path, destination: Path) -> Path | None:
-    """The newest version that is whole and holds this run's weights."""
+def _weights(run: Path, trained: "Trained") -> list[np.ndarray]:
+    """The trained weights in the network's order, from the run's files; with adapters merged, from memory."""
+    from tff_pipeline.state import load_arrays
+
+    base, _ = load_arrays(run / "base", kind="weights")
+    tail, _ = load_arrays(run / "trained", kind="weights")
+    weights = [*base[: len(base) - len(tail)], *tail]
+    if len(weights) != len(trained.network.variables):
+        # Adapters were merged into the encoder's kernels when the model was loaded.
+        weights = [variable.numpy() for variable in trained.network.variables]
+    return weights
+
+
+def _round(
+    run: Path, trained: "Trained", weights: Sequence[np.ndarray], settings: "ExportSection", progress: Progress
+) -> dict[str, Any]:
+    """Gives the model in memory the weights that the version computes with, and measures what that changes.
+
+    Raises:
+      ExportError: if there is nobody to measure it on.
+    """
+    kind: dict[str, Any] = {"kind": settings.weights}
+    if settings.weights == "float32":
+        return kind
+    stored = precision.store(trained.network, weights, settings.weights)
+    change = partial(trained.network.set_weights, [each.restored for each in stored])
+    measured = difference(run, trained, change, progress=progress)
+    if measured is None:
+        raise ExportError(
+            f'export.weights is "{settings.weights}", but no client is held out (split "test") on whom to measure what that changes; expected '
+            'some. Set prepare.splits, or export.weights = "float32".'
+        )
+    size = sum(each.size for each in stored) / sum(value.nbytes for value in weights)
+    progress.event("export", f"weights as {settings.weights}", size_ratio=size, **measured)
+    return kind | {"size_ratio": size, **measured}
+
+
+def _exported(run: Path, destination: Path, settings: "ExportSection") -> Path | None:
+    """The newest version that is whole and holds this run's weights, exported in the same way."""
     if not (run / "trained").is_dir():
         return None
     weights = _weights_digest(run)
@@ -168,7 +215,10 @@ def _exported(run: Path, destination: Path) -> Path | None:
             manifest = read_manifest(path, check_files=True)
         except ArtifactError:
             continue
-        if manifest.get("weights") == weights and manifest.get("run") == run.name:
+        how = manifest.get("stored_weights", {}).get("kind"), (manifest.get("explain") or {}).get("steps")
+        steps = settings.explain_steps if manifest.get("task") == "sequence_classification" else 0
+        wanted = settings.weights, steps or None
+        if manifest.get("weights") == weights and manifest.get("run") == run.name and how == wanted:
             return path
     return None
 
@@ -186,10 +236,8 @@ def _weights_digest(run: Path) -> str:
     return read_manifest(run / "trained")["files"]["arrays.npz"]["sha256"]
 
 
-def _manifest(run: Path, trained: "Trained", version: int, checks: Mapping[str, str]) -> dict[str, Any]:
+def _manifest(run: Path, trained: "Trained", version: int, settings: "ExportSection") -> dict[str, Any]:
     """What a version says of itself. No silo is named in it: it goes where the model goes."""
-    from tff_pipeline.state import config_of
-
     facts, tokenizer, network = trained.facts, trained.tokenizer, trained.network
     guarantee = facts["guarantee"]
     evaluation = read_json(evaluation_file(run)) if evaluation_file(run).exists() else None
@@ -213,7 +261,7 @@ def _manifest(run: Path, trained: "Trained", version: int, checks: Mapping[str, 
         }
     return {
         "kind": "model",
-        "name": config_of(run).model_name,
+        "name": settings.name or config_of(run).pipeline.name,
         "version": version,
         "run": run.name,
         "rounds": facts["rounds"],
@@ -229,7 +277,7 @@ def _manifest(run: Path, trained: "Trained", version: int, checks: Mapping[str, 
             "cls_id": tokenizer.cls_id,
             "sep_id": tokenizer.sep_id,
         },
-        "signatures": _signatures(network.task, explain=config_of(run).export.explain_steps > 0),
+        "signatures": _signatures(network.task, explain=settings.explain_steps > 0),
         "epsilon": guarantee["epsilon"],
         "delta": guarantee["delta"],
         "mechanism": guarantee["mechanism"],
@@ -238,8 +286,7 @@ def _manifest(run: Path, trained: "Trained", version: int, checks: Mapping[str, 
         "data": {"silos": _data(facts["snapshots"], held_out)},
         "training": _training(config_of(run)),
         "code": code(),
-        "intended_use": config_of(run).export.intended_use,
-        "verification": dict(checks),
+        "intended_use": settings.intended_use,
     }
 
 
@@ -308,22 +355,23 @@ def code() -> dict[str, Any]:
 # -- the graph ---------------------------------------------------------------------------------------------------------
 
 
-def save(trained: "Trained", directory: Path, *, explain_steps: int) -> None:
+def save(trained: "Trained", directory: Path, settings: "ExportSection") -> None:
     """Writes the SavedModel: the network's weights, the vocabulary, the labels, and nothing else."""
     import tensorflow as tf
 
     network, tokenizer = trained.network, trained.tokenizer
     module: Any = tf.Module()
-    module.weights = network.variables
-    with _without_unused_pooler(network):
+    stored = precision.store(network, [variable.numpy() for variable in network.variables], settings.weights)
+    with _without_unused_pooler(network), precision.replaced(network, stored) as (module.weights, module.scales):
         functions = {
             "serving_default": _text_function(network, tokenizer, trained.labels),
             "tokens": _tokens_function(network, trained.labels),
         }
         if network.task == "sequence_classification":
             functions["classify"] = _examples_function(network, tokenizer, trained.labels)
-            if explain_steps:
-                functions["explain"] = explanation.function(network, tokenizer, trained.labels, steps=explain_steps)
+            if settings.explain_steps:
+                steps = settings.explain_steps
+                functions["explain"] = explanation.function(network, tokenizer, trained.labels, steps=steps)
         signatures = {name: function.get_concrete_function() for name, function in functions.items()}
     tf.saved_model.save(module, str(directory), signatures=signatures)
 
@@ -456,24 +504,26 @@ def _signatures(task: str, *, explain: bool) -> dict[str, dict[str, dict[str, st
 # -- the verification --------------------------------------------------------------------------------------------------
 
 
-def verification_request(run: Path, trained: "Trained") -> dict[str, Any]:
+def verification_request(
+    run: Path,
+    trained: "Trained",
+    settings: "ExportSection | None" = None,
+    *,
+    weights: Sequence[np.ndarray] | None = None,
+) -> dict[str, Any]:
     """What verification.py compares with: the run's stored weights, and the answers of the model in memory.
+
+    `weights` are those that were trained, where the model in memory has others by now (`_round`).
 
     The answers take the way of preparation and training (`Tokenizer.encode`, eager network, one text at a time, CPU),
     not that of the exported graph.
     """
     import tensorflow as tf
 
-    from tff_pipeline.state import config_of, load_arrays
-
     network, tokenizer = trained.network, trained.tokenizer
-    base, _ = load_arrays(run / "base", kind="weights")
-    tail, _ = load_arrays(run / "trained", kind="weights")
-    weights = [*base[: len(base) - len(tail)], *tail]
-    if len(weights) != len(network.variables):
-        # Adapters were merged into the encoder's kernels when the model was loaded.
-        weights = [variable.numpy() for variable in network.variables]
-    steps = config_of(run).export.explain_steps
+    settings = settings if settings is not None else config_of(run).export
+    stored = precision.store(network, weights if weights is not None else _weights(run, trained), settings.weights)
+    steps = settings.explain_steps
     signatures = _signatures(network.task, explain=steps > 0)
     tokens, expected = [], {signature: [] for signature in signatures}
     with tf.device("CPU"):
@@ -494,18 +544,27 @@ def verification_request(run: Path, trained: "Trained") -> dict[str, Any]:
                 explain = partial(explanation.expected, network, tokenizer, text, labels=trained.labels, steps=steps)
                 expected["explain"].append(explain() if index in EXPLAINED_TEXTS else None)
     return {
-        "name": config_of(run).model_name,
+        "name": settings.name or config_of(run).pipeline.name,
         "labels": list(trained.labels),
         "pad_id": tokenizer.pad_id,
         "signatures": signatures,
-        "weights": [
-            {"name": variable.name, "digest": verification.array_digest(value)}
-            for variable, value in zip(network.variables, weights, strict=True)
-        ],
+        "stored_as": settings.weights,
+        "weights": list(_expected_weights(network, stored)),
         "texts": [_base64(text) for text in GOLDEN_TEXTS],
         "tokens": tokens,
         "expected": expected,
     }
+
+
+def _expected_weights(network: "Network", stored: Sequence[precision.Stored]) -> Iterator[dict[str, str]]:
+    """The name in the file, the variable's name and the digest of each stored array."""
+    scales = 0
+    for index, (variable, each) in enumerate(zip(network.variables, stored, strict=True)):
+        yield {"key": f"weights/{index}", "name": variable.name, "digest": verification.array_digest(each.value)}
+        if each.scale is not None:
+            digest = verification.array_digest(each.scale)
+            yield {"key": f"scales/{scales}", "name": f"{variable.name}, scale", "digest": digest}
+            scales += 1
 
 
 def check(model: Path, request: Mapping[str, Any], *, timeout_s: float = TIMEOUT_S) -> dict[str, str]:
@@ -573,7 +632,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
     run, config = chosen_run(arguments)
-    path = export(run, arguments.to or model_base(config), version=arguments.version, progress=Progress())
+    path = export(
+        run, arguments.to or model_base(config), version=arguments.version, settings=config.export, progress=Progress()
+    )
     print(
         json.dumps({"path": str(path), "manifest": read_manifest(path)}, ensure_ascii=False) if arguments.json else path
     )

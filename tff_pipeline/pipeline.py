@@ -53,7 +53,7 @@ def run(config: Config, *, overrides: Sequence[str], ask: Sequence[str], progres
     folder = training.train(config, progress=progress)
     file = evaluation.evaluation_file(folder)
     evaluated = read_json(file) if file.exists() else evaluation.evaluate(folder, progress=progress)
-    version = export.export(folder, export.model_base(config), progress=progress)
+    version = export.export(folder, export.model_base(config), settings=config.export, progress=progress)
     texts = [*config.export.examples, *ask]
     facts = read_json(folder / "run.json")
     return {

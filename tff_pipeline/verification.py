@@ -76,7 +76,7 @@ def verify(model: Path, request: Mapping[str, Any]) -> dict[str, str]:
         "files": lambda: check_files(model),
         "operations": lambda: check_operations(model),
         "signatures": lambda: check_signatures(model, request["signatures"]),
-        "weights": lambda: check_weights(model, request["weights"]),
+        "weights": lambda: check_weights(model, request["weights"], request.get("stored_as", "float32")),
         "answers in a session, as a server asks": session,
         "answers do not depend on the rest of the batch": lambda: golden.compare_batches(loaders["v1"]),
         "warm-up requests": lambda: check_warmup(model, loaders["v1"], request["signatures"]),
@@ -160,8 +160,11 @@ def check_signatures(model: Path, expected: Mapping[str, Any]) -> str:
     return ", ".join(sorted(expected))
 
 
-def check_weights(model: Path, expected: Sequence[Mapping[str, Any]]) -> str:
-    """The stored variables are the trained ones, bit by bit, all finite, and there are no others."""
+def check_weights(model: Path, expected: Sequence[Mapping[str, Any]], stored_as: str) -> str:
+    """The stored variables are the trained ones, or what rounding makes of them, bit by bit, and there are no others.
+
+    `expected` has the name of each in the file, the variable it is of, and the digest of its value.
+    """
     import tensorflow as tf
 
     try:
@@ -169,10 +172,10 @@ def check_weights(model: Path, expected: Sequence[Mapping[str, Any]]) -> str:
     except Exception as error:
         raise Refused(f"variables/variables.index is damaged or cut short ({str(error)[:200]})") from None
     stored = set(reader.get_variable_to_shape_map()) - _NOT_WEIGHTS
-    keys = [f"weights/{index}/.ATTRIBUTES/VARIABLE_VALUE" for index in range(len(expected))]
+    keys = [f"{wanted['key']}/.ATTRIBUTES/VARIABLE_VALUE" for wanted in expected]
     if surplus := sorted(stored - set(keys)):
         raise Refused(f"{len(surplus)} variables are no weights of the model, {surplus[0]} first")
-    parameters = 0
+    parameters = variables = 0
     for key, wanted in zip(keys, expected, strict=True):
         if key not in stored:
             raise Refused(f"{key} ({wanted['name']}) is missing")
@@ -180,12 +183,14 @@ def check_weights(model: Path, expected: Sequence[Mapping[str, Any]]) -> str:
             value = reader.get_tensor(key)
         except Exception as error:
             raise Refused(f"{VARIABLES} is damaged or cut short at {key} ({str(error)[:200]})") from None
-        parameters += value.size
+        if key.startswith("weights/"):
+            variables, parameters = variables + 1, parameters + value.size
         if not np.isfinite(value).all():
             raise Refused(f"{key} ({wanted['name']}) holds values that are not finite")
         if array_digest(value) != wanted["digest"]:
             raise Refused(f"{key} ({wanted['name']}) differs from the trained weights")
-    return f"{len(keys)} variables, {parameters} parameters, equal to the trained ones"
+    how = "" if stored_as == "float32" else f" rounded to {stored_as}"
+    return f"{variables} variables, {parameters} parameters, equal to the trained ones{how}"
 
 
 def check_warmup(model: Path, ask: Ask, signatures: Mapping[str, Any]) -> str:
