@@ -76,6 +76,20 @@ def _models(path: Path, text: str) -> str:
     return ", ".join(f"{model.name} from {model.base_path} ({model.policy.kind})" for model in models)
 
 
+def batching_parameters(path: Path) -> Any:
+    """A batching_parameters.txt as a message.
+
+    Raises:
+      ConfigError: as `check` does.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({type(error).__name__}); expected a text file.") from None
+    _batching(path, text)
+    return _parsed(path, text, "BatchingParameters")
+
+
 def _batching(path: Path, text: str) -> str:
     message = _parsed(path, text, "BatchingParameters")
     size = message.max_batch_size.value if message.HasField("max_batch_size") else 1000  # the server's default

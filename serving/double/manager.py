@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from serving.double.batching import Parameters, Scheduler
 from serving.double.config import ModelConfig
 from serving.double.metrics import Metrics
 from serving.double.servable import Servable
@@ -43,7 +44,15 @@ class Loading:
 class Manager:
     """Loaded versions by model. One thread polls and loads (`poll`, or `start`); any thread asks (`servable`)."""
 
-    def __init__(self, *, loading: Loading, metrics: Metrics, report: Callable[[str, str], None]):
+    def __init__(
+        self,
+        *,
+        loading: Loading,
+        metrics: Metrics,
+        report: Callable[[str, str], None],
+        batching: Parameters | None = None,
+    ):
+        self._scheduler = Scheduler(batching, metrics) if batching is not None else None
         self._loading, self._metrics, self._report = loading, metrics, report
         self._lock = threading.Lock()  # holds what requests read: everything up to `_labels`
         self._loaded: dict[tuple[str, int], Servable] = {}
@@ -137,6 +146,8 @@ class Manager:
         while any(servable.held for servable in self._retired) and time.monotonic() < deadline:
             time.sleep(0.01)
         self._close_retired()
+        if self._scheduler is not None:
+            self._scheduler.close()
 
     def end_waiting(self) -> None:
         """Makes `await_models` return now, and no version be loaded any more."""
@@ -220,7 +231,7 @@ class Manager:
         """Loads a version and warms it up; returns why that was not possible."""
         servable = None
         try:
-            servable = Servable(name, version, path, self._metrics)
+            servable = Servable(name, version, path, self._metrics, self._scheduler)
             self._metrics.count(":tensorflow:cc:saved_model:load_attempt_count", str(path), "success")
             warmed = servable.warm_up()
         except Exception as error:

@@ -13,6 +13,7 @@ _DISTRIBUTIONS = {
     ":tensorflow:serving:request_latency": ("model_name", "API", "entrypoint"),
     ":tensorflow:serving:runtime_latency": ("model_name", "API", "runtime"),
     ":tensorflow:serving:model_warmup_latency": ("model_path", "status"),
+    ":tensorflow:serving:batching_session:queuing_latency": ("thread_pool_name",),
 }
 
 

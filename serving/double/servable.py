@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from serving.double.batching import Queue, Scheduler
 from serving.double.json_writer import cpp_name
 from serving.double.metrics import Metrics
 from serving.double.status import ServingError, invalid
@@ -21,8 +22,8 @@ _MOST_WARMUP_RECORDS = 1000
 class Servable:
     """A version that can be asked. `hold` and `release` count the requests that are in it."""
 
-    def __init__(self, name: str, version: int, path: Path, metrics: Metrics):
-        """Loads the version; raises what TensorFlow raises where it cannot."""
+    def __init__(self, name: str, version: int, path: Path, metrics: Metrics, scheduler: Scheduler | None = None):
+        """Loads the version; raises what TensorFlow raises where it cannot. With a scheduler requests are batched."""
         import tensorflow as tf
         import tensorflow_text  # noqa: F401  registers its ops, which the stock server links
 
@@ -39,6 +40,8 @@ class Servable:
             self._session.close()
             raise
         self.signatures: Mapping[str, Any] = meta_graph.signature_def
+        self._scheduler = scheduler
+        self._queues = {key: scheduler.queue(self._runner(key[1])) for key in self._batchable()} if scheduler else {}
 
     # -- who is using it ---------------------------------------------------------------------------------------------
 
@@ -56,7 +59,33 @@ class Servable:
             return self._holders > 0
 
     def close(self) -> None:
+        for queue in self._queues.values():
+            assert self._scheduler is not None
+            self._scheduler.drop(queue)
         self._session.close()
+
+    # -- batching ----------------------------------------------------------------------------------------------------
+
+    def _batchable(self) -> set[tuple[frozenset[str], frozenset[str]]]:
+        """The signatures by their tensors: only a request for all of one's outputs is batched."""
+        return {
+            (_tensors(signature.inputs), _tensors(signature.outputs))
+            for signature in self.signatures.values()
+            if signature.inputs
+        }
+
+    def _runner(self, outputs: frozenset[str]) -> Any:
+        return lambda feeds, timeout_s: self._run_session({name: name for name in outputs}, feeds, timeout_s)
+
+    def _run_session(
+        self, fetches: Mapping[str, str], feeds: Mapping[str, np.ndarray], timeout_s: float | None
+    ) -> dict[str, np.ndarray]:
+        import tensorflow as tf
+
+        # A deadline that has passed must not become 0, which is none.
+        limit = max(round(timeout_s * 1000), 1) if timeout_s is not None else None
+        options = tf.compat.v1.RunOptions(timeout_in_ms=limit) if limit is not None else None
+        return {name: np.asarray(value) for name, value in self._session.run(dict(fetches), feeds, options).items()}
 
     # -- asking ------------------------------------------------------------------------------------------------------
 
@@ -85,12 +114,17 @@ class Servable:
                     f"Expects arg[{index}] to be {cpp_name(expected.name)} but {cpp_name(found.name)} is provided"
                 )
             feeds[info.name] = value
-        options = tf.compat.v1.RunOptions(timeout_in_ms=round(timeout_s * 1000)) if timeout_s is not None else None
+        fetches = {name: signature.outputs[name].name for name in outputs}
+        queue: Queue | None = self._queues.get((frozenset(feeds), frozenset(fetches.values())))
         started = time.perf_counter()
-        answer = self._session.run({name: signature.outputs[name].name for name in outputs}, feeds, options)
+        if queue is None:
+            answer = self._run_session(fetches, feeds, timeout_s)
+        else:
+            found = queue.ask(feeds, timeout_s)
+            answer = {name: found[tensor] for name, tensor in fetches.items()}
         spent = time.perf_counter() - started
         self._metrics.observe(":tensorflow:serving:runtime_latency", spent, self.name, api, "TF1")
-        return {name: np.asarray(value) for name, value in answer.items()}
+        return answer
 
     # -- warming up --------------------------------------------------------------------------------------------------
 
@@ -136,6 +170,10 @@ class Servable:
         if replay is None:
             raise ServingError("UNIMPLEMENTED", f"Unsupported log_type for warmup: {kind}")
         replay(self, getattr(log, kind).request, timeout_s=None)
+
+
+def _tensors(infos: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(info.name for info in infos.values())
 
 
 @contextmanager

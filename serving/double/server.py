@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.double import config as configuration
+from serving.double.batching import Parameters
 from serving.double.config import ModelConfig
 from serving.double.manager import Loading, Manager
 from serving.double.metrics import Metrics
@@ -36,6 +37,7 @@ class Options:
     connections: int = 256
     threads: int = 16
     loading: Loading = dataclasses.field(default_factory=Loading)
+    batching: Parameters | None = None  # None: requests are not batched
 
 
 class Double:
@@ -50,7 +52,9 @@ class Double:
     ):
         self._models, self._options = tuple(models), options or Options()
         self.metrics = Metrics()
-        self.manager = Manager(loading=self._options.loading, metrics=self.metrics, report=report)
+        self.manager = Manager(
+            loading=self._options.loading, metrics=self.metrics, report=report, batching=self._options.batching
+        )
         self.port = self.rest_port = 0
         self._rpc: Any = None
         self._rest: RestServer | None = None
@@ -139,6 +143,7 @@ def main(argv: Sequence[str]) -> int:
             retries=arguments.max_num_load_retries,
             labels_for_unavailable=arguments.allow_version_labels_for_unavailable_models,
         ),
+        batching=_batching(arguments),
     )
     double = Double(models, options, report=progress.event)
     stopping = threading.Event()
@@ -191,6 +196,17 @@ def _where(double: Double, models: Sequence[ModelConfig], host: str) -> str:
     names = ", ".join(model.name for model in models)
     example = f'curl -d \'{{"instances": ["I lost my card"]}}\' http://{shown}:{double.rest_port}/v1/models/{models[0].name}:predict'
     return f"serving {names}: gRPC on {shown}:{double.port}, REST on http://{shown}:{double.rest_port}\n{example}"
+
+
+def _batching(arguments: argparse.Namespace) -> Parameters | None:
+    file = arguments.batching_parameters_file
+    if file is not None and not arguments.enable_batching:
+        raise ConfigError(
+            f"--batching-parameters-file is {file}, without --enable-batching; expected both. The server does not start then."
+        )
+    if not arguments.enable_batching:
+        return None
+    return Parameters.from_file(file) if file is not None else Parameters()
 
 
 def _models(arguments: argparse.Namespace) -> tuple[tuple[ModelConfig, ...], tuple[Path, bytes] | None]:
@@ -262,13 +278,11 @@ def _parser() -> argparse.ArgumentParser:
         help="between looks at FILE; 0: once",
     )
     flag(parser, "max-num-load-retries", metavar="N", type=int, default=5, help="of a version, a minute apart")
-    flag(
-        parser,
-        "allow-version-labels-for-unavailable-models",
-        nargs="?",
-        const=True,
-        default=False,
-        type=lambda text: text.lower() in ("true", "1", ""),
-        help="new labels may name versions that are not loaded yet",
-    )
+    for name, text in (
+        ("allow-version-labels-for-unavailable-models", "new labels may name versions that are not loaded yet"),
+        ("enable-batching", "requests of several clients become one batch"),
+    ):
+        truth = lambda given: given.lower() in ("true", "1", "")  # noqa: E731
+        flag(parser, name, nargs="?", const=True, default=False, type=truth, help=text)
+    flag(parser, "batching-parameters-file", metavar="FILE", type=Path, help="how, with --enable-batching")
     return parser
