@@ -7,11 +7,12 @@ beside the version that serves (rollout.py).
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from serving import gates, rollout
@@ -26,6 +27,7 @@ from tff_pipeline.artifacts import (
     sync_directory,
     version_numbers,
 )
+from tff_pipeline.config import GatesSection
 from tff_pipeline.errors import ArtifactError, ConfigError
 from tff_pipeline.progress import Progress
 
@@ -66,6 +68,68 @@ def publish(version_dir: Path, base_path: Path) -> Path:
     return final
 
 
+SAVED_MODEL = "saved_model.pb"  # without it a server loads nothing
+
+
+def upload(version_dir: Path, base: str) -> str:
+    """Copies a version to an address without renames (gs://, s3://, hdfs://: what TensorFlow's own file systems read).
+
+    Each file is read back and compared, and saved_model.pb comes last: until then a server that looks finds no model, and
+    says so, instead of serving half of one. An upload that was interrupted is begun again; a whole one is never touched.
+
+    Returns:
+      The published address.
+
+    Raises:
+      ArtifactError: if the version is incomplete or altered, its number is taken there, or a copy is not what was sent.
+    """
+    import tensorflow as tf
+
+    files, manifest = tf.io.gfile, _checked(version_dir)
+    final = f"{base.rstrip('/')}/{manifest['version']}"
+    if files.exists(f"{final}/{SAVED_MODEL}"):
+        raise ArtifactError(
+            f"{final}: is there already; a published version is never overwritten. Export the run again to get a new number."
+        )
+    if files.exists(final):  # what an interrupted upload left
+        files.rmtree(final)
+    names = [name for name in (*manifest["files"], MANIFEST, COMPLETE) if name != SAVED_MODEL]
+    for name in (*names, SAVED_MODEL):
+        data, target = (version_dir / name).read_bytes(), f"{final}/{name}"
+        files.makedirs(target.rpartition("/")[0])
+        with files.GFile(target, "wb") as file:
+            file.write(data)
+        with files.GFile(target, "rb") as file:
+            if file.read() != data:
+                raise ArtifactError(f"{target}: is not what was sent; expected a store that keeps it. Publish again.")
+    return final
+
+
+@contextlib.contextmanager
+def _newest_there(base: str) -> Iterator[Path | None]:
+    """The newest version at an address, whole, as a copy on this machine for as long as the block lasts."""
+    import tensorflow as tf
+
+    files = tf.io.gfile
+    names = [name.rstrip("/") for name in files.listdir(base)] if files.exists(base) else []
+    numbers = [int(name) for name in names if name.isascii() and name.isdigit()]
+    whole = [number for number in numbers if files.exists(f"{base.rstrip('/')}/{number}/{SAVED_MODEL}")]
+    if not whole:
+        yield None
+        return
+    source = f"{base.rstrip('/')}/{max(whole)}"
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / str(max(whole))
+        for directory, _, found in files.walk(source):
+            for name in found:
+                path = f"{directory.rstrip('/')}/{name}"
+                target = place / path.removeprefix(source).lstrip("/")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with files.GFile(path, "rb") as file:
+                    target.write_bytes(file.read())
+        yield place
+
+
 def _checked(version_dir: Path) -> dict:
     """The manifest of a version whose files are all there, unchanged, and the only ones."""
     manifest = read_manifest(version_dir, check_files=True)
@@ -104,7 +168,10 @@ def main(argv: Sequence[str]) -> int:
         "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help="override a key of --config"
     )
     parser.add_argument(
-        "--to", metavar="DIR", type=Path, required=True, help="the base path that the model server watches"
+        "--to",
+        metavar="DIR",
+        required=True,
+        help="the base path that the model server watches; gs://, s3:// and the like get saved_model.pb last",
     )
     parser.add_argument(
         "--canary",
@@ -124,17 +191,37 @@ def main(argv: Sequence[str]) -> int:
         parser.error("--canary needs --models-config, and --server to wait for")
     if arguments.keep is not None and arguments.keep < 1:
         parser.error(f"--keep is {arguments.keep}; expected at least 1")
+    if "://" in arguments.to and (arguments.models_config or arguments.keep is not None):
+        parser.error("--canary, --models-config and --keep need a folder, and --to is an address")
     progress = Progress()
-    path = _publish(arguments, progress)
-    progress.event("publish", f"version {path.name} is in {path}", version=int(path.name), path=str(path))
-    print(json.dumps({"path": str(path), "version": int(path.name)}) if arguments.json else path)
+    path = str(_publish_there(arguments, progress) if "://" in arguments.to else _publish(arguments, progress))
+    number = int(path.rpartition("/")[2])
+    progress.event("publish", f"version {number} is in {path}", version=number, path=path)
+    print(json.dumps({"path": path, "version": number}) if arguments.json else path)
     return 0
+
+
+def _publish_there(arguments: argparse.Namespace, progress: Progress) -> str:
+    """Gates, then the upload."""
+    config = configuration.load(arguments.config, arguments.overrides) if arguments.config else None
+    version = newest_version(model_base(config) if config is not None else arguments.model)
+    if config is not None:
+        with _newest_there(arguments.to) as serving:
+            _pass_gates(version, serving, config.gates, progress)
+    return upload(version, arguments.to)
+
+
+def _pass_gates(version: Path, serving: Path | None, asked: GatesSection, progress: Progress) -> None:
+    """Raises GateError where the version does not."""
+    passed = gates.check(read_manifest(version), read_manifest(serving) if serving is not None else None, asked)
+    for sentence in (*passed, *gates.check_changes(version, serving, asked)):
+        progress.event("gate", f"passed: {sentence}")
 
 
 def _publish(arguments: argparse.Namespace, progress: Progress) -> Path:
     """Gates, then the copy, then the labels, then what is too old."""
     config = configuration.load(arguments.config, arguments.overrides) if arguments.config else None
-    version = newest_version(model_base(config) if config is not None else arguments.model)
+    version, to = newest_version(model_base(config) if config is not None else arguments.model), Path(arguments.to)
     manifest = read_manifest(version)
     served = None
     following = None
@@ -148,23 +235,20 @@ def _publish(arguments: argparse.Namespace, progress: Progress) -> Path:
         )
         served = following.served()
     if config is not None:
-        serving = _serving(arguments.to, served)
-        passed = gates.check(manifest, read_manifest(serving) if serving is not None else None, config.gates)
-        for sentence in (*passed, *gates.check_changes(version, serving, config.gates)):
-            progress.event("gate", f"passed: {sentence}")
+        _pass_gates(version, _serving(to, served), config.gates, progress)
     if following is None or not arguments.canary:
-        path = publish(version, arguments.to)
+        path = publish(version, to)
     else:
-        if following.served().base_path.resolve() != arguments.to.resolve():
+        if following.served().base_path.resolve() != to.resolve():
             raise ConfigError(
-                f"{arguments.models_config}: has base_path {following.served().base_path} for {manifest['name']}; expected {arguments.to}, where it is published to."
+                f"{arguments.models_config}: has base_path {following.served().base_path} for {manifest['name']}; expected {to}, where it is published to."
             )
         following.pin()
-        path = publish(version, arguments.to)
+        path = publish(version, to)
         served = following.canary(manifest["version"])
     if arguments.keep is not None:
         needed = [*served.versions, *served.labels.values()] if served else []
-        for number in rollout.retain(arguments.to, arguments.keep, needed=needed):
+        for number in rollout.retain(to, arguments.keep, needed=needed):
             progress.event("publish", f"version {number} was removed: older than the newest {arguments.keep}")
     return path
 

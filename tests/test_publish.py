@@ -15,7 +15,7 @@ from serving_fixtures import exported, write_config
 from serving import publish as publishing
 from serving.publish import main, publish
 from tff_pipeline.artifacts import read_manifest
-from tff_pipeline.errors import ArtifactError
+from tff_pipeline.errors import ArtifactError, GateError
 from tff_pipeline.state import config_of
 
 
@@ -202,3 +202,67 @@ def test_command(version, base, tmp_path, capsys):
 def test_nothing_to_publish(tmp_path, base):
     with pytest.raises(ArtifactError, match="holds no complete version of a model"):
         main(["--model", str(tmp_path), "--to", str(base)])
+
+
+# -- where there is no rename ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(tmp_path):
+    """An address of TensorFlow's file system in memory."""
+    address = f"ram://{tmp_path.name}/desk"
+    yield address
+    if tf.io.gfile.exists(address):
+        tf.io.gfile.rmtree(address)
+
+
+def test_an_upload_is_the_exported_version_with_the_model_last(version, store, monkeypatch):
+    written, opened = [], tf.io.gfile.GFile
+
+    def seen(path, mode):
+        written.extend([path.removeprefix(f"{store}/1/")] if mode == "wb" else [])
+        return opened(path, mode)
+
+    monkeypatch.setattr(tf.io.gfile, "GFile", seen)
+    assert publishing.upload(version, store) == f"{store}/1"
+
+    assert sorted(written) == every_file(version)
+    assert written[-1] == "saved_model.pb"
+    with publishing._newest_there(store) as copy:
+        assert read_manifest(copy, check_files=True) == read_manifest(version)
+    with pytest.raises(ArtifactError, match=r"desk/1: is there already; a published version is never overwritten"):
+        publishing.upload(version, f"{store}/")
+
+
+def test_an_upload_interrupted_at_any_file_has_no_model_and_is_begun_again(version, store, monkeypatch):
+    opened = tf.io.gfile.GFile
+    for count in range(len(every_file(version))):
+        left = [count]
+
+        def failing(path, mode, left=left):
+            if mode == "wb":
+                left[0] -= 1
+                if left[0] < 0:
+                    raise OSError("the network is gone")
+            return opened(path, mode)
+
+        monkeypatch.setattr(tf.io.gfile, "GFile", failing)
+        with pytest.raises(OSError, match="the network is gone"):
+            publishing.upload(version, store)
+        assert not tf.io.gfile.exists(f"{store}/1/saved_model.pb")
+        with publishing._newest_there(store) as newest:
+            assert newest is None
+    monkeypatch.setattr(tf.io.gfile, "GFile", opened)
+    publishing.upload(version, store)
+
+
+def test_the_command_uploads_behind_the_same_gates(version, store, tmp_path, capsys):
+    file = write_config(config_of(exported()[0]), tmp_path / "config.toml")
+    assert main(["--config", str(file), "--to", store, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"path": f"{store}/1", "version": 1}
+    with pytest.raises(GateError, match=r"accuracy is 0\.\d+; expected at least 1 \(gates\.min_accuracy\)"):
+        main(["--config", str(file), "--to", store, "--set", "gates.min_accuracy=1.0"])
+    with pytest.raises(ArtifactError, match="is there already"):
+        main(["--config", str(file), "--to", store, "--set", "gates.max_drop=0.0"])
+    with pytest.raises(SystemExit):
+        main(["--model", str(version), "--to", store, "--keep", "3"])
