@@ -1,6 +1,7 @@
 """The contract of every runtime: the same integers out of every secure slot, and so the same weights, as TFF's executor."""
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -317,6 +318,51 @@ def test_a_device_that_is_not_there_is_named_with_those_that_are():
     assert choose_devices("CPU") == ["CPU:0"]
     with pytest.raises(TrainingError, match=r"asks for GPU:7, which TensorFlow does not see; expected some of .*CPU:0"):
         choose_devices(["GPU:7"])
+
+
+_ON_TWO_DEVICES = """
+    import json, sys
+    from tff_pipeline.progress import silence_libraries
+    silence_libraries()
+    import tensorflow as tf
+    processor = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(processor, 3 * [tf.config.LogicalDeviceConfiguration()])
+    import test_runtime
+    from tff_pipeline.runtime.local import LocalRuntime
+    case = test_runtime.head_case()
+    found = {}
+    for devices in (["CPU:0"], ["CPU:1", "CPU:2"]):
+        with LocalRuntime(case.compiled, case.silos, devices=devices, clients_in_parallel=1) as runtime:
+            state = test_runtime.started(case, runtime)
+            for _ in range(3):  # until both have had a client
+                sums = runtime.secure_sums(state, {"bank": [0, 1, 2, 3], "shop": [0, 1, 2, 3]})
+            found[devices[0]] = {"placement": runtime.placement(), "sums": [part.tolist() for part in sums]}
+    print(json.dumps(found))
+"""
+
+
+def test_every_device_works_and_nothing_of_the_model_runs_elsewhere():
+    """Three logical CPUs stand for a CPU and two GPUs; a process has its devices for life, so this one is its own."""
+    from tff_pipeline.runtime.base import off_device
+
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(_ON_TWO_DEVICES)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    one, two = found["CPU:0"], found["CPU:1"]
+    assert two["sums"] == one["sums"]
+    assert not off_device(two["placement"], ["CPU:1", "CPU:2"])
+    assert off_device(two["placement"], ["CPU:1"]), "CPU:2 has worked"
+    assert off_device(two["placement"], ["CPU:2"]), "CPU:1 has worked"
+    # The bodies of functions (the training loop) are placed as well.
+    for device in ("CPU:1", "CPU:2"):
+        assert sum("MatMul" in kind for kind in two["placement"][device])
 
 
 @pytest.mark.parametrize("leak", ["model", "metrics"])

@@ -58,7 +58,8 @@ class SuppliedNoiseSumQuery(tfp.SumAggregationDPQuery):
         tensors = [tf.cast(tensor, tf.float64) for tensor in tf.nest.flatten(record)]
         if self._clip_norm is None:
             return tf.nest.pack_sequence_as(record, tensors)
-        norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(tensor)) for tensor in tensors]))
+        # l2_loss is half the sum of squares, in one pass.
+        norm = tf.sqrt(2.0 * tf.add_n([tf.nn.l2_loss(tensor) for tensor in tensors]))
         # A norm of 0 divides to 0 here, and 0 times the zero record is the record.
         scale = tf.minimum(
             tf.constant(1.0, tf.float64), tf.math.divide_no_nan(tf.constant(self._clip_norm, tf.float64), norm)

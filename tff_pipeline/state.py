@@ -29,7 +29,7 @@ from tff_pipeline.tokenization import Tokenizer
 if TYPE_CHECKING:
     from tff_pipeline.model.network import Network
 
-FORMAT = 1
+FORMAT = 2
 
 
 def save_arrays(

@@ -361,6 +361,7 @@ def _rounds(
             filled, drawn = _with_inputs(compiled, state, secrets, number, plan)
             result = runtime.run_round(filled, cohorts, round_number=number, shares=drawn)
             sampled = sum(len(rows) for rows in cohorts.values())
+            _note_placement(run, runtime, progress)
             _require_usable(number + 1, sampled, result.metrics, weights_of(compiled, result.state), run)
             state = result.state
             entry = _entry(number + 1, sampled, result, plan, time.monotonic() - started)
@@ -432,6 +433,23 @@ class _Secrets:
         seed = self._seed
         named = f"{self._work.draws}/{purpose}"
         return secret(path, None if seed is None else lambda: randomness.seeded_secret(seed, named))
+
+
+def _note_placement(run: Path, runtime: Any, progress: Progress) -> None:
+    """Writes placement.json once clients have worked, and says so if a GPU was to work and the CPU did."""
+    from tff_pipeline.runtime.base import off_device
+
+    path = run / "placement.json"
+    if path.exists() or not (placement := runtime.placement()):
+        return
+    elsewhere = off_device(placement, runtime.devices)
+    write_json(path, {"devices": list(runtime.devices), "operations": placement, "elsewhere": elsewhere})
+    if elsewhere:
+        progress.event(
+            "placement",
+            f"{sum(elsewhere.values())} of the model's operations did not run on {', '.join(runtime.devices)}; {path} lists them",
+            elsewhere=elsewhere,
+        )
 
 
 def _require_usable(

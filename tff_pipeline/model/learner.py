@@ -113,8 +113,17 @@ class TextLearner(_Learner):
 
         with replaced_initializers(value):
             network = build()
-        labels = tf.TensorSpec([None] if network.task == "sequence_classification" else [None, None], tf.int32)
+        self._pad_id, self._token_labels = network.pad_id, network.task == "token_classification"
+        labels = tf.TensorSpec([None, None] if self._token_labels else [None], tf.int32)
         super().__init__(network, network.trained_variables(trainable), tf.TensorSpec([None, None], tf.int32), labels)
+
+    def forward_pass(self, batch_input: Any, training: bool = True) -> tff.learning.models.BatchOutput:
+        tokens, labels = batch_input
+        # To the longest of the batch: columns that are padding for all of its texts are attention for nothing.
+        used = tf.reduce_any(tf.not_equal(tokens, self._pad_id), axis=0)
+        longest = tf.maximum(1, tf.reduce_max(tf.where(used, tf.range(1, tf.size(used) + 1), 0)))
+        labels = labels[:, :longest] if self._token_labels else labels
+        return super().forward_pass((tokens[:, :longest], labels), training)
 
 
 def freeze(build: Callable[[], Network], base: Sequence[np.ndarray], *, trainable: str, directory: Path) -> None:

@@ -6,13 +6,18 @@ the same round is the same release and is charged once. In a seeded run the secr
 guarantee holds only against someone who does not know it.
 """
 
+import collections
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+_BLOCK, _THREADS = 2**16, 4
 
 
 def seeded_secret(seed: int, purpose: str) -> bytes:
@@ -42,16 +47,41 @@ def gaussian(key: bytes, stddev: float, shapes: Sequence[Sequence[int]]) -> list
     """Independent normal numbers, float64, by Box and Muller (1958).
 
     The radius comes from uniforms of 64 bits, so that numbers beyond 9.4 stddev, which cannot come out, are missed with
-    a probability of 2**-64 each; the angle from 53 bits.
+    a probability of 2**-64 each; the angle from 53 bits. Made block by block, each of a size that stays in a core's
+    cache, on several cores; how many changes nothing about the numbers.
     """
     sizes = [int(np.prod(shape, dtype=np.int64)) for shape in shapes]
-    pairs = (sum(sizes) + 1) // 2
-    words = uniform_words(key, 2 * pairs)
-    radius = np.sqrt(-2.0 * np.log((words[:pairs].astype(np.float64) + 1.0) * 2.0**-64))
-    angle = 2.0 * np.pi * 2.0**-53 * (words[pairs:] >> np.uint64(11)).astype(np.float64)
-    numbers = stddev * np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
-    parts = np.split(numbers[: sum(sizes)], np.cumsum(sizes)[:-1])
+    numbers = np.empty(sum(sizes))
+    keystream = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
+
+    def words() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for start in range(0, len(numbers), _BLOCK):
+            block = numbers[start : start + _BLOCK]
+            yield block, np.frombuffer(keystream.update(bytes(16 * ((len(block) + 1) // 2))), np.uint64)
+
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as threads:
+        pending: collections.deque[Future[None]] = collections.deque()
+        for block, drawn in words():
+            pending.append(threads.submit(_box_muller, drawn, stddev, block))
+            if len(pending) > 2 * _THREADS:
+                pending.popleft().result()
+        for future in pending:
+            future.result()
+    parts = np.split(numbers, np.cumsum(sizes)[:-1])
     return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _box_muller(words: np.ndarray, stddev: float, out: np.ndarray) -> None:
+    """Fills `out` from twice half as many words (rounded up): those of the radii first, then those of the angles."""
+    pairs = len(words) // 2
+    radius = words[:pairs].astype(np.float64)
+    np.log((radius + 1.0) * 2.0**-64, out=radius)
+    np.sqrt(-2.0 * radius, out=radius)
+    radius *= stddev
+    angle = (words[pairs:] >> np.uint64(11)).astype(np.float64)
+    angle *= 2.0 * np.pi * 2.0**-53
+    np.multiply(radius, np.cos(angle), out=out[:pairs])
+    np.multiply(radius[: len(out) - pairs], np.sin(angle)[: len(out) - pairs], out=out[pairs:])
 
 
 def round_noise(

@@ -19,6 +19,8 @@ State = list[np.ndarray]
 Cohorts = Mapping[str, Sequence[int]]
 # A silo's share of the round's noise, int64, for its name and the sum that it will be added to; None in a simulation.
 Shares = Callable[[str, np.ndarray | None], np.ndarray]
+# Parts of the names of operations that a BERT's time goes to.
+_ARITHMETIC = ("MatMul", "Softmax", "BiasAdd", "Erf", "Tanh", "L2Loss", "ResourceGather", "SegmentSum", "Einsum")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +62,21 @@ class Runtime(Protocol):
         """
         ...
 
+    def placement(self) -> dict[str, dict[str, int]]:
+        """Where the clients' work so far ran: by device ("GPU:0"), how many operations of each type; empty if unknown."""
+        ...
+
     def close(self) -> None: ...
+
+
+def off_device(placement: Mapping[str, Mapping[str, int]], devices: Sequence[str]) -> dict[str, int]:
+    """The arithmetic of the model that ran on none of `devices`, by type; input pipelines and bookkeeping may."""
+    found: dict[str, int] = {}
+    for device, counts in placement.items():
+        for kind, count in counts.items() if device not in devices else ():
+            if any(part in kind for part in _ARITHMETIC):
+                found[kind] = found.get(kind, 0) + count
+    return found
 
 
 def weights_of(compiled: Compiled, state: State) -> list[np.ndarray]:

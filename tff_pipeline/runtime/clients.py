@@ -15,13 +15,17 @@ from tff_pipeline.records import IGNORED, LABELS, LENGTHS, TOKENS, ClientReader,
 _ragged: Any = tf.RaggedTensor.from_row_lengths  # pyrefly: ignore[missing-attribute]
 
 
-def _plain() -> tf.data.Options:
-    """No rewriting and no autotuning of the pipeline: it would be done anew for each client and take longer than the client."""
+def _in_batches(arrays: tuple[tf.Tensor, ...], batch_size: int, epochs: int) -> tf.data.Dataset:
+    """Batches of rows, for some epochs, by a pipeline that is quick to make: one is made for each client.
+
+    No `map`: instantiating its function would take longer than training on a small client. No rewriting and no
+    autotuning of the pipeline, for the same reason.
+    """
     options = tf.data.Options()
     options.autotune.enabled = False
     options.experimental_optimization.apply_default_optimizations = False
     options.experimental_optimization.inject_prefetch = False
-    return options
+    return tf.data.Dataset.from_tensor_slices(arrays).batch(batch_size).repeat(epochs).with_options(options)
 
 
 class Clients(Protocol):
@@ -45,7 +49,9 @@ class Clients(Protocol):
 
 
 class TextClients:
-    """Clients whose serialized records are fed; parsing, batching and padding (to the batch's longest) are in the graph.
+    """Clients whose serialized records are fed; parsing, padding and batching are in the graph.
+
+    Texts are padded to the client's longest here; the learner cuts a batch to its own longest.
 
     Args:
       label_map: int64 [labels of the silo], the global index of each.
@@ -80,20 +86,11 @@ class TextClients:
         arrays = parse_in_graph(record)
         known = tf.not_equal(arrays[LABELS], IGNORED)
         labels = tf.where(known, tf.gather(label_map, tf.maximum(arrays[LABELS], 0)), tf.cast(IGNORED, tf.int64))
-        tokens = _ragged(tf.cast(arrays[TOKENS], tf.int32), arrays[LENGTHS])
+        labels = tf.cast(labels, tf.int32)
         if self._token_labels:
-            labels = _ragged(tf.cast(labels, tf.int32), arrays[LENGTHS])
-        else:
-            labels = tf.cast(labels, tf.int32)
-        size = self._batch_size
-
-        def batch(index: tf.Tensor) -> Any:
-            part = labels[index * size : (index + 1) * size]
-            padded = part.to_tensor(IGNORED) if self._token_labels else part
-            return tokens[index * size : (index + 1) * size].to_tensor(self._pad_id), padded
-
-        count = (tokens.nrows() + size - 1) // size
-        return tf.data.Dataset.range(count).repeat(self._epochs).map(batch).with_options(_plain())
+            labels = _ragged(labels, arrays[LENGTHS]).to_tensor(IGNORED)
+        tokens = _ragged(tf.cast(arrays[TOKENS], tf.int32), arrays[LENGTHS]).to_tensor(self._pad_id)
+        return _in_batches((tokens, labels), self._batch_size, self._epochs)
 
 
 class FeatureClients:
@@ -122,7 +119,4 @@ class FeatureClients:
         return np.asarray(self._features[own]), self._labels[own]
 
     def batches(self, fed: Sequence[tf.Tensor]) -> tf.data.Dataset:
-        features, labels = fed
-        # No `map`: instantiating its function for each client would take longer than training on it.
-        slices = tf.data.Dataset.from_tensor_slices((features, labels))
-        return slices.batch(self._batch_size).repeat(self._epochs).with_options(_plain())
+        return _in_batches(tuple(fed), self._batch_size, self._epochs)

@@ -5,7 +5,8 @@ over many calls are held as variables of the session; the rest is fed. A client'
 the same graph from what is fed for the client.
 """
 
-from collections.abc import Callable, Sequence
+import collections
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ class SessionGraph:
       batches: makes the dataset from placeholders of those specs.
       device: where operations go that can go there, such as "GPU:0"; "" leaves it to TensorFlow.
       threads: of TensorFlow, for one call; 0 lets it use all cores.
+      skipped: places of results that are not wanted; None stands in their place.
     """
 
     def __init__(
@@ -36,10 +38,15 @@ class SessionGraph:
         batches: Callable[[Sequence[tf.Tensor]], tf.data.Dataset] | None = None,
         device: str = "",
         threads: int = 0,
+        skipped: Collection[int] = (),
     ):
         proto = tff.framework.serialize_computation(computation).tensorflow
         graph_def = v1.GraphDef()
         proto.graph_def.Unpack(graph_def)
+        # `tf.device` reaches the nodes that are imported, not those in the bodies of their functions.
+        for function in graph_def.library.function if device else ():
+            for node in function.node_def:
+                node.device = node.device or f"/device:{device}"
         parameters = _leaves(proto.parameter) if proto.HasField("parameter") else []
         tensors = [name for kind, name in parameters if kind == "tensor"]
         datasets = [name for kind, name in parameters if kind == "sequence"]
@@ -55,15 +62,27 @@ class SessionGraph:
                 input_map |= {name: self._variable(graph_def, name) for name in tensors}
             v1.import_graph_def(graph_def, input_map=input_map, name="")
             self._parameters = [] if held else [graph.get_tensor_by_name(name) for name in tensors]
-            self._results = [graph.get_tensor_by_name(name) for _, name in _leaves(proto.result)]
+            results = [name for _, name in _leaves(proto.result)]
+            self._results = {
+                place: graph.get_tensor_by_name(name) for place, name in enumerate(results) if place not in skipped
+            }
+            self._places = range(len(results))
             self._initialize = graph.get_operation_by_name(proto.initialize_op) if proto.initialize_op else None
         self._graph = graph
+        # Operations without a kernel for the device (strings, input pipelines) go to the CPU; `placement` tells which.
         options = v1.ConfigProto(
             intra_op_parallelism_threads=threads, inter_op_parallelism_threads=threads, allow_soft_placement=True
         )
+        if device.startswith("CPU:"):
+            options.device_count["CPU"] = int(device.removeprefix("CPU:")) + 1
         options.gpu_options.allow_growth = True
         self._session = v1.Session(graph=graph, config=options)
         self._reset: list[tf.Operation] | None = None
+        self.placement: dict[str, dict[str, int]] | None = None
+
+    def note_placement(self) -> None:
+        """Has the next call fill `placement`: by device ("GPU:0"), how many operations of each type ran there."""
+        self.placement = {}
 
     def hold(self, values: Sequence[np.ndarray]) -> None:
         """Sets the parameters of a graph that holds them."""
@@ -84,15 +103,21 @@ class SessionGraph:
         self._reset = [op for op in starts if op.name.split("/")[-2] in variables]
         assert len(self._reset) == len(variables), [op.name for op in self._reset]
 
-    def __call__(self, parameters: Sequence[Any] = (), fed: Sequence[Any] = ()) -> list[np.ndarray]:
+    def __call__(self, parameters: Sequence[Any] = (), fed: Sequence[Any] = ()) -> list[Any]:
         """Runs the computation once."""
         feed = dict(zip(self._parameters, parameters, strict=True)) | dict(zip(self._fed, fed, strict=True))
         if self._reset is not None:
             self._session.run(self._reset)
         elif self._initialize is not None:
             self._session.run(self._initialize, feed)
+        if self.placement == {}:
+            options, seen = v1.RunOptions(output_partition_graphs=True), v1.RunMetadata()
+            results = self._session.run(self._results, feed, options, seen)
+            self.placement = _placement(seen)
+        else:
+            results = self._session.run(self._results, feed)
         # A string scalar comes out as bytes.
-        return [np.asarray(result) for result in self._session.run(self._results, feed)]
+        return [np.asarray(results[place]) if place in results else None for place in self._places]
 
     def close(self) -> None:
         self._session.close()
@@ -125,6 +150,14 @@ def rings(form: Any) -> list[np.dtype]:
         graph.close()
     dtypes = {2**16: np.dtype(np.uint16), 2**32: np.dtype(np.uint32)}
     return [np.dtype(np.uint64)] * sum(map(len, sizes[:3])) + [dtypes[modulus] for modulus in moduli]
+
+
+def _placement(seen: Any) -> dict[str, dict[str, int]]:
+    found: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for part in seen.partition_graphs:
+        for node in part.node:
+            found[node.device.rsplit("device:", 1)[-1]][node.op] += 1
+    return {device: dict(sorted(counts.items())) for device, counts in sorted(found.items())}
 
 
 def _leaves(binding: Any) -> list[tuple[str, str]]:

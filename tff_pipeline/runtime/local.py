@@ -7,9 +7,10 @@ report_s  = sum over the silo's cohort of work(client)    silo: integers only
 state     = update(state, sum of reports)                 server
 """
 
+import contextlib
 import os
 import queue
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,17 +20,30 @@ import tensorflow_federated as tff
 
 from tff_pipeline.errors import TrainingError
 from tff_pipeline.learning import Compiled
-from tff_pipeline.runtime.base import Cohorts, RoundResult, Shares, State, named_metrics, share_places, with_shares
+from tff_pipeline.runtime.allocator import keep_freed_memory
+from tff_pipeline.runtime.base import (
+    Cohorts,
+    RoundResult,
+    Shares,
+    State,
+    named_metrics,
+    noise_places,
+    share_places,
+    with_shares,
+)
 from tff_pipeline.runtime.clients import Clients
 from tff_pipeline.runtime.graphs import SessionGraph, rings
 from tff_pipeline.secagg.masking import Party, add_up, introduce
 
 # The learner's sums; everything else the client work overwrites before it reads.
 _METRIC_VARIABLES = ("loss", "correct", "instances", "finite")
+# What working on clients in parallel may take, and what a worker takes: weights, update and integers of a client, several
+# of them at once in float64 (measured: benchmarks/README.md).
+_SHARE_OF_MEMORY, _BYTES_A_WORKER, _BYTES_A_WEIGHT = 0.25, 100e6, 80
 
 
 class LocalRuntime:
-    """Runs rounds for silos that are all in this process.
+    """Runs rounds for silos that are all in this process. Making one changes how the process allocates (`allocator`).
 
     Args:
       compiled: the process.
@@ -48,11 +62,16 @@ class LocalRuntime:
         clients_in_parallel: int = 0,
         session: str = "",
     ):
+        keep_freed_memory()
         self._compiled = compiled
         self._silos: Mapping[str, Clients] = {silo.name: silo for silo in silos}
-        self._prepare, self._update = SessionGraph(compiled.form.prepare), SessionGraph(compiled.form.update)
-        places = choose_devices(devices)
-        per_device = clients_in_parallel or _clients_in_parallel(silos[0], places)
+        # The noise that comes out of a round is "none supplied": nothing to fetch.
+        self._spent = frozenset(noise_places(compiled))
+        self._prepare = SessionGraph(compiled.form.prepare)
+        self._update = SessionGraph(compiled.form.update, skipped=self._spent)
+        self.devices = places = choose_devices(devices)
+        dimension = sum(int(np.prod(shape)) for shape in compiled.shapes)
+        per_device = clients_in_parallel or _clients_in_parallel(silos[0], places, dimension)
         threads = max(1, (os.cpu_count() or 1) // per_device) if per_device > 1 else 0
         first = silos[0]
         self._workers: queue.SimpleQueue[SessionGraph] = queue.SimpleQueue()
@@ -67,6 +86,7 @@ class LocalRuntime:
                 threads=threads,
             )
             worker.reset_only(_METRIC_VARIABLES)
+            worker.note_placement()
             self._all_workers.append(worker)
             self._workers.put(worker)
         self._threads = ThreadPoolExecutor(len(self._all_workers), thread_name_prefix="client")
@@ -101,21 +121,35 @@ class LocalRuntime:
         on_client: Callable[[], None] = lambda: None,
     ) -> RoundResult:
         sent = self._broadcast(state)
-        reports = []
-        for name, party in self._parties.items():
-            total = self._silo_sum(self._silos[name], cohorts.get(name, ()), on_client)
-            noise = {place: shares(name, total[place]) for place in self._noised} if shares else {}
-            reports.append(party.mask(total, round_number, noise))
+
+        def reports() -> Iterator[list[np.ndarray]]:
+            for name, party in self._parties.items():
+                total = self._silo_sum(self._silos[name], cohorts.get(name, ()), on_client)
+                noise = {place: shares(name, total[place]) for place in self._noised} if shares else {}
+                yield party.mask(total, round_number, noise)
+
+        total = add_up(reports())
         for place in share_places(self._compiled):
             # The noise is in the sums already; the server says so by a zero where it would add it.
             state = with_shares(self._compiled, state, np.zeros_like(state[place]))
-        state, metrics = self._finish(state, add_up(reports))
-        return RoundResult(state, metrics, bytes_down=sent, bytes_up=sum(part.nbytes for part in reports[0]))
+        state, metrics = self._finish(state, total)
+        # A masked report is as large as the sum of all.
+        return RoundResult(state, metrics, bytes_down=sent, bytes_up=sum(part.nbytes for part in total))
+
+    def placement(self) -> dict[str, dict[str, int]]:
+        """Where the clients' work so far ran: by device, how many operations of each type one client has there.
+
+        Of every device the first worker that has worked; the devices of workers that have not are left out.
+        """
+        found: dict[str, dict[str, int]] = {}
+        for worker in self._all_workers:
+            found |= {device: counts for device, counts in (worker.placement or {}).items() if device not in found}
+        return found
 
     def secure_sums(self, state: State, cohorts: Cohorts) -> list[np.ndarray]:
         """The sum of every secure slot over all cohorts, each in its ring, without noise and masks; the contract tests compare it."""
         self._broadcast(state)
-        return add_up([self._silo_sum(silo, cohorts.get(name, ()), lambda: None) for name, silo in self._silos.items()])
+        return add_up(self._silo_sum(silo, cohorts.get(name, ()), lambda: None) for name, silo in self._silos.items())
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
@@ -142,16 +176,22 @@ class LocalRuntime:
 
         for report in _bounded_map(self._threads, work, rows, ahead=2 * len(self._all_workers)):
             for place, part in zip(total, report, strict=True):
-                np.add(place, part.astype(place.dtype), out=place)
+                # Of one size, it is reinterpreted, not converted: negative numbers are the ring's upper half.
+                same = part.dtype.itemsize == place.dtype.itemsize
+                np.add(place, part.view(place.dtype) if same else part.astype(place.dtype), out=place)
             on_client()
         return total
 
     def _finish(self, state: State, sums: Sequence[np.ndarray]) -> tuple[State, dict[str, float]]:
         # An exact sum may be below zero; one modulo something never is.
         plain = [total.view(np.int64) if total.dtype == np.uint64 else total for total in sums]
-        signed = [total.astype(dtype) for total, (dtype, _) in zip(plain, self._slots, strict=True)]
+        signed = [total.astype(dtype, copy=False) for total, (dtype, _) in zip(plain, self._slots, strict=True)]
         results = self._update([*state, *signed])
-        after = results[: len(state)]
+        unset = np.array(np.nan)
+        after = [
+            np.broadcast_to(unset, state[place].shape) if place in self._spent else results[place]
+            for place in range(len(state))
+        ]
         return after, named_metrics(self._compiled, results[len(state) :])
 
 
@@ -179,9 +219,13 @@ def choose_devices(asked: str | Sequence[str]) -> list[str]:
     Raises:
       TrainingError: if one that was asked for is not there, naming those that are.
     """
+    for device in tf.config.list_physical_devices("GPU"):
+        # Otherwise the first to use a GPU, here or in this process before, takes all of its memory.
+        with contextlib.suppress(RuntimeError):  # it is in use already
+            tf.config.experimental.set_memory_growth(device, True)
     present = [
-        device.name.removeprefix("/physical_device:")
-        for device in tf.config.list_physical_devices()
+        device.name.removeprefix("/device:")
+        for device in tf.config.list_logical_devices()
         if device.device_type in ("CPU", "GPU")
     ]
     graphics = [name for name in present if name.startswith("GPU")]
@@ -203,7 +247,15 @@ def _tensor_types(kind: Any) -> list[tuple[Any, tuple[int, ...]]]:
     return [(kind.dtype, tuple(kind.shape))]
 
 
-def _clients_in_parallel(clients: Clients, devices: Sequence[str]) -> int:
-    """A head's client is a few small products: cores are best used one a client. A BERT fills all cores by itself."""
-    small = clients.specs()[0].dtype == tf.float32
-    return max(1, os.cpu_count() or 1) if small and all(device.startswith("CPU") for device in devices) else 1
+def _clients_in_parallel(clients: Clients, devices: Sequence[str], dimension: int) -> int:
+    """A core for each client, as far as memory goes: many small operations gain little from a second core.
+
+    The machine's whole memory counts, not what is free: the choice must not differ when a run goes on, since the last
+    bits of float sums may depend on how many cores share one. A GPU works on one client at a time.
+    """
+    cores = os.cpu_count() or 1
+    if not all(device.startswith("CPU") for device in devices):
+        return 1
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    each = _BYTES_A_WORKER + _BYTES_A_WEIGHT * dimension
+    return max(1, min(cores, int(memory * _SHARE_OF_MEMORY / each)))

@@ -95,6 +95,9 @@ class ReferenceRuntime:
             for ring, parts in zip(rings(form), zip(*reports, strict=True), strict=True)
         ]
 
+    def placement(self) -> dict[str, dict[str, int]]:
+        return {}
+
     def close(self) -> None:
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGKILL)

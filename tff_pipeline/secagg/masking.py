@@ -18,7 +18,7 @@ With a single silo there is nothing to hide in: its sum is the sum. A server tha
 silos on a network have to authenticate each other's keys.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -112,9 +112,15 @@ def introduce(parties: Sequence[Party]) -> None:
         party.agree(public_keys)
 
 
-def add_up(reports: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
-    """The server's side: the sum of all parties' reports, array by array, each in its ring. The masks cancel."""
-    return [
-        np.add.reduce([np.asarray(part) for part in parts], dtype=parts[0].dtype)
-        for parts in zip(*reports, strict=True)
-    ]
+def add_up(reports: Iterable[Sequence[np.ndarray]]) -> list[np.ndarray]:
+    """The server's side: the sum of all parties' reports, array by array, each in its ring. The masks cancel.
+
+    Takes one report after the other, so that a generator of them is never held whole; the first one's arrays become the
+    sum.
+    """
+    remaining = iter(reports)
+    total = [np.asarray(part) for part in next(remaining)]
+    for report in remaining:
+        for place, part in zip(total, report, strict=True):
+            np.add(place, part, out=place)
+    return total
