@@ -93,7 +93,7 @@ class TrainingSection(_Section, frozen=True, kw_only=True):
 
 
 class PrivacySection(_Section, frozen=True, kw_only=True):
-    mechanism: Literal["gaussian", "distributed_discrete_gaussian", "none"]
+    mechanism: Literal["gaussian", "distributed_discrete_gaussian", "tree", "none"]
     unit: Literal["client"] = "client"
     clip_norm: float | None = None
     noise_multiplier: float | None = None

@@ -32,7 +32,7 @@ from tff_pipeline.privacy import plan as planning
 from tff_pipeline.privacy.distributed import Integers
 from tff_pipeline.privacy.plan import PrivacyPlan
 from tff_pipeline.progress import Progress
-from tff_pipeline.sampling import cohort
+from tff_pipeline.sampling import cohort, cohort_of_tree
 from tff_pipeline.silos import Snapshot, check_compatible, load_snapshot, union_labels
 from tff_pipeline.state import FORMAT, StateStore, load_arrays, save_arrays
 from tff_pipeline.tokenization import Tokenizer, checkpoint_identity
@@ -349,11 +349,8 @@ def _rounds(
         for number in range(len(history), plan.rounds):
             started = time.monotonic()
             cohorts = {
-                snapshot.silo: cohort(
-                    secrets.sampling(snapshot.silo),
-                    round_number=number,
-                    clients=snapshot.clients("train"),
-                    probability=plan.sampling_probability,
+                snapshot.silo: _cohort(
+                    plan, secrets.sampling(snapshot.silo), number=number, clients=snapshot.clients("train")
                 )
                 for snapshot in work.snapshots
             }
@@ -379,6 +376,12 @@ def _rounds(
                 left_s=round(_left(history, plan.rounds)),
             )
     save_arrays(run / "trained", weights_of(compiled, state), kind="weights", rounds=plan.rounds)
+
+
+def _cohort(plan: PrivacyPlan, silo_secret: bytes, *, number: int, clients: int) -> np.ndarray:
+    """The rows of a silo's clients that take part in a round, drawn as the plan's accounting assumes."""
+    draw = functools.partial(cohort_of_tree, rounds_per_tree=plan.rounds_per_tree) if plan.rounds_per_tree else cohort
+    return draw(silo_secret, round_number=number, clients=clients, probability=plan.sampling_probability)
 
 
 def _with_inputs(
@@ -409,6 +412,16 @@ class _Secrets:
     def noise(self, number: int, plan: PrivacyPlan, shapes: Sequence[Sequence[int]]) -> list[np.ndarray]:
         if not plan.private:
             return [np.zeros(shape) for shape in shapes]
+        if plan.rounds_per_tree:
+            # Nodes follow from all secrets: where one silo's was lost, its clients have another turn, and so they may in
+            # other trees only.
+            return randomness.tree_noise(
+                randomness.derive(self._noise(), f"tree/{self.draw}"),
+                round_number=number,
+                rounds_per_tree=plan.rounds_per_tree,
+                stddev=plan.noise_stddev,
+                shapes=shapes,
+            )
         return randomness.round_noise(self._noise(), round_number=number, stddev=plan.noise_stddev, shapes=shapes)
 
     def share(self, silo: str, total: np.ndarray | None, *, number: int, integers: Integers) -> np.ndarray:

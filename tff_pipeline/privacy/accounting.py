@@ -6,6 +6,18 @@ pessimistically: the epsilon given is an upper bound.
 
 {"kind": "poisson_distributed_discrete_gaussian", ...} is noise that the silos add in shares, on integers. It is accounted
 for as the Gaussian noise that privacy.distributed proves it to be worth, so events of both kinds compose.
+
+{"kind": "tree", "noise_multiplier": z, "rounds_per_tree": E} is a round of DP-FTRL (Kairouz et al. 2021, arXiv:2103.00039),
+and the one event whose rounds are not alike: `count` of them are the first `count` rounds of one run. A tree of t rounds
+that a client takes part in at most once is floor(log2 t) + 1 Gaussian mechanisms: a round lies in at most one node of each
+level (their theorem 4.1; dp_accounting's SingleEpochTreeAggregationDpEvent counts the same). Nodes finish one after the
+other, later updates may follow from earlier nodes, and composition of Gaussian mechanisms allows that (Dong, Roth and Su
+2019, corollary 3.3). No sampling is counted on.
+
+Kairouz et al. define neighbours by a client whose records are replaced by nothing (definition 1.1, dp_accounting's
+REPLACE_SPECIAL). Here that is the same as removing the client. Its summand becomes zero either way, since the denominator
+is a public number; and the others' rounds are drawn for each by itself, so their joint distribution does not know whether
+it is there. That the number of clients is public is assumed for all events alike. So they compose.
 """
 
 import math
@@ -46,24 +58,50 @@ def dp_event(event: Mapping[str, Any]) -> dp_accounting.DpEvent:
             )
         )
         return _EVENTS.PoissonSampledDpEvent(float(event["sampling_probability"]), gaussian)
+    if event.get("kind") == "tree":
+        return _EVENTS.GaussianDpEvent(float(event["noise_multiplier"]))  # of one level of one tree
     if event.get("kind") == "none":
         return dp_accounting.NonPrivateDpEvent()
     raise PrivacyError(
-        f"an event of kind {event.get('kind')!r} cannot be accounted for; expected poisson_gaussian, poisson_distributed_discrete_gaussian or none. Was the ledger written by a newer version?"
+        f"an event of kind {event.get('kind')!r} cannot be accounted for; expected poisson_gaussian, poisson_distributed_discrete_gaussian, tree or none. Was the ledger written by a newer version?"
     )
 
 
 def epsilon(events: Iterable[tuple[Mapping[str, Any], int]], delta: float, *, step: float = FINE) -> float:
-    """Epsilon at `delta` of all events together, each given with how often it happened."""
+    """Epsilon at `delta` of all events together, each given with how often it happened.
+
+    The rounds of two runs with trees are two pairs, since each run begins its own trees.
+    """
     accountant = PLDAccountant(_RELATION, step)
     error = 0.0  # see privacy.distributed: what is composed here, and what happens, differ by a factor of exp(error)
     for event, count in events:
         if event.get("kind") == "none" and count:
             return math.inf
         if count:
-            accountant.compose(dp_event(event), count)
+            accountant.compose(dp_event(event), tree_levels(event, count) if event["kind"] == "tree" else count)
             error += count * log_error(event)
     return float(accountant.get_epsilon(delta * math.exp(-error))) + 2 * error
+
+
+def gaussian_event(noise_multiplier: float, *, sampling_probability: float, rounds_per_tree: int = 0) -> dict[str, Any]:
+    """A round of Gaussian noise: in trees with `rounds_per_tree`, else in each round by itself under Poisson sampling."""
+    if rounds_per_tree:
+        return {"kind": "tree", "noise_multiplier": noise_multiplier, "rounds_per_tree": rounds_per_tree}
+    return {
+        "kind": "poisson_gaussian",
+        "sampling_probability": sampling_probability,
+        "noise_multiplier": noise_multiplier,
+    }
+
+
+def tree_levels(event: Mapping[str, Any], rounds: int) -> int:
+    """How many Gaussian mechanisms the first `rounds` rounds of a run with trees are, a level of a tree each.
+
+    An unfinished tree counts as far as it went: a level appears in the round that finishes its first node, the rounds 1,
+    2, 4, 8, ... of the tree, and is charged with that round.
+    """
+    trees, rest = divmod(rounds, int(event["rounds_per_tree"]))
+    return trees * int(event["rounds_per_tree"]).bit_length() + rest.bit_length()
 
 
 def log_error(event: Mapping[str, Any]) -> float:
@@ -76,20 +114,26 @@ def log_error(event: Mapping[str, Any]) -> float:
 
 
 def calibrate(
-    target_epsilon: float, delta: float, *, sampling_probability: float, rounds: int, step: float = FINE
+    target_epsilon: float,
+    delta: float,
+    *,
+    sampling_probability: float,
+    rounds: int,
+    rounds_per_tree: int = 0,
+    step: float = FINE,
 ) -> float:
     """The noise multiplier with which `rounds` rounds stay at or under `target_epsilon`, to a thousandth.
+
+    With `rounds_per_tree` it is that of the nodes of trees, and the sampling probability is of no account.
 
     Raises:
       PrivacyError: if no noise multiplier up to 1000 does.
     """
 
     def spent(thousandths: int, step: float) -> float:
-        event = {
-            "kind": "poisson_gaussian",
-            "sampling_probability": sampling_probability,
-            "noise_multiplier": thousandths / 1000,
-        }
+        event = gaussian_event(
+            thousandths / 1000, sampling_probability=sampling_probability, rounds_per_tree=rounds_per_tree
+        )
         return epsilon([(event, rounds)], delta, step=step)
 
     # In thousandths, so that the answer is the same whatever the starting bracket was. A first search takes coarse steps,

@@ -20,6 +20,10 @@ From how often the attacker errs follows a bound (Clopper and Pearson 1934), and
 Where silos add the noise, the attacker is the server together with as many silos as the claim tolerates: it knows their
 shares and takes them away. In step 4 every other silo's share is looked at by itself.
 
+With trees (DP-FTRL) the forty take part in the first round of a tree or not at all, and nobody does in the rounds after it.
+The attacker looks at the sums since the tree began after rounds 1, 2, 4 and 8, each of which has the noise of one node of
+its own, and guesses by their mean, and once more by the last of them alone, so that noise which later rounds take away shows. Of the sampler's draws it counts how often a client takes part in one tree.
+
 Forty observations come from each round (Steinke, Nasr and Jagielski 2023, arXiv:2305.08846, use many canaries for the same
 reason); they are independent because the directions are orthogonal and the noise of each coordinate is drawn by itself
 (rotated back, discrete noise is so but for its shape, which after a sum of a hundred is that of a normal).
@@ -27,6 +31,7 @@ reason); they are independent because the directions are orthogonal and the nois
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -51,6 +56,8 @@ _SHAPES = ((CANARIES, _LABELS), (_LABELS,))
 _LARGE = 1000.0  # a canary's one feature: its update is hundreds of times the clip, and almost all of it in one row
 _SAMPLER_ROUNDS = 20_000
 _CLOCK_ROUNDS = 3
+_LEVELS = 4  # of a tree that the attacker looks at; one more would take twice the rounds
+_TURN_ROUNDS = 2000
 _ROTATION = np.array([20210212, 6387], np.int64)  # public, and the same in every round: no bound depends on it
 # Of noise that is found again. Among ten thousand wrong guesses at 123 coordinates the largest correlation is near 0.4.
 _SAME = 0.9
@@ -72,6 +79,7 @@ class Finding:
       noise_multiplier_at_most: the bound that the guesses gave, infinite if they told nothing.
       sampling_probability_at_least: the bound that the sampler's draws gave.
       noise_found_again: how the noise was guessed, or "" where it was not.
+      turns_in_a_tree: with trees, the most that a client was drawn in one of them; more than one refutes the claim.
     """
 
     claimed: float
@@ -83,12 +91,14 @@ class Finding:
     noise_multiplier_at_most: float
     sampling_probability_at_least: float
     noise_found_again: str
+    turns_in_a_tree: int = 0
 
     @property
     def refuted(self) -> bool:
         """Whether the claim is false, or one of the two numbers it follows from."""
         return (
             self.at_least > self.claimed
+            or self.turns_in_a_tree > 1
             or self.noise_multiplier_at_most < self.claimed_noise_multiplier
             or self.sampling_probability_at_least > self.claimed_sampling_probability
         )
@@ -101,7 +111,7 @@ def audit(
     confidence: float = 0.99,
     secret: bytes | None = None,
     noise: Noise | None = None,
-    cohort: Cohort = sampling.cohort,
+    cohort: Cohort | None = None,
     aggregated_as: PrivacyPlan | None = None,
 ) -> Finding:
     """Attacks the mechanism of `plan`.
@@ -112,7 +122,7 @@ def audit(
       confidence: of the lower bound.
       secret: from which coins and noise follow; the operating system's where it is None.
       noise: gives the noise of a round by its number; the run's own way of drawing it where it is None.
-      cohort: the sampler.
+      cohort: the sampler; the plan's own where it is None.
       aggregated_as: a plan that the aggregator is built from in place of `plan`. This and the two above are where the
         tests plant faults.
 
@@ -126,19 +136,24 @@ def audit(
     secret = secret or os.urandom(32)
     plan = dataclasses.replace(plan, dimension=sum(math.prod(shape) for shape in _SHAPES))
     noise = noise or _own_noise(plan, secret)
+    if cohort is None:
+        trees = functools.partial(sampling.cohort_of_tree, rounds_per_tree=plan.rounds_per_tree)
+        cohort = trees if plan.rounds_per_tree else sampling.cohort
     share = (1 - confidence) / 3  # three bounds hold together
     with _Mechanism(dataclasses.replace(aggregated_as or plan, dimension=plan.dimension)) as mechanism:
         again = _noise_found_again(mechanism, noise)
-        false_positives, outs, false_negatives, ins = _guess(mechanism, plan, noise, cohort, secret, observations)
-    mu = special.ndtri(1 - _upper(false_positives, outs, share)) - special.ndtri(_upper(false_negatives, ins, share))
-    noise_at_most = 1 / mu if mu > 0 else math.inf
+        guesses = _guess(mechanism, plan, noise, cohort, secret, observations)
+    noise_at_most = _noise_at_most(guesses, sums=len(_looks(plan)), share=share)
+    _, outs, _, ins = guesses[0]
     rate = _sampler_rate(plan, cohort, secret, share)
     if again:
         at_least = math.inf
     elif math.isinf(noise_at_most) or rate == 0:
         at_least = 0.0
     else:
-        event = {"kind": "poisson_gaussian", "sampling_probability": rate, "noise_multiplier": noise_at_most}
+        event = accounting.gaussian_event(
+            noise_at_most, sampling_probability=rate, rounds_per_tree=plan.rounds_per_tree
+        )
         spent = accounting.epsilon([(event, plan.rounds)], delta, step=accounting.COARSE)
         at_least = max(0.0, 0.998 * spent - 1e-3)  # without what the accountant's coarse steps may have added
     return Finding(
@@ -151,6 +166,7 @@ def audit(
         noise_multiplier_at_most=noise_at_most,
         sampling_probability_at_least=rate,
         noise_found_again=again,
+        turns_in_a_tree=_turns(plan, cohort, secret),
     )
 
 
@@ -260,30 +276,80 @@ def _own_noise(plan: PrivacyPlan, secret: bytes) -> Noise:
             discrete_gaussian(randomness.derive(own, f"{silo}/{number}"), integers.log2_share, integers.length)
             for silo in range(integers.silos)
         ]
+    if plan.rounds_per_tree:
+        return lambda number: randomness.tree_noise(
+            own,
+            round_number=number,
+            rounds_per_tree=plan.rounds_per_tree,
+            stddev=plan.noise_stddev,
+            shapes=_SHAPES,
+        )
     return lambda number: randomness.round_noise(own, round_number=number, stddev=plan.noise_stddev, shapes=_SHAPES)
+
+
+def _noise_at_most(guesses: Sequence[tuple[int, int, int, int]], *, sums: int, share: float) -> float:
+    """The bound on the noise multiplier from all ways to guess, which is wrong as rarely as one with `share` would be.
+
+    Whatever the attacker looks at of a tree, its guess is one about `sums` Gaussian mechanisms, which together are
+    (sqrt(sums) / z)-GDP; so a single sum bounds z too, if less well.
+    """
+    each = share / len(guesses)
+    found = [math.inf]
+    for false_positives, outs, false_negatives, ins in guesses:
+        mu = special.ndtri(1 - _upper(false_positives, outs, each)) - special.ndtri(_upper(false_negatives, ins, each))
+        found.append(math.sqrt(sums) / mu if mu > 0 else math.inf)
+    return min(found)
 
 
 def _guess(
     mechanism: _Mechanism, plan: PrivacyPlan, noise: Noise, cohort: Cohort, secret: bytes, observations: int
-) -> tuple[int, int, int, int]:
-    """(false positives, canaries that were out, false negatives, canaries that were in) over all rounds."""
+) -> list[tuple[int, int, int, int]]:
+    """(false positives, canaries that were out, false negatives, canaries that were in) over all rounds, for each way to guess."""
     # A canary's update at weights of zero: its feature times (label - softmax), cut to the clip.
     gap = np.eye(_LABELS)[0] - 1 / _LABELS
     direction = gap / np.linalg.norm(gap)
     assert plan.clip_norm is not None
     threshold = plan.clip_norm / 2
-    counts = [0, 0, 0, 0]
+    counts = np.zeros((2 if len(_looks(plan)) > 1 else 1, 4), np.int64)
     for number in range(math.ceil(observations / CANARIES)):
         coins = randomness.bernoulli(randomness.derive(secret, f"audit/coins/{number}"), 0.5, CANARIES)
         # The sampler is asked for everybody who is in, so that one that repeats a client shows.
         taking_part = np.flatnonzero(coins)
-        drawn = cohort(secret, round_number=number, clients=len(taking_part), probability=1.0)
-        released = mechanism.released(taking_part[drawn].tolist(), noise(number))
-        kernel = released[: CANARIES * _LABELS].reshape(_SHAPES[0])
-        said_in = kernel @ direction > threshold
-        for place, wrong in enumerate((said_in & ~coins, ~coins, ~said_in & coins, coins)):
-            counts[place] += int(wrong.sum())
-    return counts[0], counts[1], counts[2], counts[3]
+        first = number * max(1, plan.rounds_per_tree)
+        drawn = cohort(secret, round_number=first, clients=len(taking_part), probability=1.0)
+        so_far = mechanism.released(taking_part[drawn].tolist(), noise(first))
+        looked_at = [so_far]
+        for place in range(2, max(_looks(plan)) + 1):
+            so_far = so_far + mechanism.released([], noise(first + place - 1))
+            if place in _looks(plan):
+                looked_at.append(so_far)
+        for way, released in zip(counts, (np.mean(looked_at, axis=0), looked_at[-1]), strict=False):
+            kernel = released[: CANARIES * _LABELS].reshape(_SHAPES[0])
+            said_in = kernel @ direction > threshold
+            way += [int(part.sum()) for part in (said_in & ~coins, ~coins, ~said_in & coins, coins)]
+    return [(way[0], way[1], way[2], way[3]) for way in counts.tolist()]
+
+
+def _looks(plan: PrivacyPlan) -> list[int]:
+    """After which rounds, from 1, of a tree the attacker looks at the sum; only after the first where there are no trees."""
+    return [2**level for level in range(min(max(1, plan.levels), _LEVELS))]
+
+
+def _turns(plan: PrivacyPlan, cohort: Cohort, secret: bytes) -> int:
+    """The most that one of forty clients was drawn in one of some trees; 0 where there are none."""
+    most, rounds = 0, plan.rounds_per_tree
+    for tree in range(math.ceil(_TURN_ROUNDS / rounds) if rounds else 0):
+        counts = np.zeros(CANARIES, np.int64)
+        for place in range(rounds):
+            drawn = cohort(
+                secret,
+                round_number=tree * rounds + place,
+                clients=CANARIES,
+                probability=plan.sampling_probability,
+            )
+            np.add.at(counts, drawn, 1)
+        most = max(most, int(counts.max()))
+    return most
 
 
 def _sampler_rate(plan: PrivacyPlan, cohort: Cohort, secret: bytes, share: float) -> float:
@@ -409,6 +475,8 @@ def _sentences(run: Path, plan: PrivacyPlan, found: Finding, missing: Sequence[i
     said = [claim, attack]
     if found.noise_found_again:
         said.append(f"the noise was found out: {found.noise_found_again}.")
+    if found.turns_in_a_tree > 1:
+        said.append(f"the sampler drew a client {found.turns_in_a_tree} times in one tree; the claim assumes once.")
     if missing:
         said.append(f"the ledger lacks {len(missing)} of the run's rounds, round {missing[0]} first.")
     said.append(

@@ -237,6 +237,8 @@ def _plainly(event: str) -> str:
             honest=facts["honest_silos"],
         )
         return f"a distributed discrete gaussian with sampling probability {facts['sampling_probability']:.6g}, worth a noise multiplier of {worth:g} by {facts['honest_silos']} silos' shares"
+    if facts["kind"] == "tree":
+        return f"of trees of {facts['rounds_per_tree']} rounds whose nodes have noise multiplier {facts['noise_multiplier']:g}"
     return f"a {facts['kind'].replace('_', ' ')} with sampling probability {facts['sampling_probability']:.6g} and noise multiplier {facts['noise_multiplier']:g}"
 
 

@@ -144,12 +144,20 @@ class Ledger:
         What `run` has been charged already under the secrets of `draw` is among the planned rounds.
         """
         counts: Counter[str] = Counter()
+        trees: dict[tuple[str, str, str], int] = {}  # every run has trees of its own, and so has every draw of it
         for entry in self.entries():
             if planned is None or (entry["run"], entry["draw"]) != (run, draw):
-                counts[canonical_json(entry["event"]).decode()] += 1
+                event = canonical_json(entry["event"]).decode()
+                if entry["event"].get("kind") == "tree":
+                    # The newest round stands for all before it: some of them may be another draw's, which is too much.
+                    place = (event, entry["run"], entry["draw"])
+                    trees[place] = max(entry["round"], trees.get(place, 0))
+                else:
+                    counts[event] += 1
+        charges = [*counts.items(), *((event, count) for (event, _, _), count in trees.items())]
         if planned is not None:
-            counts[canonical_json(dict(planned)).decode()] += rounds
-        return accounting.epsilon([(json.loads(event), count) for event, count in counts.items()], delta, step=step)
+            charges.append((canonical_json(dict(planned)).decode(), rounds))
+        return accounting.epsilon([(json.loads(event), count) for event, count in charges], delta, step=step)
 
     def rounds_left(
         self, budget: float, delta: float, *, planned: Mapping[str, Any], rounds: int, run: str = "", draw: str = ""

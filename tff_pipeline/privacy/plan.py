@@ -24,16 +24,17 @@ class PrivacyPlan:
     """What a run does for privacy. Two plans with the same numbers give the same guarantee.
 
     Attributes:
-      mechanism: "gaussian", "distributed_discrete_gaussian" or "none".
+      mechanism: "gaussian", "distributed_discrete_gaussian", "tree" or "none".
       unit: what a neighbouring population has one more or one fewer of.
       clients: size of the population, N.
       expected_cohort: expected number of clients in a round, q N.
-      sampling_probability: of each client in each round, q; draws are independent (Poisson sampling).
+      sampling_probability: of each client in each round, q; draws are independent (Poisson sampling). With "tree" they are
+        not: a client takes part in at most one round of each tree.
       rounds: number of rounds T.
       clip_norm: L2 bound C on one client's update, or None.
       value_range: coordinates are quantised on [-value_range, value_range].
       noise_multiplier: z, the noise's standard deviation over the sensitivity; 0 for "none". Of noise that the silos add
-        in shares, that of the shares the guarantee counts on.
+        in shares, that of the shares the guarantee counts on; with "tree" that of each node of a tree.
       delta: the failure probability the guarantee is stated at, or None.
       dimension: number of coordinates of an update, d.
       max_examples_per_client: the contribution bound that preparation enforced.
@@ -41,6 +42,7 @@ class PrivacyPlan:
       silos: number of silos, n.
       tolerated_silos: with "distributed_discrete_gaussian", how many silos' shares the guarantee does without, t.
       ring_bits: with "distributed_discrete_gaussian", the sum is taken modulo 2**ring_bits.
+      rounds_per_tree: with "tree", after how many rounds a new tree begins, E; 0 with other mechanisms.
     """
 
     mechanism: str
@@ -59,6 +61,7 @@ class PrivacyPlan:
     silos: int = 1
     tolerated_silos: int = 0
     ring_bits: int = 32
+    rounds_per_tree: int = 0
 
     @property
     def private(self) -> bool:
@@ -114,7 +117,10 @@ class PrivacyPlan:
 
     @property
     def noise_stddev(self) -> float:
-        """Standard deviation of the noise on each coordinate of the sum, before division; 0 for "none"."""
+        """Standard deviation of the noise on each coordinate of the sum, before division; 0 for "none".
+
+        With "tree" that of one node: the noise of all rounds of a tree together has between one and `levels` of them.
+        """
         if self.integers:
             return self.integers.noise_stddev
         return self.noise_multiplier * self.sensitivity if self.private else 0.0
@@ -126,7 +132,17 @@ class PrivacyPlan:
         It hides what float64 arithmetic does to a Gaussian, the better the coarser it is, and costs nothing: uniform
         rounding adds grain**2 / 12 to the variance, less than a ten-millionth of it.
         """
-        return 2.0 ** math.floor(math.log2(self.noise_stddev) - 10) if self.mechanism == "gaussian" else 0.0
+        return 2.0 ** math.floor(math.log2(self.noise_stddev) - 10) if self.mechanism in ("gaussian", "tree") else 0.0
+
+    @property
+    def trees(self) -> int:
+        """How many trees are begun, which is how often a client takes part at most; 0 with other mechanisms than "tree"."""
+        return math.ceil(self.rounds / self.rounds_per_tree) if self.rounds_per_tree else 0
+
+    @property
+    def levels(self) -> int:
+        """Levels of the highest tree, floor(log2 of its rounds) + 1; 0 with other mechanisms than "tree"."""
+        return min(self.rounds, self.rounds_per_tree).bit_length()
 
     @property
     def round_event(self) -> dict[str, Any]:
@@ -150,11 +166,9 @@ class PrivacyPlan:
         return self.rounds * accounting.log_error(self.round_event)
 
     def _gaussian_event(self, noise_multiplier: float) -> dict[str, Any]:
-        return {
-            "kind": "poisson_gaussian",
-            "sampling_probability": self.sampling_probability,
-            "noise_multiplier": noise_multiplier,
-        }
+        return accounting.gaussian_event(
+            noise_multiplier, sampling_probability=self.sampling_probability, rounds_per_tree=self.rounds_per_tree
+        )
 
     def epsilon(self, rounds: int | None = None) -> float:
         """Epsilon at the plan's delta after `rounds` rounds (all of them by default); infinite without privacy."""
@@ -177,6 +191,8 @@ class PrivacyPlan:
             "denominator": self.denominator,
             "noise_stddev": self.noise_stddev,
             "grain": self.grain,
+            "trees": self.trees,
+            "levels": self.levels,
             "round_event": self.round_event,
             "integers": dataclasses.asdict(self.integers) if self.integers else None,
         }
@@ -201,6 +217,8 @@ def make(config: Config, *, clients: int, dimension: int) -> PrivacyPlan:
         raise PrivacyError(
             f"training.clients_per_round is {training.clients_per_round:g}, the population has {clients} training clients; expected at most that many."
         )
+    # As many rounds as everybody has a turn in. The last clients may be left without, so that the expected cohort is exact.
+    rounds_per_tree = math.floor(clients / training.clients_per_round) if privacy.mechanism == "tree" else 0
     noise_multiplier = 0.0
     if privacy.mechanism != "none":
         assert privacy.delta is not None
@@ -209,7 +227,11 @@ def make(config: Config, *, clients: int, dimension: int) -> PrivacyPlan:
         else:
             assert privacy.target_epsilon is not None
             noise_multiplier = accounting.calibrate(
-                privacy.target_epsilon, privacy.delta, sampling_probability=probability, rounds=training.rounds
+                privacy.target_epsilon,
+                privacy.delta,
+                sampling_probability=probability,
+                rounds=training.rounds,
+                rounds_per_tree=rounds_per_tree,
             )
     plan = PrivacyPlan(
         mechanism=privacy.mechanism,
@@ -228,6 +250,7 @@ def make(config: Config, *, clients: int, dimension: int) -> PrivacyPlan:
         silos=len(config.silos),
         tolerated_silos=config.tolerated_silos,
         ring_bits=config.secure_sum.bits,
+        rounds_per_tree=rounds_per_tree,
     )
     # Integers are worth at least the noise that was calibrated; the last digits of a numerical epsilon need not know it.
     while plan.integers and privacy.target_epsilon is not None and plan.epsilon() > privacy.target_epsilon:

@@ -37,7 +37,12 @@ def svg(plan: PrivacyPlan, epsilon: float) -> str:
       epsilon: the plan's own, at its delta.
     """
     found = curves(plan)
-    title = f"epsilon at delta {plan.delta:g}: {plan.clients} {plan.unit}s, each in a round with probability {plan.sampling_probability:.4g}"
+    part = (
+        f"at most once in {plan.rounds_per_tree} rounds"
+        if plan.trees
+        else f"in a round with probability {plan.sampling_probability:.4g}"
+    )
+    title = f"epsilon at delta {plan.delta:g}: {plan.clients} {plan.unit}s, each {part}"
     panels = [
         _panel(found["rounds"], (plan.rounds, epsilon), "rounds", f"at noise multiplier {plan.noise_multiplier:g}", 0),
         _panel(

@@ -89,3 +89,34 @@ def round_noise(
 ) -> list[np.ndarray]:
     """The noise of one round of a run, float64, one array a weight. The same arguments give the same noise."""
     return gaussian(derive(secret, f"round/{round_number}"), stddev, shapes)
+
+
+def tree_noise(
+    secret: bytes, *, round_number: int, rounds_per_tree: int, stddev: float, shapes: Sequence[Sequence[int]]
+) -> list[np.ndarray]:
+    """What a round adds to the noise of its tree, float64, one array a weight. The same arguments give the same noise.
+
+    A node (level l, index i) of a tree stands for its rounds (i - 1) 2**l + 1 to i 2**l, and has noise of its own, of
+    standard deviation `stddev`. The noise N_t of the rounds 1 to t together is that of the nodes which cover them, one for
+    each bit of t (Chan, Shi and Song 2011; Kairouz et al. 2021, arXiv:2103.00039, algorithm 2). This gives N_t - N_(t-1),
+    the noise on the update of round t alone, so that a server that adds up noised updates, with whatever optimizer, is one
+    that works on noised prefix sums (the residuals of TFF's `DifferentiallyPrivateFactory.tree_aggregation`).
+
+    Args:
+      secret: the server's, of the run.
+      round_number: of the run, from 0; a new tree begins whenever it is a multiple of `rounds_per_tree`.
+      rounds_per_tree: E.
+      stddev: of a node.
+      shapes: of the weights.
+    """
+    tree, before = divmod(round_number, rounds_per_tree)
+
+    def node(level: int, index: int) -> list[np.ndarray]:
+        return gaussian(derive(secret, f"tree/{tree}/{level}/{index}"), stddev, shapes)
+
+    level = ((before + 1) & -(before + 1)).bit_length() - 1  # of the highest node that this round finishes
+    noise = node(level, (before + 1) >> level)
+    # It takes the place of one node on every level below, which ended with the round before.
+    for lower in range(level):
+        noise = [added - gone for added, gone in zip(noise, node(lower, before >> lower), strict=True)]
+    return noise

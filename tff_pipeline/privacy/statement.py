@@ -32,6 +32,8 @@ def sentences(plan: PrivacyPlan, *, seeded: bool, silos: int, reference: bool = 
         taking_part = f"{plan.rounds} rounds; in each, every one of {plan.clients} clients takes part independently with probability {plan.sampling_probability:.6g} (Poisson sampling), its update is clipped to an L2 norm of {plan.clip_norm:g}"
         if plan.integers:
             said.append(_shared_noise(plan, plan.integers, taking_part))
+        elif plan.trees:
+            said.append(_tree(plan))
         else:
             said.append(
                 f"Mechanism: {taking_part}, and Gaussian noise of standard deviation {plan.noise_stddev:.6g} ({plan.noise_multiplier:g} times the sensitivity, "
@@ -44,6 +46,12 @@ def sentences(plan: PrivacyPlan, *, seeded: bool, silos: int, reference: bool = 
         said.append(
             "Accounting: the privacy loss distributions of dp_accounting, composed over the rounds, neighbours by adding or removing one client; the number of clients, from which the sampling probability follows, is treated as public. A round that was repeated after a crash is the same draw "
             "and is charged once."
+            + (
+                " No sampling is counted on. A client that is removed is one whose updates are replaced by zero, since the denominator is a public number and every client's turn is drawn by itself: "
+                "the two neighbouring relations are the same here. A tree that the run did not finish is charged as far as it went."
+                if plan.trees
+                else ""
+            )
             + (
                 f" The silos' integers are accounted for as the Gaussian noise they are proven to be worth, which no probability differs from by more than a factor of 1 + 10^{math.ceil(math.log10(2 * plan.log_error))} over all rounds; that is counted."
                 if plan.integers
@@ -79,6 +87,15 @@ def sentences(plan: PrivacyPlan, *, seeded: bool, silos: int, reference: bool = 
         "manifests, which are treated as public."
     )
     return said
+
+
+def _tree(plan: PrivacyPlan) -> str:
+    """DP-FTRL's mechanism."""
+    return (
+        f"Mechanism: DP-FTRL (tree aggregation) over {plan.rounds} rounds. A tree spans {plan.rounds_per_tree} rounds, and a client takes part in at most one round of each: every one of {plan.clients} clients draws its turn, and has one with probability "
+        f"{min(1.0, plan.rounds_per_tree * plan.sampling_probability):.6g}. So it takes part at most {plan.trees} time(s), in {plan.trees} tree(s) of at most {plan.levels} level(s). Its update is clipped to an L2 norm of {plan.clip_norm:g}. Every node of a tree has Gaussian noise of standard deviation "
+        f"{plan.noise_stddev:.6g} ({plan.noise_multiplier:g} times the sensitivity, quantisation included), added at the server, so that the sum of all updates since a tree began has the noise of at most {plan.levels} node(s). A round's noised sum is divided by {plan.denominator:g}, the expected cohort."
+    )
 
 
 def _shared_noise(plan: PrivacyPlan, integers: Integers, taking_part: str) -> str:
