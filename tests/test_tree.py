@@ -1,6 +1,6 @@
 """`mechanism = "tree"` (DP-FTRL): accounting, turns and ledger against arithmetic of their own.
 
-Its noise as the server receives it is tested in tests/statistical/test_tree.py. Fixed secrets: nothing can flake.
+Its noise as the server receives it is tested in tests/statistical/test_tree_noise.py. Fixed secrets: nothing can flake.
 """
 
 import dataclasses

@@ -154,9 +154,13 @@ class Ledger:
                     trees[place] = max(entry["round"], trees.get(place, 0))
                 else:
                     counts[event] += 1
-        charges = [*counts.items(), *((event, count) for (event, _, _), count in trees.items())]
         if planned is not None:
-            charges.append((canonical_json(dict(planned)).decode(), rounds))
+            event = canonical_json(dict(planned)).decode()
+            if planned.get("kind") == "tree":
+                trees[event, run, draw] = rounds
+            else:
+                counts[event] += rounds
+        charges = [*counts.items(), *((event, count) for (event, _, _), count in trees.items())]
         return accounting.epsilon([(json.loads(event), count) for event, count in charges], delta, step=step)
 
     def rounds_left(
