@@ -338,3 +338,18 @@ def test_runs_of_one_seed_share_no_noise_unless_they_are_the_same(tiny):
     assert noise() == noise("runtime.kind=reference") == noise("training.keep_states=1")
     assert noise() != noise("training.client_learning_rate=0.4")
     assert noise() != noise("pipeline.seed=4")
+
+
+def test_where_a_silos_key_was_lost_the_noise_is_another_too(tiny, tmp_path):
+    """The round that is done again has another cohort: with the old noise the two sums' difference would be without any."""
+    from tff_pipeline.training import _sampling_key, _Secrets, job
+
+    work = job(load(again(tiny, tmp_path).path, [*PRIVATE, "pipeline.seed="]))
+
+    def noise() -> list[float]:
+        return _Secrets(work).noise(0, a_plan(), [(3,)])[0].tolist()
+
+    before = noise()
+    assert noise() == before
+    _sampling_key(work, work.snapshots[0].silo).unlink()
+    assert noise() != before

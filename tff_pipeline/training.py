@@ -412,17 +412,18 @@ class _Secrets:
     def noise(self, number: int, plan: PrivacyPlan, shapes: Sequence[Sequence[int]]) -> list[np.ndarray]:
         if not plan.private:
             return [np.zeros(shape) for shape in shapes]
+        # From all secrets, not the server's alone: where one silo's was lost and a round is done again, its cohort is another,
+        # and the difference of two sums with the same noise would be without any. In trees its clients have another turn.
+        key = randomness.derive(self._noise(), f"noise/{self.draw}")
         if plan.rounds_per_tree:
-            # Nodes follow from all secrets: where one silo's was lost, its clients have another turn, and so they may in
-            # other trees only.
             return randomness.tree_noise(
-                randomness.derive(self._noise(), f"tree/{self.draw}"),
+                key,
                 round_number=number,
                 rounds_per_tree=plan.rounds_per_tree,
                 stddev=plan.noise_stddev,
                 shapes=shapes,
             )
-        return randomness.round_noise(self._noise(), round_number=number, stddev=plan.noise_stddev, shapes=shapes)
+        return randomness.round_noise(key, round_number=number, stddev=plan.noise_stddev, shapes=shapes)
 
     def share(self, silo: str, total: np.ndarray | None, *, number: int, integers: Integers) -> np.ndarray:
         """A silo's share of a round's noise, int64 [length], for its sum."""
