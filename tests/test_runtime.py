@@ -429,7 +429,7 @@ def test_every_device_works_and_nothing_of_the_model_runs_elsewhere():
     assert not off_device(two["placement"], ["CPU:1", "CPU:2"])
     assert off_device(two["placement"], ["CPU:1"]), "CPU:2 has worked"
     assert off_device(two["placement"], ["CPU:2"]), "CPU:1 has worked"
-    # The bodies of functions (the training loop) are placed as well.
+    # The bodies of functions (the training loop) went there too.
     for device in ("CPU:1", "CPU:2"):
         assert sum("MatMul" in kind for kind in two["placement"][device])
 

@@ -43,10 +43,6 @@ class SessionGraph:
         proto = tff.framework.serialize_computation(computation).tensorflow
         graph_def = v1.GraphDef()
         proto.graph_def.Unpack(graph_def)
-        # `tf.device` reaches the nodes that are imported, not those in the bodies of their functions.
-        for function in graph_def.library.function if device else ():
-            for node in function.node_def:
-                node.device = node.device or f"/device:{device}"
         parameters = _leaves(proto.parameter) if proto.HasField("parameter") else []
         tensors = [name for kind, name in parameters if kind == "tensor"]
         datasets = [name for kind, name in parameters if kind == "sequence"]
