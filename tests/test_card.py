@@ -96,3 +96,10 @@ def test_texts_of_one_client_count_as_one_where_they_agree():
 def test_interval_without_differences():
     assert accuracy_interval(answers([1] * 20, np.repeat(np.arange(10), 2))) == pytest.approx(wilson(1.0, 10))
     assert accuracy_interval(answers([1, 0], [3, 3])) is None
+
+
+def test_training_metrics_are_there_where_they_are_released_and_named_as_not_covered(manifest):
+    assert "last round of training" not in card(manifest)
+    released = card({**manifest, "training_metrics": {"loss": 0.5, "accuracy": 0.875, "clients": 12.0}})
+    assert "In the last round of training (loss 0.5, accuracy 0.875, clients 12)" in released
+    assert "the privacy guarantee does not cover them" in released

@@ -56,6 +56,18 @@ def altered(version, tmp_path):
 # -- what a version holds ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("metrics", ["withheld", "released"])
+def test_training_metrics_leave_only_where_they_are_released(run, tmp_path, metrics):
+    from tff_pipeline.export import _training_metrics
+
+    facts = json.loads((run / "run.json").read_text())
+    facts["config"]["privacy"]["metrics"] = metrics
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    (tmp_path / "rounds.csv").write_text("round,clients,loss,accuracy\n1,9,2.5,0.25\n2,7,1.5,0.5\n")
+    expected = {"loss": 1.5, "accuracy": 0.5, "clients": 7.0} if metrics == "released" else None
+    assert _training_metrics(tmp_path) == expected
+
+
 def test_manifest_says_what_it_is(run, version):
     manifest = read_manifest(version, check_files=True)
 
@@ -68,6 +80,7 @@ def test_manifest_says_what_it_is(run, version):
     evaluated = json.loads((run / "evaluation.json").read_text())
     assert manifest["evaluation"]["accuracy"] == evaluated["overall"]["accuracy"]
     assert manifest["evaluation"]["split"] == "test"
+    assert manifest["training_metrics"] is None, "withheld, unless privacy.metrics says otherwise"
     assert set(manifest["files"]) == {
         "saved_model.pb",
         "fingerprint.pb",

@@ -176,6 +176,10 @@ def test_the_statement_says_who_is_trusted_and_what_is_not_covered():
     ):
         assert words in said
     assert "Seed:" not in " ".join(statement.sentences(plan(), seeded=False, silos=3))
+    assert "no exported version has them" in said
+    released = " ".join(statement.sentences(plan(), seeded=False, silos=3, metrics="released"))
+    assert "released with every exported version" in released
+    assert "no exported version has them" not in released
     assert "The server sees it" in " ".join(statement.sentences(plan(), seeded=False, silos=1))
     none = " ".join(
         statement.sentences(plan(mechanism="none", noise_multiplier=0.0, delta=None), seeded=False, silos=3)

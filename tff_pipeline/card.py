@@ -59,6 +59,10 @@ def _lines(manifest: Mapping[str, Any]) -> Iterator[str]:
     )
     yield ""
     yield from _metrics(manifest["evaluation"])
+    if seen := manifest.get("training_metrics"):
+        yield f"In the last round of training ({', '.join(f'{name} {value:.3g}' for name, value in seen.items())}): sums over the training clients of that"
+        yield "round, without noise; the privacy guarantee does not cover them."
+        yield ""
     yield from _weights(manifest)
     yield "## Privacy"
     yield ""

@@ -102,6 +102,7 @@ class PrivacySection(_Section, frozen=True, kw_only=True):
     tolerated_silos: int | None = None
     population: str = ""
     budget_epsilon: float | None = None
+    metrics: Literal["withheld", "released"] = "withheld"
 
 
 class SecureSumSection(_Section, frozen=True, kw_only=True):

@@ -23,6 +23,7 @@ warm-up requests and golden pairs (golden.py). MODEL_CARD.md (card.py), manifest
 
 import argparse
 import base64
+import csv
 import json
 import subprocess
 import sys
@@ -285,9 +286,19 @@ def _manifest(run: Path, trained: "Trained", version: int, settings: "ExportSect
         "evaluation": evaluation,
         "data": {"silos": _data(facts["snapshots"], held_out)},
         "training": _training(config_of(run)),
+        "training_metrics": _training_metrics(run),
         "code": code(),
         "intended_use": settings.intended_use,
     }
+
+
+def _training_metrics(run: Path) -> dict[str, float] | None:
+    """The last round's, where `privacy.metrics` has them released; otherwise they stay in the run's folder."""
+    if config_of(run).privacy.metrics == "withheld":
+        return None
+    with (run / "rounds.csv").open(newline="", encoding="utf-8") as file:
+        last = list(csv.DictReader(file))[-1]
+    return {key: float(last[key]) for key in ("loss", "accuracy", "clients") if last[key]}
 
 
 def _spread(accuracies: Sequence[float]) -> dict[str, Any] | None:

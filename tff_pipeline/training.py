@@ -193,6 +193,7 @@ def _describe(work: Job, plan: PrivacyPlan) -> dict[str, Any]:
             seeded=config.pipeline.seed is not None,
             silos=len(work.snapshots),
             reference=config.runtime.kind == "reference",
+            metrics=config.privacy.metrics,
         )
         write_json(
             path,

@@ -97,6 +97,7 @@ def _said(config: Config, plan: PrivacyPlan) -> list[str]:
         seeded=config.pipeline.seed is not None,
         silos=len(config.silos),
         reference=config.runtime.kind == "reference",
+        metrics=config.privacy.metrics,
     )
 
 

@@ -14,7 +14,9 @@ def rounded_up(epsilon: float) -> str:
     return f"{math.ceil(round(epsilon * 10**digits, 6)) / 10**digits:.4g}"
 
 
-def sentences(plan: PrivacyPlan, *, seeded: bool, silos: int, reference: bool = False) -> list[str]:
+def sentences(
+    plan: PrivacyPlan, *, seeded: bool, silos: int, reference: bool = False, metrics: str = "withheld"
+) -> list[str]:
     """What a privacy officer reads, one statement a sentence group.
 
     Args:
@@ -22,6 +24,7 @@ def sentences(plan: PrivacyPlan, *, seeded: bool, silos: int, reference: bool = 
       seeded: whether `pipeline.seed` is set.
       silos: number of silos; with one there is nothing for its sum to hide in.
       reference: whether the run is simulated under TFF's own executor, whose secure sum is plaintext.
+      metrics: "withheld" or "released", as in `privacy.metrics`.
     """
     said = []
     if plan.private:
@@ -83,7 +86,15 @@ def sentences(plan: PrivacyPlan, *, seeded: bool, silos: int, reference: bool = 
             "Seed: pipeline.seed is set, so sampling and noise can be recomputed by anyone who knows it. The guarantee holds only against someone who does not."
         )
     said.append(
-        "Not covered: the choice of hyperparameters; the operator's training metrics and cohort sizes, which are secure sums without noise; evaluation on held-out clients; label names and the counts in the "
+        "Training metrics (loss, accuracy and the size of the cohort, by round) are secure sums without noise, which epsilon does not cover. "
+        + (
+            "Those of the last round are released with every exported version."
+            if metrics == "released"
+            else "They are withheld: they stay in the run's folder, for its operator, and no exported version has them."
+        )
+    )
+    said.append(
+        "Not covered: the choice of hyperparameters; the evaluation on held-out clients, which is a release about those clients, who took no part in training; label names, the tokenizer and the counts in the "
         "manifests, which are treated as public."
     )
     return said

