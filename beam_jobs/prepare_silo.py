@@ -12,6 +12,7 @@ that name may hand over to Prism, which downloads a program. Other runners work 
 
 import argparse
 import fcntl
+import gc
 import hashlib
 import io
 import json
@@ -67,7 +68,7 @@ def prepare(configuration: Config, silo: str, *, beam_args: Sequence[str] = (), 
     started = time.monotonic()
     section = configuration.silo(silo)
     folder = artifacts.Workdir(configuration.workdir).silo(silo)
-    with _quiet_beam(), writing(folder), _alone(folder):
+    with _quiet_beam(), _own_collector(), writing(folder), _alone(folder):
         options = _beam_options(beam_args)
         job = _plan_job(configuration, section)
         made = not artifacts.is_complete(job.final)
@@ -359,6 +360,17 @@ def _run(plan: transforms.Plan, tokenizer: Tokenizer, options: Any) -> transform
 def _first_line(error: Exception) -> str:
     """The beginning of what a runner says; errors from inside our steps, which know the silo's text, do not come here."""
     return (str(error).splitlines() or [""])[0][:200]
+
+
+@contextmanager
+def _own_collector() -> Iterator[None]:
+    """Sets the garbage collector back to what it was: workers in this process change it (`transforms.collect_seldom`)."""
+    thresholds = gc.get_threshold()
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
 
 
 @contextmanager

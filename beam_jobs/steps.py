@@ -38,6 +38,7 @@ SEVERAL_SPLITS = "client in several splits"
 
 MAX_NAMES = 1000  # different labels, or groups, of one silo
 
+CLIENTS_REMEMBERED = 2**16  # so that what is worked out for a client is not worked out for each of its rows
 BATCH_ROWS = 2048  # the tokenizer is fastest between 256 and 4,096 texts
 BATCH_CHARACTERS = 4 * 2**20  # and a batch of long documents stays small
 
@@ -144,7 +145,7 @@ def batches(
     keys: Keys,
 ) -> Iterator[RowBatch]:
     """Checks rows and bundles them; what is kept has its label stripped and its client hashed."""
-    hashed = lru_cache(maxsize=4096)(lambda raw_id: client_hash(keys, raw_id))
+    hashed = lru_cache(maxsize=CLIENTS_REMEMBERED)(lambda raw_id: client_hash(keys, raw_id))
     batch, characters = RowBatch(file, [], [], [], [], [], []), 0
     for line, fields, reason in rows:
         if fields is not None:
@@ -327,7 +328,10 @@ def gather(
         if splits.get(pack.client, pack.split) != pack.split:
             lost += [(pack.client, pack.file, line) for line in pack.lines]
             continue
-        client = growing.setdefault((pack.client, pack.split), _Growing())
+        key = pack.client, pack.split
+        client = growing.get(key)
+        if client is None:
+            client = growing[key] = _Growing()
         client.packs.append(pack)
         client.count += len(pack.lines)
         if client.count > 4 * limit:

@@ -158,8 +158,20 @@ class Tokenizer:
         if not texts:
             return np.zeros(0, np.int32), np.zeros(0, np.int64)
         with tf.device("CPU"):
-            ragged = self.ragged(tf.constant(list(texts)))
-        return ragged.values.numpy(), ragged.row_lengths().numpy()
+            pieces = self._tokenizer().tokenize(tf.constant(list(texts)))
+        # What `ragged` does, on arrays: its eager operations took four times as long as the tokenizer.
+        found, ids = np.diff(pieces.row_splits.numpy()), pieces.values.numpy()
+        kept = np.minimum(found, self.max_length - 2)
+        if (kept < found).any():
+            place = np.arange(len(ids)) - np.repeat(np.cumsum(found) - found, found)
+            ids = ids[place < np.repeat(kept, found)]
+        lengths = kept + 2
+        ends = np.cumsum(lengths)
+        framed = np.empty(ends[-1], np.int32)
+        inner = np.ones(len(framed), bool)
+        inner[ends - lengths] = inner[ends - 1] = False
+        framed[ends - lengths], framed[ends - 1], framed[inner] = self.cls_id, self.sep_id, ids
+        return framed, lengths
 
     def ragged_words(self, words: "tf.Tensor") -> "tf.RaggedTensor":
         """string [words] to int32 [words, (pieces)], at least one piece each, without [CLS] and [SEP]; as `ragged` does it."""

@@ -1,5 +1,6 @@
 """The whole job on small inputs: what a user sees, and what is left on the disk, when it goes well and when it does not."""
 
+import gc
 import gzip
 import json
 import os
@@ -326,6 +327,21 @@ def test_seeds_and_silos_make_different_clients(case):
 
 
 # -- once, and again ---------------------------------------------------------------------------------------------------
+
+
+def test_the_garbage_collector_is_left_as_it_was(case, monkeypatch):
+    thresholds, seen = gc.get_threshold(), []
+    wired = prepare_silo.transforms.collect_seldom
+    monkeypatch.setattr(
+        prepare_silo.transforms,
+        "collect_seldom",
+        lambda: (wired(), seen.append((gc.get_threshold(), gc.get_freeze_count()))),
+    )
+    case.write("data.csv", GOOD)
+    case.prepare_it()
+    assert seen, "the workers were in this process"
+    assert all(while_running[0] > thresholds[0] and frozen for while_running, frozen in seen)
+    assert (gc.get_threshold(), gc.get_freeze_count()) == (thresholds, 0)
 
 
 def test_a_finished_snapshot_is_not_made_again(case, capsys, monkeypatch):
