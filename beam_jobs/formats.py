@@ -1,8 +1,8 @@
 """Raw files to rows: csv, tsv, jsonl, parquet and conll, gzip, bz2 and xz included. No Beam, no TensorFlow.
 
-Every reader takes an open binary file and yields, in the file's order and without holding it whole, one `RawRow` for
-each row: its number and either its fields or the reason why it has none. The number is the physical line on which the
-row begins, counted from 1 (parquet has no lines: the row, counted from 1). Blank lines are no rows.
+Every reader takes an open binary file and yields its rows in the file's order and without holding it whole, some at a
+time, as `Columns`: of each row its number and either its fields or the reason why it has none. The number is the physical
+line on which the row begins, counted from 1 (parquet has no lines: the row, counted from 1). Blank lines are no rows.
 
 What makes a whole file unusable raises `InputError`. No message holds text of the silo beyond the names of columns.
 """
@@ -12,9 +12,10 @@ import csv
 import difflib
 import gzip
 import io
+import itertools
 import lzma
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -33,6 +34,9 @@ NOT_A_VALUE = "field is not text"
 MISSING_FIELD = "missing field"
 WRONG_FIELDS = "wrong number of fields"
 BROKEN_QUOTING = "broken quoting"
+
+SLICE_ROWS = 64  # how many rows come at a time: the fewer, the fewer have to be looked at one by one where one is wrong
+SLICE_CHARACTERS = 2**20  # of text, about: of long texts fewer come at a time
 
 _HEAD_ROWS = 100  # how many rows are looked at to say which columns a file has, where it has no header
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
@@ -55,6 +59,17 @@ class RawRow(NamedTuple):
     reason: str = ""
 
 
+class Columns(NamedTuple):
+    """Consecutive rows: number and fields of those that have fields, column by column; number and reason of the others."""
+
+    lines: list[int]
+    texts: list[Value]
+    labels: list[Value]
+    clients: list[str]
+    groups: list[str]
+    rejects: list[tuple[int, str]]
+
+
 class Source(NamedTuple):
     """Where rows come from: the silo's section of the configuration, and the file's name for messages."""
 
@@ -67,15 +82,41 @@ class Source(NamedTuple):
         return self.silo.text, self.silo.label, self.silo.client, self.silo.group
 
 
-def read_rows(file: BinaryIO, source: Source) -> Iterator[RawRow]:
-    """Every row of an open file.
+def read_columns(file: BinaryIO, source: Source) -> Iterator[Columns]:
+    """Every row of an open file, at most SLICE_ROWS at a time, and of long texts fewer.
 
     Raises:
       InputError: if the file as a whole cannot be used: empty, cut short, a missing column, a quote never closed.
     """
-    readers = {"csv": _delimited, "tsv": _delimited, "jsonl": _jsonl, "parquet": _parquet, "conll": _conll}
+    readers = {"jsonl": _jsonl, "parquet": _parquet, "conll": _conll}
     with _readable(source.name):
-        yield from readers[source.silo.format](_decompressed(file, source), source)
+        content = _decompressed(file, source)
+        if source.silo.format in readers:
+            yield from _columns(readers[source.silo.format](content, source))
+        else:
+            yield from _delimited(content, source)
+
+
+def _columns(rows: Iterable[RawRow]) -> Iterator[Columns]:
+    """Bundles what comes row by row."""
+    found, characters = Columns([], [], [], [], [], []), 0
+    for line, fields, reason in rows:
+        if fields is None:
+            found.rejects.append((line, reason))
+        else:
+            for column, value in zip(found, (line, *fields), strict=False):
+                column.append(value)  # type: ignore[arg-type]
+            characters += size_of(fields.text)
+        if len(found.lines) + len(found.rejects) >= SLICE_ROWS or characters >= SLICE_CHARACTERS:
+            yield found
+            found, characters = Columns([], [], [], [], [], []), 0
+    if found.lines or found.rejects:
+        yield found
+
+
+def size_of(text: Value) -> int:
+    """Characters of a text, or of the words of a sentence."""
+    return len(text) if isinstance(text, str) else sum(map(len, text))
 
 
 def check_columns(file: BinaryIO, source: Source) -> None:
@@ -203,34 +244,41 @@ def _check_delimited(content: BinaryIO, source: Source) -> None:
         _csv_error(error, source, line=1)
 
 
-def _delimited(content: BinaryIO, source: Source) -> Iterator[RawRow]:
+def _delimited(content: BinaryIO, source: Source) -> Iterator[Columns]:
     text, rows = _csv_rows(content, source)
     header = _header(rows, source)
-    width = len(header)
-    text_at, label_at, client_at, group_at = (header.index(column) if column else -1 for column in source.wanted)
-    while True:
-        line = rows.line_num + 1
+    width, columns = len(header), [header.index(column) if column else None for column in source.wanted]
+    step, ended = SLICE_ROWS, False
+    while not ended:
+        first = rows.line_num + 1
+        found: list[list[str]] = []
+        broken: csv.Error | None = None
         try:
-            row = next(rows, None)
+            found.extend(itertools.islice(rows, step))  # keeps what came before an error
+            ended = len(found) < step
         except csv.Error as error:
-            _csv_error(error, source, line=line)
-            yield RawRow(line, None, BROKEN_QUOTING)
-            continue
-        if row is None:
-            break
-        if len(row) == width:
-            yield RawRow(
-                line,
-                Fields(
-                    row[text_at],
-                    row[label_at],
-                    row[client_at] if client_at >= 0 else "",
-                    row[group_at] if group_at >= 0 else "",
-                ),
-            )
-        elif row:
-            yield RawRow(line, None, WRONG_FIELDS)
+            broken = error
+        if broken is None and rows.line_num - first + 1 == len(found):
+            lines = range(first, first + len(found))
+        else:
+            lines = list(itertools.accumulate(map(_lines_of, found), initial=first))
+        if broken is not None:
+            _csv_error(broken, source, line=lines[-1])
+        rejects = [(line, WRONG_FIELDS) for line, row in zip(lines, found, strict=False) if len(row) != width and row]
+        rejects += [(lines[-1], BROKEN_QUOTING)] if broken is not None else []
+        kept = [line for line, row in zip(lines, found, strict=False) if len(row) == width]
+        if len(kept) < len(found):
+            found = [row for row in found if len(row) == width]
+        fields = [[""] * len(found) if at is None else [row[at] for row in found] for at in columns]
+        yield Columns(kept, *fields, rejects)  # type: ignore[arg-type]
+        longest = max(map(len, fields[0]), default=0)
+        step = max(1, min(SLICE_ROWS, SLICE_CHARACTERS // max(longest, 1)))
     text.detach()  # the caller closes the file
+
+
+def _lines_of(row: Sequence[str]) -> int:
+    """The physical lines of a row: one, and one more for every line break inside a field."""
+    return 1 + sum(field.count("\n") + field.count("\r") - field.count("\r\n") for field in row)
 
 
 def _csv_error(error: csv.Error, source: Source, *, line: int) -> None:

@@ -344,8 +344,8 @@ def _run(plan: transforms.Plan, tokenizer: Tokenizer, options: Any) -> transform
         runner = FnApiRunner() if named in _IN_PROCESS else named
         with beam.Pipeline(runner=runner, options=options) as pipeline:
             read = pipeline | "ReadAndTokenize" >> transforms.ReadAndTokenize(plan, tokenizer)
-            shards = pipeline | "WriteShards" >> transforms.WriteShards(plan, read)
-            _ = pipeline | "WriteResult" >> transforms.WriteResult(plan, read, shards)
+            parts = pipeline | "WriteParts" >> transforms.WriteParts(plan, read)
+            _ = pipeline | "WriteResult" >> transforms.WriteResult(plan, read, parts)
         return msgspec.json.decode((Path(plan.work) / transforms.RESULT).read_bytes(), type=transforms.Result)
     except Exception as error:
         failure = transforms.failure_in(error)
@@ -412,7 +412,7 @@ def _publish(job: _Job, plan: transforms.Plan, result: transforms.Result) -> Non
     """Checks what was rejected, then puts the snapshot together and renames it into place."""
     rows = sum(result.read.rows.values())
     rejects = Counter(result.read.reasons)
-    if several := sum(shard.rejects for shard in result.shards):
+    if several := sum(part.rejects for part in result.parts):
         rejects[steps.SEVERAL_SPLITS] = several
     if not rows:
         raise InputError(
@@ -432,43 +432,44 @@ def _publish(job: _Job, plan: transforms.Plan, result: transforms.Result) -> Non
         "accepted": rows - rejects.total(),
         "rejects": dict(sorted(rejects.items())),
         "over_bound": {
-            "clients": sum(shard.over_bound_clients for shard in result.shards),
-            "examples_dropped": sum(shard.examples_dropped for shard in result.shards),
+            "clients": sum(part.over_bound_clients for part in result.parts),
+            "examples_dropped": sum(part.examples_dropped for part in result.parts),
         },
     }
     with artifacts.staged(job.final, lambda: manifest) as aside:
         with (aside / REJECTED).open("wb") as file:
             _write_rejected(file, result)
-        manifest["splits"] = {
-            split: _collect(split, result.shards, aside, plan.prepare.shards, labels, groups) for split in SPLITS
-        }
+        manifest["splits"] = {split: _collect(split, result.parts, aside, plan, labels, groups) for split in SPLITS}
 
 
 def _collect(
     split: str,
-    shards: Sequence[steps.ShardSummary],
+    parts: Sequence[steps.PartSummary],
     aside: Path,
-    count: int,
+    plan: transforms.Plan,
     labels: Sequence[str],
     groups: Sequence[str],
 ) -> dict[str, Any]:
-    """Moves one split's shards into the snapshot, writes its index, and says what it holds."""
-    parts = {shard.shard: shard.splits[split] for shard in shards if split in shard.splits}
-    names = [records.shard_name(split, shard, count) for shard in range(count)] if parts else []
+    """Puts one split's parts together as shards in the snapshot, writes its index, and says what it holds."""
+    written = {part.part: part.splits[split] for part in parts if split in part.splits}
+    count = plan.prepare.shards
+    names = [records.shard_name(split, shard, count) for shard in range(count)] if written else []
+    entries = [np.zeros((0, 4), np.int64)]
     for shard, name in enumerate(names):
-        if shard in parts:
-            os.rename(parts[shard].data, aside / name)
-        else:
-            (aside / name).touch()  # no client's hash fell into it
-    index = np.concatenate([np.zeros((0, 4), np.int64), *(np.load(parts[shard].index) for shard in sorted(parts))])
+        of_shard = range(shard * plan.ranges_per_shard, (shard + 1) * plan.ranges_per_shard)
+        with writing(aside / name):
+            offsets = _append([Path(written[part].data) for part in of_shard if part in written], aside / name)
+        for part, offset in zip((part for part in of_shard if part in written), offsets, strict=True):
+            entries.append(np.load(written[part].index) + np.array([0, offset, 0, 0]))
+    index = np.concatenate(entries)
     np.save(aside / records.index_name(split), index)
 
     def total(field: str, size: int) -> list[int]:
         return np.sum(
-            [np.zeros(size, np.int64), *(np.array(getattr(part, field), np.int64) for part in parts.values())], axis=0
+            [np.zeros(size, np.int64), *(np.array(getattr(part, field), np.int64) for part in written.values())], axis=0
         ).tolist()
 
-    lengths = max((len(part.token_lengths) for part in parts.values()), default=1)
+    lengths = max((len(part.token_lengths) for part in written.values()), default=1)
     return {
         "clients": len(index),
         "examples": int(index[:, records.EXAMPLES].sum()),
@@ -480,13 +481,30 @@ def _collect(
     }
 
 
+def _append(files: Sequence[Path], shard: Path) -> list[int]:
+    """Makes a shard of files, which are gone afterwards; returns where in it each begins. It may be empty: no client's hash
+    fell into it."""
+    offsets, size = [], 0
+    for file in files:
+        offsets.append(size)
+        size += file.stat().st_size
+        if not shard.exists():
+            os.rename(file, shard)
+            continue
+        with shard.open("ab") as whole, file.open("rb") as part:
+            shutil.copyfileobj(part, whole, 1 << 20)
+        file.unlink()
+    shard.touch()
+    return offsets
+
+
 def _write_rejected(file: Any, result: transforms.Result) -> None:
     """The rejected rows: those found on reading by file and line, then those of clients found in several splits."""
     for line in read_segments(result.read.rejected):
         file.write(line)
-    for shard in result.shards:
-        with open(shard.rejected, "rb") as part:
-            shutil.copyfileobj(part, file)
+    for part in result.parts:
+        with open(part.rejected, "rb") as lines:
+            shutil.copyfileobj(lines, file)
 
 
 def _too_many_rejects(plan: transforms.Plan, rejects: Counter[str], rows: int, rejected: Path) -> InputError:

@@ -51,14 +51,15 @@ class SegmentWriter:
         self._orders.setdefault(key, order)
         self._buffered += len(message)
         if self._buffered >= self._buffer_bytes:
-            self._flush()
+            self.flush()
 
     def close(self) -> list[Segment]:
         """Writes what is left; returns every segment."""
-        self._flush()
+        self.flush()
         return self._segments
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Writes what has come together."""
         if not self._buffers:
             return
         with writing(self._path), self._path.open("ab") as file:

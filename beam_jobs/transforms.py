@@ -1,8 +1,8 @@
 """The pipeline of prepare, as PTransforms that wire the plain functions of `steps` and count.
 
     files -> Read -> Tokenize -> Spill -> Merge -> one ReadSummary             ReadAndTokenize
-    shards, ReadSummary -> Write -> a ShardSummary each                        WriteShards
-    ReadSummary, ShardSummaries -> the file that tells the driver of both      WriteResult
+    parts of shards, ReadSummary -> Write -> a PartSummary each                WriteParts
+    ReadSummary, PartSummaries -> the file that tells the driver of both       WriteResult
 
 Elements are small throughout: names of files, batches of rows inside fused steps, places of segments. The rows themselves
 go through the workdir (see `spill`). Whatever goes wrong on a worker reaches the driver as text in an exception, on any
@@ -14,11 +14,10 @@ import json
 import re
 import traceback
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,6 +29,7 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_jobs import formats, steps
+from beam_jobs.rows import Rows
 from beam_jobs.spill import Segment, SegmentWriter, writing
 from tff_pipeline import artifacts, errors
 from tff_pipeline.config import PrepareSection, SiloSection
@@ -38,6 +38,7 @@ from tff_pipeline.tokenization import Tokenizer
 
 RESULT = "result.json"
 _COLLECT_AFTER = (50_000, 20, 50)  # in place of (700, 10, 10), see gc.set_threshold
+SPILL_BYTES = 16 * 2**20  # of tokenized rows that a worker holds before it writes them
 RUNNING = ".rows"  # files of this ending hold how many rows a bundle has read so far
 
 
@@ -84,6 +85,11 @@ class Plan:
         return steps.reject_line(
             self.files[file].name, "row" if self.silo.format == "parquet" else "line", line, reason
         )
+
+    @property
+    def file_splits(self) -> list[str]:
+        """The split of each file; empty where clients are split by hash."""
+        return [file.split for file in self.files] if self.split_by_files else []
 
     def acceptable(self, rejects: int, rows: int) -> bool:
         return rejects <= self.prepare.max_reject_share * rows and rejects < rows
@@ -179,7 +185,7 @@ class _Read(beam.DoFn):
         silo = self._plan.silo
         with reported("read"):
             with formats.opened(open_raw, file.path) as handle:
-                rows = formats.read_rows(handle, formats.Source(silo, file.path))
+                rows = formats.read_columns(handle, formats.Source(silo, file.path))
                 for batch in steps.batches(
                     rows,
                     file=file.index,
@@ -211,16 +217,10 @@ class _Tokenize(beam.DoFn):
     def setup(self) -> None:
         silence_libraries()  # a worker may be a process of its own
         collect_seldom()
-        with reported("setup"):
-            keys, shares = self._plan.keys(), self._plan.prepare.splits
-            remembered = lru_cache(maxsize=steps.CLIENTS_REMEMBERED)
-            self._split_of = remembered(lambda client: steps.split_of(keys, client, shares))
 
     def process(self, batch: steps.RowBatch) -> Iterator[steps.Tokenized]:
         with reported("tokenize"):
-            given = self._plan.files[batch.file].split
-            split = (lambda client: given) if given else self._split_of
-            yield steps.tokenize(batch, self._tokenizer, split=split)
+            yield steps.tokenize(batch, self._tokenizer)
 
 
 class _Spill(beam.DoFn):
@@ -230,8 +230,9 @@ class _Spill(beam.DoFn):
         self._plan = plan
 
     def start_bundle(self) -> None:
-        self._packs, self._rejected = SegmentWriter(Path(self._plan.work)), SegmentWriter(Path(self._plan.work))
-        self._encode = msgspec.msgpack.Encoder().encode
+        self._segments, self._rejected = SegmentWriter(Path(self._plan.work)), SegmentWriter(Path(self._plan.work))
+        self._waiting: list[Rows] = []
+        self._waiting_bytes = 0
         self._labels: set[str] = set()
         self._groups: set[str] = set()
         self._rows, self._reasons = Counter[int](), Counter[str]()
@@ -239,23 +240,35 @@ class _Spill(beam.DoFn):
 
     def process(self, batch: steps.Tokenized) -> None:
         with reported("spill"):
-            for pack in batch.packs:
-                self._packs.add(steps.range_of(pack.client, self._plan.ranges), self._encode(pack))
-                self._labels.update(pack.labels)
-                self._groups.update(pack.groups)
+            if len(batch.rows):
+                self._waiting.append(batch.rows)
+                self._waiting_bytes += batch.rows.size
+                self._labels.update(batch.rows.label_names)
+                self._groups.update(batch.rows.group_names)
+            if self._waiting_bytes >= SPILL_BYTES:
+                self._spill()
             for line, reason in batch.rejects:
                 self._rejected.add(batch.file, self._plan.reject_line(batch.file, line, reason), order=line)
                 self._reasons[reason] += 1
                 beam.metrics.Metrics.counter("prepare", f"rejected: {reason}").inc()
-            self._rows[batch.file] += batch.rows
+            self._rows[batch.file] += batch.read
             with writing(self._running):
                 self._running.write_text(str(self._rows.total()))
 
+    def _spill(self) -> None:
+        """Parts the rows that wait by ranges, and writes them: the more wait, the fewer and larger are the pieces."""
+        if self._waiting:
+            for key, rows in steps.by_range(Rows.joined(self._waiting), self._plan.ranges):
+                self._segments.add(key, rows.encode())
+            self._segments.flush()
+        self._waiting, self._waiting_bytes = [], 0
+
     def finish_bundle(self) -> Iterator[WindowedValue]:  # type: ignore[override]
         with reported("spill"):
+            self._spill()
             labels = sorted(self._labels - {""})
             summary = steps.ReadSummary(
-                self._packs.close(),
+                self._segments.close(),
                 self._rejected.close(),
                 dict(self._rows),
                 dict(self._reasons),
@@ -268,50 +281,54 @@ class _Spill(beam.DoFn):
 # -- write -------------------------------------------------------------------------------------------------------------
 
 
-class WriteShards(beam.PTransform):
-    """The plan's shards -> ShardSummary for each; nothing is written if too many rows were rejected."""
+class WriteParts(beam.PTransform):
+    """The ranges of client hashes -> PartSummary for each; nothing is written if too many rows were rejected.
+
+    Ranges and not shards, so that all workers write, however few shards there are.
+    """
 
     def __init__(self, plan: Plan, read: beam.PCollection[steps.ReadSummary]):
         super().__init__()
         self._plan, self._read = plan, read
 
-    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[steps.ShardSummary]:  # type: ignore[override]
-        shards = pipeline | "Shards" >> beam.Create(range(self._plan.prepare.shards))
-        return shards | "Write" >> beam.ParDo(_WriteShard(self._plan), read=beam.pvalue.AsSingleton(self._read))
+    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[steps.PartSummary]:  # type: ignore[override]
+        parts = pipeline | "Parts" >> beam.Create(range(self._plan.ranges))
+        return parts | "Write" >> beam.ParDo(_WritePart(self._plan), read=beam.pvalue.AsSingleton(self._read))
 
 
-class _WriteShard(beam.DoFn):
-    """Shard number -> ShardSummary."""
+class _WritePart(beam.DoFn):
+    """Part number -> PartSummary."""
 
     def __init__(self, plan: Plan):
         self._plan = plan
 
     def setup(self) -> None:
         collect_seldom()
+        self._read: steps.ReadSummary | None = None
         with reported("setup"):
             self._keys = self._plan.keys()
 
-    def process(self, shard: int, read: steps.ReadSummary) -> Iterator[steps.ShardSummary]:
+    def process(self, part: int, read: steps.ReadSummary) -> Iterator[steps.PartSummary]:
         plan = self._plan
         if not plan.acceptable(sum(read.reasons.values()), sum(read.rows.values())):
             return
         with reported("write"):
-            ranges = range(shard * plan.ranges_per_shard, (shard + 1) * plan.ranges_per_shard)
-            segments: dict[int, list[Segment]] = {key: [] for key in ranges}
-            for segment in read.packs:
-                if segment.key in segments:
-                    segments[segment.key].append(segment)
-            summary = steps.write_shard(
-                shard,
-                segments,
-                ranges=ranges,
+            if self._read is not read:  # sorted once, not for each part
+                self._read, self._segments = read, defaultdict[int, list[Segment]](list)
+                for segment in read.segments:
+                    self._segments[segment.key].append(segment)
+            summary = steps.write_part(
+                part,
+                self._segments.get(part, ()),
+                shard=part // plan.ranges_per_shard,
                 folder=Path(plan.work),
                 labels=read.labels if plan.known_labels is None else plan.known_labels,
                 groups=read.groups,
                 limit=plan.prepare.max_examples_per_client,
                 max_length=plan.prepare.max_length,
                 keys=self._keys,
-                split_by_files=plan.split_by_files,
+                file_splits=plan.file_splits,
+                shares=plan.prepare.splits,
                 reject_line=lambda file, line: plan.reject_line(file, line, steps.SEVERAL_SPLITS),
             )
             beam.metrics.Metrics.counter("prepare", "clients").inc(
@@ -324,26 +341,26 @@ class Result(msgspec.Struct):
     """What the whole pipeline found and wrote; `RESULT` in the work folder holds it when the pipeline has ended well."""
 
     read: steps.ReadSummary
-    shards: list[steps.ShardSummary]
+    parts: list[steps.PartSummary]
 
 
 class WriteResult(beam.PTransform):
-    """ShardSummary -> the file `RESULT`. A file, since a runner may be another process on another machine."""
+    """PartSummary -> the file `RESULT`. A file, since a runner may be another process on another machine."""
 
     def __init__(
-        self, plan: Plan, read: beam.PCollection[steps.ReadSummary], shards: beam.PCollection[steps.ShardSummary]
+        self, plan: Plan, read: beam.PCollection[steps.ReadSummary], parts: beam.PCollection[steps.PartSummary]
     ):
         super().__init__()
-        self._plan, self._read, self._shards = plan, read, shards
+        self._plan, self._read, self._parts = plan, read, parts
 
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[None]:  # type: ignore[override]
-        found = beam.pvalue.AsSingleton(self._read), beam.pvalue.AsList(self._shards)
+        found = beam.pvalue.AsSingleton(self._read), beam.pvalue.AsList(self._parts)
         return pipeline | "Once" >> beam.Impulse() | "Write" >> beam.Map(_write_result, self._plan.work, *found)
 
 
-def _write_result(_: bytes, work: str, read: steps.ReadSummary, shards: Sequence[steps.ShardSummary]) -> None:
+def _write_result(_: bytes, work: str, read: steps.ReadSummary, parts: Sequence[steps.PartSummary]) -> None:
     with reported("result"):
         path = Path(work) / RESULT
         with writing(path):
-            result = Result(read, sorted(shards, key=lambda one: one.shard))
+            result = Result(read, sorted(parts, key=lambda one: one.part))
             artifacts.write_atomic(path, msgspec.json.encode(result))

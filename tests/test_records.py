@@ -64,6 +64,39 @@ def test_equal_clients_have_equal_bytes_whatever_type_they_came_in():
     assert records.encode_client(name, *(np.array(array, np.int32) for array in arrays)) == encoded(CLIENTS[0])
 
 
+def test_many_clients_at_once_have_the_bytes_protobuf_gives_them():
+    """Varints of one to ten bytes, fields of one to three bytes' length, a client without examples in between."""
+    random = np.random.default_rng(0)
+    edges = [0, 1, 127, 128, 2**14 - 1, 2**14, 2**21, 2**31 - 1, 2**32, 2**35, 2**62, 2**63 - 1, -1, -(2**63)]
+    clients = [
+        (f"{number:032x}", *(random.integers(0, 30_000, size) for size in (3 * n, n, n, n)))
+        for number, n in enumerate([1, 0, 5, 40, 700, 8000])
+    ]
+    clients = [
+        (name, tokens, np.full(len(lengths), 3), labels, groups) for name, tokens, lengths, labels, groups in clients
+    ]
+    clients.append(("ü" * 100, np.array(edges), np.array([len(edges)]), np.array([-1]), np.array([2**40])))
+    per_token = [
+        (name, tokens, lengths, np.arange(len(tokens)) % 3 - 1, groups) for name, tokens, lengths, _, groups in clients
+    ]
+
+    for given in (clients, per_token, clients[:1], clients[1:2], []):
+        names, *columns = zip(*given, strict=True) if given else ([], *[[np.zeros(0, np.int64)]] * 4)
+        joined = (np.concatenate(column) for column in columns)
+        counts = np.array([len(client[2]) for client in given], np.int64)
+        found = list(records.encode_clients(names, counts, *joined))
+        assert found == [records.encode_client(*client) for client in given]
+
+
+def test_arrays_that_do_not_fit_together_are_refused():
+    one, two = np.ones(1, np.int64), np.ones(2, np.int64)
+
+    with pytest.raises(
+        ValueError, match=r"records\.encode_clients: \(1, 1, 1, 2, 1\) clients, lengths, groups, tokens and labels"
+    ):
+        list(records.encode_clients(["c"], one, two, one, one, one))
+
+
 def test_any_client_is_read_without_the_others(snapshot):
     folder, shards = snapshot
 

@@ -15,7 +15,7 @@ record's frame in the shard, bytes of its data, examples.
 
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -57,6 +57,100 @@ def encode_client(
         GROUPS: ints(groups),
     }
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
+
+
+def encode_clients(
+    clients: Sequence[str],
+    counts: np.ndarray,
+    tokens: np.ndarray,
+    lengths: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray,
+) -> Iterator[bytes]:
+    """The records of many clients, each byte for byte what `encode_client` makes of it, and several times as fast.
+
+    It writes protobuf's wire format itself (https://protobuf.dev/programming-guides/encoding), the numbers of all clients
+    together, and imports no TensorFlow.
+
+    Args:
+      clients: their ids, c of them.
+      counts: int [c], examples of each.
+      tokens, lengths, labels, groups: as in a record, but of all clients, one after the other.
+
+    Raises:
+      ValueError: if the arrays are not as long as `counts` and `lengths` say.
+    """
+    ends = np.cumsum(counts)
+    token_ends = np.concatenate([[0], np.cumsum(lengths)])[np.concatenate([[0], ends])][1:]
+    examples, every = (int(each[-1]) if len(each) else 0 for each in (ends, token_ends))
+    of_tokens = len(labels) != examples
+    sizes = len(clients), len(lengths), len(groups), len(tokens), len(labels)
+    if sizes != (len(counts), examples, examples, every, every if of_tokens else examples):
+        raise ValueError(
+            f"records.encode_clients: {sizes} clients, lengths, groups, tokens and labels; expected, from `counts` and `lengths`, "
+            f"{(len(counts), examples, examples, every)} and as many labels as examples or tokens."
+        )
+    columns = zip(
+        *(
+            _packed(name, values, at)
+            for name, values, at in (
+                (GROUPS, groups, ends),
+                (LABELS, labels, token_ends if of_tokens else ends),
+                (LENGTHS, lengths, ends),
+                (TOKENS, tokens, token_ends),
+            )
+        ),
+        strict=True,
+    )
+    for client, entries in zip(clients, columns, strict=True):  # in the order of their names, "client" first
+        name = client.encode()
+        entry = b"\x0a\x06client" + _field(0x12, _field(0x0A, _field(0x0A, name)))
+        yield _field(0x0A, b"".join((_field(0x0A, entry), *entries)))
+
+
+def _packed(name: str, values: np.ndarray, ends: np.ndarray) -> Iterator[bytes]:
+    """For each client the map entry of a feature: `values`, up to where each client's end, as packed varints."""
+    packed, places = _varints(np.asarray(values, np.int64))
+    key = _field(0x0A, name.encode())
+    start = 0
+    for end in places[ends].tolist():
+        numbers = packed[start:end]
+        feature = _field(0x0A, numbers) if numbers else b""
+        yield _field(0x0A, key + _field(0x12, _field(0x1A, feature)))
+        start = end
+
+
+def _varints(values: np.ndarray) -> tuple[bytes, np.ndarray]:
+    """int64 [n] as varints, and where in them each begins and the last one ends, int64 [n + 1]."""
+    left = values.view(np.uint64)
+    sizes = np.ones(len(left), np.int64)
+    for bits in range(7, 64, 7):
+        more = left >= np.uint64(1 << bits)
+        if not more.any():
+            break
+        sizes += more
+    places = np.concatenate([[0], np.cumsum(sizes)])
+    packed = np.empty(places[-1], np.uint8)
+    at = places[:-1]
+    while len(left):
+        rest = left >> np.uint64(7)
+        more = rest > 0
+        packed[at] = (left & np.uint64(0x7F)).astype(np.uint8) | (more.astype(np.uint8) << 7)
+        left, at = rest[more], at[more] + 1
+    return packed.tobytes(), places
+
+
+def _field(tag: int, content: bytes) -> bytes:
+    """A field of bytes: its tag, its length as a varint, and the bytes."""
+    size = len(content)
+    if size < 0x80:
+        return bytes((tag, size)) + content
+    head = bytearray((tag,))
+    while size > 0x7F:
+        head.append(size & 0x7F | 0x80)
+        size >>= 7
+    head.append(size)
+    return bytes(head) + content
 
 
 def decode_client(record: bytes) -> dict[str, np.ndarray]:

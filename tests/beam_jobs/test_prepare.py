@@ -180,6 +180,8 @@ def test_one_range_in_memory_or_many_the_same_bytes(case, another, monkeypatch):
     once = data_bytes(case.prepare_it())
     monkeypatch.setattr(prepare_silo, "RANGE_BYTES", 100)
     monkeypatch.setattr(steps, "BATCH_ROWS", 7)
+    monkeypatch.setattr("beam_jobs.formats.SLICE_ROWS", 7)
+    monkeypatch.setattr("beam_jobs.transforms.SPILL_BYTES", 500)
     monkeypatch.setattr("beam_jobs.spill.BUFFER_BYTES", 500)
     case.workdir = "other"
 

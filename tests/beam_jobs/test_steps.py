@@ -1,14 +1,15 @@
 """The plain functions of prepare: who is who, what is rejected, which examples stay."""
 
+import dataclasses
 import itertools
 
-import msgspec
 import numpy as np
 import pytest
 from prepare_helpers import VOCABULARY
 
 from beam_jobs import steps
-from beam_jobs.formats import Fields, RawRow
+from beam_jobs.formats import Columns, Fields
+from beam_jobs.rows import Rows, hashes_to_numbers, numbers_to_hashes
 from beam_jobs.spill import SegmentWriter, read_segments
 from tff_pipeline.tokenization import Tokenizer
 
@@ -16,33 +17,50 @@ KEYS = steps.Keys.of(b"k" * 32)
 TOKENIZER = Tokenizer(VOCABULARY, lower_case=True, max_length=8)
 
 
-def pack(
-    client: str = "ab" * 16, split: str = "train", file: int = 0, first: int = 1, values=((5,), (6, 7))
-) -> steps.Pack:
-    """Examples on consecutive lines with the given pieces."""
-    lengths = [len(value) + 2 for value in values]
-    tokens = np.array([token for value in values for token in (2, *value, 3)], np.int32).tobytes()
-    lines = list(range(first, first + len(values)))
-    return steps.Pack(client, split, file, lines, lengths, tokens, ["x"] * len(values), [""] * len(values))
+AB = bytes.fromhex("ab" * 16)
 
 
-def gather(tmp_path, packs, *, limit=100, split_by_files=False):
+def rows_of(client: bytes = AB, file: int = 0, first: int = 1, values=((5,), (6, 7)), label: str = "x") -> Rows:
+    """Rows on consecutive lines with the given pieces."""
+    count = len(values)
+    return Rows(
+        hashes_to_numbers(client * count),
+        np.full(count, file, np.int32),
+        np.arange(first, first + count),
+        np.array([len(value) + 2 for value in values]),
+        np.array([token for value in values for token in (2, *value, 3)], np.int32),
+        np.zeros(count, np.int32),
+        np.zeros(count, np.int32),
+        [label],
+        [""],
+    )
+
+
+def examples(rows: Rows) -> list[steps.Example]:
+    return list(steps.examples_of(rows, 0, len(rows)))
+
+
+def spilled(tmp_path, parts):
     writer = SegmentWriter(tmp_path)
-    for one in packs:
-        writer.add(0, msgspec.msgpack.encode(one))
+    for one in parts:
+        writer.add(0, one.encode())
+    return writer.close()
+
+
+def gather(tmp_path, parts, *, limit=100, file_splits=()):
     rejected: list[tuple[int, int]] = []
-    clients = steps.gather(
-        writer.close(),
+    found = steps.gather(
+        spilled(tmp_path, parts),
         limit,
         KEYS,
-        split_by_files=split_by_files,
+        file_splits=file_splits,
         rejected=lambda file, line: rejected.append((file, line)),
     )
-    return clients, rejected
+    return found, rejected
 
 
 def test_client_hash_is_keyed_and_has_128_bits():
-    assert len(steps.client_hash(KEYS, "anna")) == 32
+    assert len(steps.client_hash(KEYS, "anna")) == 16
     assert steps.client_hash(KEYS, "anna") == steps.client_hash(steps.Keys.of(b"k" * 32), "anna")
     assert steps.client_hash(KEYS, "anna") != steps.client_hash(steps.Keys.of(b"j" * 32), "anna")
     assert steps.client_hash(KEYS, "anna") != steps.client_hash(KEYS, "Anna")
@@ -81,12 +99,23 @@ def test_a_split_without_share_gets_nobody():
 
 
 def test_ranges_of_hashes_nest_and_ascend():
-    clients = sorted(steps.client_hash(KEYS, str(number)) for number in range(500))
+    clients = hashes_to_numbers(b"".join(sorted(steps.client_hash(KEYS, str(number)) for number in range(500))))
 
-    fine = [steps.range_of(client, 3 * 7) for client in clients]
-    assert fine == sorted(fine)
-    assert set(fine) == set(range(21))
-    assert [one // 7 for one in fine] == [steps.range_of(client, 3) for client in clients]
+    fine = steps.ranges_of(clients, 3 * 7)
+    assert fine.tolist() == sorted(fine)
+    assert set(fine.tolist()) == set(range(21))
+    assert (fine // 7).tolist() == steps.ranges_of(clients, 3).tolist()
+    ends = hashes_to_numbers(bytes(16) + b"\xff" * 16)
+    assert steps.ranges_of(ends, 256).tolist() == [0, 255]
+
+
+def test_hashes_come_back_and_sort_as_numbers():
+    hashes = [bytes([1, *[0] * 15]), bytes([0] * 8 + [255] * 8), bytes([0] * 15 + [1]), b"\x80" + bytes(15)]
+
+    numbers = hashes_to_numbers(b"".join(hashes))
+    assert numbers_to_hashes(numbers) == hashes
+    assert [hashes[row] for row in np.lexsort(numbers.T[::-1])] == sorted(hashes)
+    assert numbers_to_hashes(np.concatenate([numbers[:1], numbers[1:]])) == hashes
 
 
 @pytest.mark.parametrize(
@@ -114,82 +143,154 @@ def test_without_a_client_column_none_is_missed():
     assert steps.check(Fields("help", "x", "", ""), None, has_client=False) == ""
 
 
-def batches(rows, **keys):
-    return list(steps.batches(rows, file=0, file_name="a.csv", known_labels=None, has_client=True, keys=KEYS, **keys))
+def columns(*rows: tuple[int, str, str, str, str], rejects=()) -> Columns:
+    return Columns(*(list(column) for column in zip(*rows, strict=True)), list(rejects))
+
+
+def batches(slices, labels=None, **keys):
+    keys = {"known_labels": labels, "has_client": True} | keys
+    return list(steps.batches(slices, file=0, file_name="a.csv", keys=KEYS, **keys))
 
 
 def test_batches_end_by_rows_and_by_characters(monkeypatch):
     monkeypatch.setattr(steps, "BATCH_ROWS", 3)
     monkeypatch.setattr(steps, "BATCH_CHARACTERS", 10)
-    rows = [
-        RawRow(line, Fields("a" * length, "x", "anna", "")) for line, length in enumerate([1, 1, 1, 9, 9, 1], start=1)
-    ]
+    slices = [columns((line, "a" * length, "x", "anna", "")) for line, length in enumerate([1, 1, 1, 9, 9, 1], start=1)]
 
-    assert [batch.lines for batch in batches(rows)] == [[1, 2, 3], [4, 5], [6]]
+    assert [batch.lines for batch in batches(slices)] == [[1, 2, 3], [4, 5], [6]]
 
 
 def test_rejects_keep_their_lines():
     (batch,) = batches(
-        [
-            RawRow(1, None, "not JSON"),
-            RawRow(2, Fields("help", " x ", "anna", " g ")),
-            RawRow(3, Fields("", "x", "anna", "")),
-        ]
+        [columns((2, "help", " x ", "anna", " g "), (3, "", "x", "anna", ""), rejects=[(1, "not JSON")])]
     )
 
     assert batch.rejects == [(1, "not JSON"), (3, "empty text")]
     assert (batch.lines, batch.labels, batch.groups) == ([2], ["x"], ["g"])
+    assert batch.clients == steps.client_hash(KEYS, "anna")
 
 
-def test_tokenize_packs_by_client_and_rejects_what_has_no_tokens():
+FINE = (2, "help", " x ", "anna", " g ")
+
+
+@pytest.mark.parametrize("has_client", [True, False])
+@pytest.mark.parametrize("labels", [None, frozenset({"x"})])
+@pytest.mark.parametrize(
+    "row",
+    [
+        FINE,
+        (9, "你好", "x", "王", ""),
+        (9, "\u2003\n", "x", "anna", ""),
+        (9, "help", " ", "anna", ""),
+        (9, "help", "y", "anna", ""),
+        (9, "help", "x", " ", ""),
+        (9, "help", "x", "anna", "\udcff"),
+        (9, "\ud83d", "x", "anna", ""),
+        (9, "help", "x\udcff", "anna", ""),
+    ],
+)
+def test_many_rows_at_once_are_judged_as_each_by_itself(row, labels, has_client):
+    """`check` decides; where it finds nothing, as mostly, columns are looked at as a whole."""
+    line, text, label, client, group = row
+    reason = steps.check(Fields(text, label.strip(), client, group), labels, has_client=has_client)
+
+    (batch,) = batches([columns(FINE, row, FINE)], labels, has_client=has_client)
+    assert batch.rejects == ([(line, reason)] if reason else [])
+    assert batch.texts == (["help", "help"] if reason else ["help", text, "help"])
+    assert set(batch.labels) <= {"x", label.strip()}
+
+
+def test_more_clients_than_are_remembered_have_the_hashes_they_had(monkeypatch):
+    monkeypatch.setattr(steps, "CLIENTS_REMEMBERED", 3)
+    monkeypatch.setattr(steps, "BATCH_ROWS", 2)
+    names = ["a", "b", "c", "d", "a", "e", "b", "a"]
+
+    found = batches([columns((line, "help", "x", name, "")) for line, name in enumerate(names)])
+    assert b"".join(batch.clients for batch in found) == b"".join(steps.client_hash(KEYS, name) for name in names)
+
+
+def test_tokenize_keeps_the_order_and_rejects_what_has_no_tokens():
     batch = steps.RowBatch(
-        0,
+        3,
         [1, 2, 3, 4],
         ["my card", "help", "\u200b\u0000", "lost"],
-        ["x", "y", "x", "z"],
-        ["c1", "c2", "c1", "c1"],
+        ["x", "y", "only there", "z"],
+        AB + bytes(16) + AB + AB,
         ["", "g", "", "h"],
         [],
     )
 
-    done = steps.tokenize(batch, TOKENIZER, split=lambda client: "train")
+    done = steps.tokenize(batch, TOKENIZER)
 
-    assert done.rows == 4
+    assert (done.file, done.read) == (3, 4)
     assert done.rejects == [(3, "empty text")]
-    one, two = done.packs
-    assert (one.client, one.lines, one.lengths, one.labels, one.groups) == ("c1", [1, 4], [4, 3], ["x", "z"], ["", "h"])
-    assert np.frombuffer(one.tokens, np.int32).tolist() == [2, 4, 5, 3, 2, 7, 3]
-    assert np.frombuffer(two.tokens, np.int32).tolist() == [2, 9, 3]
+    assert numbers_to_hashes(done.rows.clients) == [AB, bytes(16), AB]
+    assert (done.rows.files.tolist(), done.rows.lines.tolist()) == ([3] * 3, [1, 2, 4])
+    assert [example.labels for example in examples(done.rows)] == [("x",), ("y",), ("z",)]
+    assert [example.group for example in examples(done.rows)] == ["", "g", "h"]
+    assert done.rows.tokens.tolist() == [2, 4, 5, 3, 2, 9, 3, 2, 7, 3]
+    assert "only there" not in done.rows.label_names, "a rejected row's label is no label"
 
 
 def test_words_carry_their_tag_on_the_first_piece():
     """ "cards" is two pieces, and max_length 8 leaves room for six: the last word and its tag are cut off."""
     batch = steps.RowBatch(
-        0, [1], [("my", "cards", "lost", "a", "b", "help")], [("O", "B-x", "O", "I-x", "O", "O")], ["c"], [""], []
+        0, [1], [("my", "cards", "lost", "a", "b", "help")], [("O", "B-x", "O", "I-x", "O", "O")], AB, [""], []
     )
 
-    (one,) = steps.tokenize(batch, TOKENIZER, split=lambda client: "train").packs
+    rows = steps.tokenize(batch, TOKENIZER).rows
 
-    assert np.frombuffer(one.tokens, np.int32).tolist() == [2, 4, 5, 13, 7, 15, 16, 3]
-    assert one.labels == ["", "O", "B-x", "", "O", "I-x", "O", ""]
-    (example,) = steps.examples_of(one)
-    assert example.labels == tuple(one.labels)
+    assert rows.tokens.tolist() == [2, 4, 5, 13, 7, 15, 16, 3]
+    assert rows.labelled_tokens
+    (example,) = examples(rows)
+    assert example.labels == ("", "O", "B-x", "", "O", "I-x", "O", "")
 
 
-def test_examples_of_a_pack():
-    first, second = steps.examples_of(pack(values=((5,), (6, 7)), first=10))
+def test_rows_one_by_one():
+    first, second = examples(rows_of(values=((5,), (6, 7)), first=10))
 
     assert (first.line, first.labels, np.frombuffer(first.tokens, np.int32).tolist()) == (10, ("x",), [2, 5, 3])
     assert (second.line, second.labels, np.frombuffer(second.tokens, np.int32).tolist()) == (11, ("x",), [2, 6, 7, 3])
 
 
+def test_joined_selected_and_written_down_rows_say_the_same():
+    """Names are numbered by each part for itself; sentences, whose tokens have labels, follow their rows too."""
+    parts = [rows_of(label="x"), rows_of(label="y", first=7), rows_of(label="x", first=9)]
+    words = [
+        dataclasses.replace(part, labels=np.arange(len(part.tokens), dtype=np.int32), label_names=[*names])
+        for part, names in zip(parts[:2], ("abcdefg", "gfedcba"), strict=True)
+    ]
+    for given in (parts, words):
+        every = [example for part in given for example in examples(part)]
+        joined = Rows.joined(given)
+        assert examples(joined) == every
+        assert examples(Rows.decode(joined.encode())) == every
+        order = np.array([3, 0, 2])
+        chosen = Rows.decode(joined.take(order).encode())
+        assert examples(chosen) == [every[row] for row in order]
+        assert set(chosen.label_names) == {label for row in order for label in every[row].labels}
+        assert examples(joined.take(np.zeros(0, np.int64))) == []
+
+
+def test_rows_are_parted_by_range():
+    clients = [steps.client_hash(KEYS, str(number)) for number in range(40)]
+    rows = Rows.joined([rows_of(client=client, first=number, values=((5,),)) for number, client in enumerate(clients)])
+
+    found = dict(steps.by_range(rows, 7))
+    assert list(found) == sorted(found)
+    assert sorted(line for part in found.values() for line in part.lines.tolist()) == list(range(40))
+    for number, part in found.items():
+        assert set(steps.ranges_of(part.clients, 7).tolist()) == {number}
+        assert [clients[line] for line in part.lines] == numbers_to_hashes(part.clients)
+
+
 def test_the_bound_does_not_depend_on_the_order_of_rows():
-    examples = list(steps.examples_of(pack(values=[(value,) for value in (4, 5, 6, 7, 8)])))
+    every = examples(rows_of(values=[(value,) for value in (4, 5, 6, 7, 8)]))
     chosen = {
-        tuple(sorted(one.tokens for one in steps.bound(order, 2, KEYS, "c")))
-        for order in itertools.permutations([one._replace(line=line) for line, one in enumerate(examples)])
+        tuple(sorted(one.tokens for one in steps.bound(order, 2, KEYS, AB)))
+        for order in itertools.permutations([one._replace(line=line) for line, one in enumerate(every)])
     }
-    moved = steps.bound([one._replace(file=3, line=100 - one.line) for one in examples], 2, KEYS, "c")
+    moved = steps.bound([one._replace(file=3, line=100 - one.line) for one in every], 2, KEYS, AB)
 
     assert len(chosen) == 1
     assert tuple(sorted(one.tokens for one in moved)) in chosen
@@ -197,53 +298,68 @@ def test_the_bound_does_not_depend_on_the_order_of_rows():
 
 def test_the_bound_is_keyed_and_its_result_in_reading_order():
     """With 30 examples, 5 of them kept, two keys agree once in 142,506."""
-    examples = list(steps.examples_of(pack(values=[(value,) for value in range(4, 34)])))
+    every = examples(rows_of(values=[(value,) for value in range(4, 34)]))
 
-    kept = steps.bound(examples, 5, KEYS, "c")
+    kept = steps.bound(every, 5, KEYS, AB)
     assert kept == sorted(kept)
-    assert kept != steps.bound(examples, 5, steps.Keys.of(b"j" * 32), "c")
-    assert kept != steps.bound(examples, 5, KEYS, "d")
+    assert kept != steps.bound(every, 5, steps.Keys.of(b"j" * 32), AB)
+    assert kept != steps.bound(every, 5, KEYS, bytes(16))
 
 
-def test_gather_puts_packs_of_any_order_together(tmp_path):
-    packs = [
-        pack(first=1, values=((4,), (5, 5))),
-        pack(first=3, values=((6,), (7, 7))),
-        pack(file=1, first=1, values=((8,), (9, 9))),
-        pack(client="00" * 16),
+def test_gather_puts_rows_of_any_order_together(tmp_path):
+    parts = [
+        rows_of(first=1, values=((4,), (5, 5))),
+        rows_of(first=3, values=((6,), (7, 7))),
+        rows_of(file=1, first=1, values=((8,), (9, 9))),
+        rows_of(client=bytes(16)),
     ]
 
-    clients, _ = gather(tmp_path, packs)
-    assert clients[0].client == "00" * 16
-    assert clients[1].lengths == [3, 4] * 3
-    assert [token for token in clients[1].tokens.tolist() if token > 3] == [4, 5, 5, 6, 7, 7, 8, 9, 9]
-    for order in itertools.permutations(packs):
+    found, _ = gather(tmp_path, parts)
+    assert found.rows.first_of_clients().tolist() == [0, 2]
+    assert numbers_to_hashes(found.rows.clients[[0, 2]]) == [bytes(16), AB]
+    assert found.rows.lengths.tolist() == [3, 4] * 4
+    assert [token for token in found.rows.tokens.tolist() if token > 3] == [5, 6, 7, 4, 5, 5, 6, 7, 7, 8, 9, 9]
+    for order in itertools.permutations(parts):
         again, _ = gather(tmp_path, order)
-        assert [one.tokens.tolist() for one in again] == [one.tokens.tolist() for one in clients]
+        assert examples(again.rows) == examples(found.rows)
 
 
-def test_a_client_of_many_rows_is_trimmed_on_the_way_to_the_same_examples(tmp_path):
-    """200 examples in packs of one pass the limit of 5 many times; all at once pass it once."""
-    packs = [pack(first=line, values=((line,),)) for line in range(1, 201)]
+def test_clients_whose_hashes_agree_half_way_are_two(tmp_path):
+    one, two = AB[:8] + bytes(8), AB[:8] + b"\x01" + bytes(7)
 
-    (client,), _ = gather(tmp_path, packs, limit=5)
-    at_once = steps.bound((example for one in packs for example in steps.examples_of(one)), 5, KEYS, client.client)
+    found, _ = gather(tmp_path, [rows_of(client=two), rows_of(client=one), rows_of(client=two, first=9)])
+    assert found.rows.first_of_clients().tolist() == [0, 2]
+    assert numbers_to_hashes(found.rows.clients) == [one] * 2 + [two] * 4
 
-    assert client.dropped == 195
-    assert client.tokens.tobytes() == b"".join(one.tokens for one in at_once)
+
+@pytest.mark.parametrize("gather_bytes", [1, 2**20])
+def test_a_client_of_many_rows_is_trimmed_on_the_way_to_the_same_examples(tmp_path, monkeypatch, gather_bytes):
+    """200 examples, one after the other and trimmed again and again, or all at once, 7 at a time as objects; and one client
+    with as many as it may keep."""
+    monkeypatch.setattr(steps, "GATHER_BYTES", gather_bytes)
+    monkeypatch.setattr(steps, "BOUND_ROWS", 7)
+    parts = [rows_of(first=line, values=((line,),)) for line in range(1, 201)]
+    small = rows_of(client=bytes(16), values=[(value,) for value in range(5)])
+
+    found, _ = gather(tmp_path, [*parts[:100], small, *parts[100:]], limit=5)
+    at_once = steps.bound((example for one in parts for example in examples(one)), 5, KEYS, AB)
+
+    assert (found.over_bound_clients, found.examples_dropped) == (1, 195)
+    assert examples(found.rows) == examples(small) + at_once
 
 
 def test_a_client_in_several_splits_stays_with_what_is_held_out(tmp_path):
-    packs = [
-        pack(split="train", file=2, first=5),
-        pack(split="test", file=1, first=7),
-        pack(split="validation", file=0, first=9),
-        pack(client="cd" * 16),
+    parts = [
+        rows_of(file=2, first=5),
+        rows_of(file=1, first=7),
+        rows_of(file=0, first=9),
+        rows_of(client=b"\xcd" * 16, file=2),
     ]
 
-    for order in itertools.permutations(packs):
-        (client, untouched), rejected = gather(tmp_path, order, split_by_files=True)
-        assert (client.split, untouched.split) == ("test", "train")
+    for order in itertools.permutations(parts):
+        found, rejected = gather(tmp_path, order, file_splits=["validation", "test", "train"])
+        assert found.rows.files.tolist() == [1, 1, 2, 2]
+        assert numbers_to_hashes(found.rows.clients) == [AB] * 2 + [b"\xcd" * 16] * 2
         assert rejected == [(0, 9), (0, 10), (2, 5), (2, 6)]
 
 
