@@ -152,7 +152,7 @@ def test_what_is_not_toml_is_said_with_its_line(write):
     [
         ("rounds = 2", "rouds = 2", "there is no key `rouds` in [training]. Did you mean `rounds`?"),
         ("[training]", "[trainig]", "there is no key `trainig`. Did you mean `training`?"),
-        ("clip_norm = 1.0", "clip = 1.0", "there is no key `clip` in [privacy]. Did you mean `clip_norm`?"),
+        ("clip_norm = 1.0", "clipnorm = 1.0", "there is no key `clipnorm` in [privacy]. Did you mean `clip_norm`?"),
         ('format = "csv"', 'fromat = "csv"', "there is no key `fromat` in [silos[0]]. Did you mean `format`?"),
         ('name = "small"', 'name = "small"\nzzz = 1', "there is no key `zzz` in [pipeline]. Known keys there: name, workdir, seed."),
     ],
@@ -264,6 +264,38 @@ class TestPrivacyIsNeverLeftOutByAccident:
     )
     def test_noise_that_silos_add_has_keys_of_its_own(self, write, overrides, said):
         assert re.search(said, failure(write(), *overrides))
+
+    @pytest.mark.parametrize(
+        ("overrides", "said"),
+        [
+            (
+                ["privacy.clipping=adaptive", "privacy.mechanism=tree"],
+                'privacy.clipping is .adaptive.; expected "fixed" with another',
+            ),
+            (["privacy.clip_quantile=0.5"], 'clip_quantile is 0.5; expected .* with clipping = "adaptive"'),
+            (
+                ["privacy.clipping=adaptive", "privacy.clip_quantile=1.0"],
+                "clip_quantile is 1.0; expected a share between 0 and 1",
+            ),
+            (["privacy.clip_count_stddev=3"], 'clip_count_stddev is 3.0; expected .* with clipping = "adaptive"'),
+            (["privacy.clipping=adaptive", "privacy.clip_norm="], "clip_norm is None"),
+        ],
+    )
+    def test_a_clip_that_adapts_has_keys_of_its_own(self, write, overrides, said):
+        assert re.search(said, failure(write(), *overrides))
+
+    @pytest.mark.parametrize(
+        ("override", "said"),
+        [
+            ("training.weighting=examples", "beyond its clip"),
+            ("privacy.clip_norm=", "clip_norm is None"),
+            ("privacy.tolerated_silos=0", "tolerated_silos is 0"),
+            ("secure_sum.bits=16", "secure_sum.bits is 16"),
+        ],
+    )
+    def test_trees_take_what_the_gaussian_mechanism_takes(self, write, override, said):
+        assert load(write(), ["privacy.mechanism=tree"]).privacy.mechanism == "tree"
+        assert said in failure(write(), "privacy.mechanism=tree", override)
 
     def test_one_silo_may_be_curious_unless_it_is_alone(self, write, tmp_path):
         path = write()

@@ -96,6 +96,9 @@ class PrivacySection(_Section, frozen=True, kw_only=True):
     mechanism: Literal["gaussian", "distributed_discrete_gaussian", "tree", "none"]
     unit: Literal["client"] = "client"
     clip_norm: float | None = None
+    clipping: Literal["fixed", "adaptive"] = "fixed"
+    clip_quantile: float | None = None
+    clip_count_stddev: float | None = None
     noise_multiplier: float | None = None
     target_epsilon: float | None = None
     delta: float | None = None
@@ -437,6 +440,25 @@ def _check_privacy(config: Config, require: Any) -> None:
         "secure_sum.bits",
         config.secure_sum.bits,
         '32 with another mechanism than "distributed_discrete_gaussian"',
+    )
+    adaptive = privacy.clipping == "adaptive"
+    require(
+        not adaptive or privacy.mechanism == "gaussian",
+        "privacy.clipping",
+        privacy.clipping,
+        '"fixed" with another mechanism than "gaussian"',
+    )
+    require(
+        privacy.clip_quantile is None or (adaptive and 0 < privacy.clip_quantile < 1),
+        "privacy.clip_quantile",
+        privacy.clip_quantile,
+        'a share between 0 and 1 with clipping = "adaptive", and nothing with "fixed"',
+    )
+    require(
+        privacy.clip_count_stddev is None or (adaptive and privacy.clip_count_stddev > 0),
+        "privacy.clip_count_stddev",
+        privacy.clip_count_stddev,
+        'a number of clients above 0 with clipping = "adaptive", and nothing with "fixed"',
     )
     numbers = {
         key: getattr(privacy, key)

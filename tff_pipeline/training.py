@@ -328,7 +328,7 @@ def _rounds(
     initial: Sequence[np.ndarray],
     progress: Progress,
 ) -> None:
-    from tff_pipeline.runtime.base import noise_places, rotation_places, share_places, weights_of, with_weights
+    from tff_pipeline.runtime.base import clip_of, noise_places, rotation_places, share_places, weights_of, with_weights
 
     run, config = work.folder, work.config
     hidden = {*noise_places(compiled), *rotation_places(compiled), *share_places(compiled)}
@@ -356,6 +356,7 @@ def _rounds(
                 for snapshot in work.snapshots
             }
             charges.charge(number + 1)
+            clip = clip_of(compiled, state)
             filled, drawn = _with_inputs(compiled, state, secrets, number, plan)
             result = runtime.run_round(filled, cohorts, round_number=number, shares=drawn)
             sampled = sum(len(rows) for rows in cohorts.values())
@@ -363,6 +364,8 @@ def _rounds(
             _require_usable(number + 1, sampled, result.metrics, weights_of(compiled, result.state), run)
             state = result.state
             entry = _entry(number + 1, sampled, result, plan, time.monotonic() - started)
+            if clip is not None:
+                entry["clip_norm"] = round(clip, 6)
             history.append(entry)
             store.save(number + 1, [state[place] for place in kept], names, history)
             _write_history(run / "rounds.csv", history)
@@ -424,7 +427,13 @@ class _Secrets:
                 stddev=plan.noise_stddev,
                 shapes=shapes,
             )
-        return randomness.round_noise(key, round_number=number, stddev=plan.noise_stddev, shapes=shapes)
+        return randomness.round_noise(
+            key,
+            round_number=number,
+            stddev=plan.noise_stddev,
+            shapes=shapes,
+            count_stddev=plan.clip_count_stddev,
+        )
 
     def share(self, silo: str, total: np.ndarray | None, *, number: int, integers: Integers) -> np.ndarray:
         """A silo's share of a round's noise, int64 [length], for its sum."""

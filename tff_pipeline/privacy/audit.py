@@ -284,7 +284,13 @@ def _own_noise(plan: PrivacyPlan, secret: bytes) -> Noise:
             stddev=plan.noise_stddev,
             shapes=_SHAPES,
         )
-    return lambda number: randomness.round_noise(own, round_number=number, stddev=plan.noise_stddev, shapes=_SHAPES)
+    return lambda number: randomness.round_noise(
+        own,
+        round_number=number,
+        stddev=plan.noise_stddev,
+        shapes=_SHAPES,
+        count_stddev=plan.clip_count_stddev,
+    )
 
 
 def _noise_at_most(guesses: Sequence[tuple[int, int, int, int]], *, sums: int, share: float) -> float:

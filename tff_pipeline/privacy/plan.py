@@ -17,6 +17,9 @@ from tff_pipeline.privacy.distributed import Integers
 _LEVELS = 2**32 - 1
 # Without a clip an update still has to fit a range to be quantised; a coordinate beyond it is cut.
 _RANGE_WITHOUT_CLIP = 8.0
+# What Andrew et al. 2021 (section 3.1) recommend for adaptive clipping: the median, and a count of the clients within the
+# clip whose noise is a twentieth of the cohort.
+_CLIP_QUANTILE, _CLIP_COUNT_STDDEV = 0.5, 1 / 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,8 +34,8 @@ class PrivacyPlan:
       sampling_probability: of each client in each round, q; draws are independent (Poisson sampling). With "tree" they are
         not: a client takes part in at most one round of each tree.
       rounds: number of rounds T.
-      clip_norm: L2 bound C on one client's update, or None.
-      value_range: coordinates are quantised on [-value_range, value_range].
+      clip_norm: L2 bound C on one client's update, or None; where the clip is adaptive, that of the first round.
+      value_range: coordinates are quantised on [-value_range, value_range]; in units of the clip where that is adaptive.
       noise_multiplier: z, the noise's standard deviation over the sensitivity; 0 for "none". Of noise that the silos add
         in shares, that of the shares the guarantee counts on; with "tree" that of each node of a tree.
       delta: the failure probability the guarantee is stated at, or None.
@@ -43,6 +46,8 @@ class PrivacyPlan:
       tolerated_silos: with "distributed_discrete_gaussian", how many silos' shares the guarantee does without, t.
       ring_bits: with "distributed_discrete_gaussian", the sum is taken modulo 2**ring_bits.
       rounds_per_tree: with "tree", after how many rounds a new tree begins, E; 0 with other mechanisms.
+      clip_quantile: where the clip is adaptive, the quantile of the clients' norms that it follows, gamma; else 0.
+      clip_count_stddev: where it is, the standard deviation of the noise on the number of clients within it, sigma_b; else 0.
     """
 
     mechanism: str
@@ -62,6 +67,8 @@ class PrivacyPlan:
     tolerated_silos: int = 0
     ring_bits: int = 32
     rounds_per_tree: int = 0
+    clip_quantile: float = 0.0
+    clip_count_stddev: float = 0.0
 
     @property
     def private(self) -> bool:
@@ -107,13 +114,15 @@ class PrivacyPlan:
         C (1 + 2**-23), which is more than float64 makes of a clip to C, plus sqrt(d) times one quantisation step: each
         coordinate is rounded by half a step, so the whole step is twice the error, on the side of more noise. The sum
         is exact (integers below 2**53 in float64), so it adds nothing.
+
+        Where the clip is adaptive, C is 1 here: updates are summed in units of the round's clip.
         """
         if self.clip_norm is None:
             return math.inf
         if self.integers:
             return self.integers.sensitivity
-        step = 2 * self.value_range / _LEVELS
-        return self.clip_norm * (1 + 2**-23) + math.sqrt(self.dimension) * step
+        clip = 1.0 if self.adaptive else self.clip_norm
+        return clip * (1 + 2**-23) + math.sqrt(self.dimension) * self._step
 
     @property
     def noise_stddev(self) -> float:
@@ -123,7 +132,50 @@ class PrivacyPlan:
         """
         if self.integers:
             return self.integers.noise_stddev
-        return self.noise_multiplier * self.sensitivity if self.private else 0.0
+        return self.update_noise_multiplier * self.sensitivity if self.private else 0.0
+
+    @property
+    def update_noise_multiplier(self) -> float:
+        """The noise on the sum of updates over its sensitivity: z; where the clip is adaptive somewhat more, z_u.
+
+        Then a round releases two sums, that of the updates and the count of the clients within the clip, of which one
+        client changes the one by S and the other by S_b. Divided by their noise they are one vector that a client changes
+        by sqrt(1 / z_u**2 + (S_b / sigma_b)**2), and with z_u chosen so that this is 1 / z the round is one Gaussian
+        mechanism with noise multiplier z (Andrew et al. 2021, arXiv:1905.03871, theorem 1, with the quantisation in S and S_b).
+
+        Raises:
+          PrivacyError: if the count alone tells more than that.
+        """
+        if not self.adaptive:
+            return self.noise_multiplier
+        left = 1 / self.noise_multiplier**2 - (self._count_sensitivity / self.clip_count_stddev) ** 2
+        if left <= 0:
+            raise PrivacyError(
+                f"the cohort of {self.expected_cohort:g} {self.unit}s is too small for adaptive clipping at noise multiplier {self.noise_multiplier:g}: counting those within the clip with noise of standard deviation "
+                f"{self.clip_count_stddev:g} would tell more than everything together may; expected more than {self.noise_multiplier * self._count_sensitivity:g}. "
+                'Raise training.clients_per_round (or privacy.clip_count_stddev, which makes the clip less steady), or set privacy.clipping = "fixed".'
+            )
+        return left**-0.5
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the clip follows a quantile of the clients' norms."""
+        return self.clip_count_stddev > 0
+
+    @property
+    def _step(self) -> float:
+        """Between two levels of a quantised number."""
+        return 2 * self.value_range / _LEVELS
+
+    @property
+    def _count_sensitivity(self) -> float:
+        """Of the count of clients within the clip: one adds a half or takes it away, quantised."""
+        return 0.5 + self._step
+
+    @property
+    def count_grain(self) -> float:
+        """As `grain`, of the count of clients within an adaptive clip."""
+        return _grain(self.clip_count_stddev) if self.adaptive else 0.0
 
     @property
     def grain(self) -> float:
@@ -132,7 +184,7 @@ class PrivacyPlan:
         It hides what float64 arithmetic does to a Gaussian, the better the coarser it is, and costs nothing: uniform
         rounding adds grain**2 / 12 to the variance, less than a ten-millionth of it.
         """
-        return 2.0 ** math.floor(math.log2(self.noise_stddev) - 10) if self.mechanism in ("gaussian", "tree") else 0.0
+        return _grain(self.noise_stddev) if self.mechanism in ("gaussian", "tree") else 0.0
 
     @property
     def trees(self) -> int:
@@ -191,6 +243,7 @@ class PrivacyPlan:
             "denominator": self.denominator,
             "noise_stddev": self.noise_stddev,
             "grain": self.grain,
+            "update_noise_multiplier": self.update_noise_multiplier,
             "trees": self.trees,
             "levels": self.levels,
             "round_event": self.round_event,
@@ -233,6 +286,7 @@ def make(config: Config, *, clients: int, dimension: int) -> PrivacyPlan:
                 rounds=training.rounds,
                 rounds_per_tree=rounds_per_tree,
             )
+    adaptive = privacy.clipping == "adaptive"
     plan = PrivacyPlan(
         mechanism=privacy.mechanism,
         unit=privacy.unit,
@@ -241,7 +295,7 @@ def make(config: Config, *, clients: int, dimension: int) -> PrivacyPlan:
         sampling_probability=probability,
         rounds=training.rounds,
         clip_norm=privacy.clip_norm,
-        value_range=privacy.clip_norm or _RANGE_WITHOUT_CLIP,
+        value_range=1.0 if adaptive else privacy.clip_norm or _RANGE_WITHOUT_CLIP,
         noise_multiplier=noise_multiplier,
         delta=privacy.delta,
         dimension=dimension,
@@ -251,8 +305,17 @@ def make(config: Config, *, clients: int, dimension: int) -> PrivacyPlan:
         tolerated_silos=config.tolerated_silos,
         ring_bits=config.secure_sum.bits,
         rounds_per_tree=rounds_per_tree,
+        clip_quantile=(privacy.clip_quantile or _CLIP_QUANTILE) if adaptive else 0.0,
+        clip_count_stddev=(privacy.clip_count_stddev or _CLIP_COUNT_STDDEV * training.clients_per_round)
+        if adaptive
+        else 0.0,
     )
     # Integers are worth at least the noise that was calibrated; the last digits of a numerical epsilon need not know it.
     while plan.integers and privacy.target_epsilon is not None and plan.epsilon() > privacy.target_epsilon:
         plan = dataclasses.replace(plan, noise_multiplier=round(plan.noise_multiplier + 0.001, 3))
+    _ = plan.noise_stddev  # refuses a cohort that is too small for adaptive clipping
     return plan
+
+
+def _grain(stddev: float) -> float:
+    return 2.0 ** math.floor(math.log2(stddev) - 10)

@@ -85,10 +85,16 @@ def _box_muller(words: np.ndarray, stddev: float, out: np.ndarray) -> None:
 
 
 def round_noise(
-    secret: bytes, *, round_number: int, stddev: float, shapes: Sequence[Sequence[int]]
+    secret: bytes, *, round_number: int, stddev: float, shapes: Sequence[Sequence[int]], count_stddev: float = 0.0
 ) -> list[np.ndarray]:
-    """The noise of one round of a run, float64, one array a weight. The same arguments give the same noise."""
-    return gaussian(derive(secret, f"round/{round_number}"), stddev, shapes)
+    """The noise of one round of a run, float64, one array a weight. The same arguments give the same noise.
+
+    With `count_stddev`, where the clip is adaptive, one number more: the noise of the count of clients within it.
+    """
+    noise = gaussian(derive(secret, f"round/{round_number}"), stddev, shapes)
+    if count_stddev:
+        noise += gaussian(derive(secret, f"count/{round_number}"), count_stddev, [()])
+    return noise
 
 
 def tree_noise(

@@ -32,15 +32,15 @@ def sentences(
             f"Guarantee: the trained model is ({rounded_up(plan.epsilon())}, {plan.delta:g})-differentially private for the client: adding or removing one client, with all its texts, "
             f"changes the probability of any set of outcomes by at most a factor of e^epsilon, plus delta."
         )
-        taking_part = f"{plan.rounds} rounds; in each, every one of {plan.clients} clients takes part independently with probability {plan.sampling_probability:.6g} (Poisson sampling), its update is clipped to an L2 norm of {plan.clip_norm:g}"
+        taking_part = f"{plan.rounds} rounds; in each, every one of {plan.clients} clients takes part independently with probability {plan.sampling_probability:.6g} (Poisson sampling), its update is clipped to an L2 norm of {_clip(plan)}"
         if plan.integers:
             said.append(_shared_noise(plan, plan.integers, taking_part))
         elif plan.trees:
             said.append(_tree(plan))
         else:
             said.append(
-                f"Mechanism: {taking_part}, and Gaussian noise of standard deviation {plan.noise_stddev:.6g} ({plan.noise_multiplier:g} times the sensitivity, "
-                f"quantisation included) is added to the sum at the server. The noised sum is divided by {plan.denominator:g}, the expected cohort."
+                f"Mechanism: {taking_part}, and Gaussian noise of standard deviation {plan.noise_stddev:.6g} {_noise_in_words(plan)} "
+                f"is added to the sum at the server. The noised sum is divided by {plan.denominator:g}, the expected cohort."
             )
         said.append(
             "Who is protected: a client is whoever the client column names at one silo. A person who is a client of two silos, or goes by two names, is protected as two clients, which is less. "
@@ -98,6 +98,23 @@ def sentences(
         "manifests, which are treated as public."
     )
     return said
+
+
+def _clip(plan: PrivacyPlan) -> str:
+    """The bound on an update's norm."""
+    if not plan.adaptive:
+        return f"{plan.clip_norm:g}"
+    return f"{plan.clip_norm:g} in the first round, and then of what follows the {plan.clip_quantile:g} quantile of the {plan.unit}s' norms (adaptive clipping)"
+
+
+def _noise_in_words(plan: PrivacyPlan) -> str:
+    """What the noise's standard deviation is made of."""
+    if not plan.adaptive:
+        return f"({plan.noise_multiplier:g} times the sensitivity, quantisation included)"
+    return (
+        f"times the round's clip ({plan.update_noise_multiplier:.6g} times the sensitivity, quantisation included; with the number of {plan.unit}s within the clip, which sets the next one and has noise of standard deviation "
+        f"{plan.clip_count_stddev:g}, a round is a Gaussian mechanism with noise multiplier {plan.noise_multiplier:g})"
+    )
 
 
 def _tree(plan: PrivacyPlan) -> str:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from tff_pipeline.aggregation import NOISE
+from tff_pipeline.aggregation import CLIP, NOISE
 from tff_pipeline.integer_aggregation import ROTATION, SHARES
 from tff_pipeline.learning import Compiled
 
@@ -92,6 +92,12 @@ def with_weights(compiled: Compiled, state: State, weights: Sequence[np.ndarray]
 def with_noise(compiled: Compiled, state: State, noise: Sequence[np.ndarray]) -> State:
     """A copy of the state with the noise of the coming round (float64, one array a weight) in its place."""
     return _replaced(state, noise_places(compiled), noise)
+
+
+def clip_of(compiled: Compiled, state: State) -> float | None:
+    """The clip of the coming round where it is adaptive, else None."""
+    places = _places(compiled, f"/{CLIP}")
+    return float(state[places[0]]) if places else None
 
 
 def noise_places(compiled: Compiled) -> list[int]:
