@@ -4,10 +4,10 @@ The snapshot is complete or not there. Its id follows from the inputs' checksums
 silo's client key, so a finished one is never made again. Splits, bounds and the order of everything depend on keyed
 hashes and line numbers only: any number of workers on any runner writes the same bytes.
 
-The runner is Beam's FnApiRunner with one in-process worker unless the options name another one. A silo of 20,000 rows is
-done before a second process has imported TensorFlow; several files of many megabytes are worth
-`--direct_num_workers=N --direct_running_mode=multi_processing`. "DirectRunner" means the same here: Beam's own class of
-that name may hand over to Prism, which downloads a program. Other runners work if their workers see the workdir.
+The runner is Beam's FnApiRunner unless the options name another one: in this process, or with `prepare.workers` processes
+where the silo is large enough (`_workers`); a silo of 200,000 rows is done before a second process has imported TensorFlow.
+"DirectRunner" means the same here: Beam's own class of that name may hand over to Prism, which downloads a program. Other
+runners work if their workers see the workdir.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from beam_jobs import formats, steps, transforms
+from beam_jobs import formats, steps, transforms, worker
 from beam_jobs.spill import read_segments, writing
 from tff_pipeline import artifacts, config, records
 from tff_pipeline.config import SPLITS, Config, SiloSection
@@ -45,7 +45,10 @@ FORMAT = 1
 REJECTED = "rejected.jsonl"
 RANGE_BYTES = 16 * 2**20  # raw text that one worker groups in memory at a time, roughly;
 MAX_RANGES = 256  # more where a silo has more text than so many: every range is a segment of every segment file
+WORKER_BYTES = 64 * 2**20  # text that takes a worker longer to read than another one takes to start
+WORKER_MEMORY = 2**30  # of a worker, rounded up: TensorFlow takes most of it
 PROGRESS_EVERY_S = 10.0
+_PROCESSES = "multi_processing"
 _IN_PROCESS = (None, "DirectRunner", "direct", "FnApiRunner")
 _COMPRESSION = 8  # how much larger than the file its text may be
 
@@ -56,7 +59,7 @@ def prepare(configuration: Config, silo: str, *, beam_args: Sequence[str] = (), 
     Args:
       configuration: the whole configuration.
       silo: the silo's name.
-      beam_args: options of the Beam runner, as on a command line.
+      beam_args: options of the Beam runner, as on a command line; without any, `prepare.workers` decides.
       progress: where events go: `prepare` once at the end, `prepare_running` now and then.
 
     Returns:
@@ -71,6 +74,8 @@ def prepare(configuration: Config, silo: str, *, beam_args: Sequence[str] = (), 
     with _quiet_beam(), _own_collector(), writing(folder), _alone(folder):
         options = _beam_options(beam_args)
         job = _plan_job(configuration, section)
+        if not beam_args:
+            options = _beam_options(_worker_args(configuration.prepare.workers or _workers(job.manifest["inputs"])))
         made = not artifacts.is_complete(job.final)
         if made:
             with _work_folder(folder) as work, _rows_so_far(work, silo, progress):
@@ -176,7 +181,8 @@ def _settings(configuration: Config, section: SiloSection, labels: tuple[str, ..
         key: getattr(section, key) for key in ("format", "text", "label", "client", "group", "columns", "quoting")
     }
     preparation = msgspec.to_builtins(configuration.prepare)
-    del preparation["max_reject_share"]  # decides whether there is a snapshot, not what is in it
+    del preparation["max_reject_share"]  # decides whether there is a snapshot, not what is in it,
+    del preparation["workers"]  # and this, how long it takes
     if isinstance(section.input, dict):
         del preparation["splits"]  # the files say
     return {
@@ -275,11 +281,30 @@ def _checksum(file: transforms.InputFile) -> tuple[str, int]:
 
 def _ranges_per_shard(inputs: Sequence[Mapping[str, Any]], shards: int) -> int:
     """Into how many ranges of clients a shard is cut, so that each fits in memory. Does not change the output."""
-    text = sum(
+    ranges = min(-(-_text_bytes(inputs) // RANGE_BYTES), MAX_RANGES)
+    return max(1, -(-ranges // shards))
+
+
+def _text_bytes(inputs: Sequence[Mapping[str, Any]]) -> int:
+    """About how much text there is, decompressed."""
+    return sum(
         one["bytes"] * (1 if one["name"].endswith((".csv", ".tsv", ".jsonl")) else _COMPRESSION) for one in inputs
     )
-    ranges = min(-(-text // RANGE_BYTES), MAX_RANGES)
-    return max(1, -(-ranges // shards))
+
+
+def _workers(inputs: Sequence[Mapping[str, Any]]) -> int:
+    """How many processes pay: none reads less than WORKER_BYTES of text, nor less than a file.
+
+    Half of the machine's memory at most; the whole of it counts and not what is free, so that a schedule's runs are alike.
+    """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    most = os.cpu_count() or 1, len(inputs), _text_bytes(inputs) // WORKER_BYTES, memory // (2 * WORKER_MEMORY)
+    return max(1, min(most))
+
+
+def _worker_args(workers: int) -> list[str]:
+    """Options of the runner for so many processes; one is this one."""
+    return [f"--direct_num_workers={workers}", f"--direct_running_mode={_PROCESSES}"] if workers > 1 else []
 
 
 @contextmanager
@@ -337,11 +362,10 @@ def _beam_options(beam_args: Sequence[str]) -> Any:
 def _run(plan: transforms.Plan, tokenizer: Tokenizer, options: Any) -> transforms.Result:
     import apache_beam as beam
     from apache_beam.options.pipeline_options import StandardOptions
-    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
     named = options.view_as(StandardOptions).runner
     try:
-        runner = FnApiRunner() if named in _IN_PROCESS else named
+        runner = _own_runner(options) if named in _IN_PROCESS else named
         with beam.Pipeline(runner=runner, options=options) as pipeline:
             read = pipeline | "ReadAndTokenize" >> transforms.ReadAndTokenize(plan, tokenizer)
             parts = pipeline | "WriteParts" >> transforms.WriteParts(plan, read)
@@ -355,6 +379,19 @@ def _run(plan: transforms.Plan, tokenizer: Tokenizer, options: Any) -> transform
             f"the Beam runner {named or 'FnApiRunner'} failed ({type(error).__name__}: {_first_line(error)}). "
             f"Check the options after `--`; the workers of any runner must see {plan.work}."
         ) from error
+
+
+def _own_runner(options: Any) -> Any:
+    """Beam's runner on this machine; if there are to be processes, with ours for workers."""
+    from apache_beam.options.pipeline_options import DirectOptions
+    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+    from apache_beam.transforms.environments import SubprocessSDKEnvironment
+
+    direct = options.view_as(DirectOptions)
+    if direct.direct_running_mode != _PROCESSES:
+        return FnApiRunner()
+    direct.direct_running_mode = "in_memory"  # the runner's word for: in the environment it is given
+    return FnApiRunner(SubprocessSDKEnvironment.from_command_string(worker.command()))
 
 
 def _first_line(error: Exception) -> str:

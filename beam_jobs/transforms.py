@@ -16,7 +16,7 @@ import traceback
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -126,19 +126,19 @@ def reported(step: str) -> Iterator[None]:
         )
     else:
         return
-    raise StepFailed(f"prepare-failure<{json.dumps({'kind': kind, 'message': message})}>")
+    # From None: what went wrong would be quoted, text and all, wherever a worker or a runner prints this error.
+    raise StepFailed(f"prepare-failure<{json.dumps({'kind': kind, 'message': message})}>") from None
 
 
 def failure_in(error: BaseException) -> errors.PipelineError | None:
     """Our own error inside an exception that a runner raised, if there is one."""
-    found = _FAILURE.search(str(error))
-    if not found:
-        return None
-    try:
-        failure = json.loads(found.group(1))
-        return getattr(errors, failure["kind"])(failure["message"])
-    except (ValueError, KeyError, AttributeError):
-        return None
+    for found in _FAILURE.finditer(str(error)):
+        with suppress(
+            ValueError, KeyError, AttributeError
+        ):  # the line of our source that raised it may be there as well
+            failure = json.loads(found.group(1))
+            return getattr(errors, failure["kind"])(failure["message"])
+    return None
 
 
 # -- read and tokenize -------------------------------------------------------------------------------------------------

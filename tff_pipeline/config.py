@@ -59,6 +59,7 @@ class PrepareSection(_Section, frozen=True, kw_only=True):
     splits: dict[str, float] = msgspec.field(default_factory=lambda: {"train": 0.8, "validation": 0.1, "test": 0.1})
     max_reject_share: float = 0.05
     shards: int = 1
+    workers: int = 0  # 0: as many as pay
 
 
 class ModelSection(_Section, frozen=True, kw_only=True):
@@ -317,6 +318,12 @@ def _check(config: Config) -> None:
         "at least 1",
     )
     require(prepare.shards >= 1, "prepare.shards", prepare.shards, "at least 1")
+    require(
+        prepare.workers >= 0,
+        "prepare.workers",
+        prepare.workers,
+        "at least 1 process that reads and writes a silo, or 0: as many as pay",
+    )
     require(
         0 <= prepare.max_reject_share <= 1,
         "prepare.max_reject_share",

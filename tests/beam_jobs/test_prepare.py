@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,10 @@ from tff_pipeline.progress import Progress
 REPOSITORY = Path(__file__).resolve().parents[2]
 MULTIDOGO = REPOSITORY.parent / "shared" / "data" / "multidogo"
 
+WORKERS = {
+    mode: ["--direct_num_workers=2", f"--direct_running_mode={mode}"]
+    for mode in ("multi_threading", "multi_processing")
+}
 GOOD = "text,label,client\nmy card is lost,lost,anna\nhelp,help,ben\nplease help,help,anna\nthanks,bye,carl\n"
 EXAMPLES = [("help", "help"), ("my card is lost", "lost"), ("please help", "help"), ("thanks", "bye")]
 
@@ -197,14 +202,57 @@ def test_one_worker_or_several_the_same_bytes(case, monkeypatch):
         case.write(f"part{part}.csv", many(40) + ",broken,anna\n" * (part + 1))
     alone = case.prepare_it()
     found = {}
-    for mode in ("multi_threading", "multi_processing"):
+    for mode, beam_args in WORKERS.items():
         case.workdir = mode
-        found[mode] = data_bytes(case.prepare_it("--direct_num_workers=2", f"--direct_running_mode={mode}"))
+        found[mode] = data_bytes(case.prepare_it(*beam_args))
 
     assert manifest_of(alone)["rejects"] == {"empty text": 6}
     assert manifest_of(alone)["over_bound"] == {"clients": 40, "examples_dropped": 40 * 7}
     assert found["multi_threading"] == data_bytes(alone)
     assert found["multi_processing"] == data_bytes(alone)
+
+
+@pytest.mark.parametrize(
+    ("cores", "memory_gb", "files", "workers"),
+    [
+        (8, 64, {"a.csv": 127}, 1),  # one file is read by one worker
+        (8, 64, {"a.csv": 63, "b.csv": 63}, 1),
+        (8, 64, {"a.csv": 64, "b.csv": 64}, 2),
+        (8, 64, {"a.csv": 500, "b.csv": 500, "c.csv": 1}, 3),
+        (8, 64, {"a.csv.gz": 8, "b.csv.gz": 8}, 2),  # about eight times as much text
+        (2, 64, dict.fromkeys("abcdefgh", 1000), 2),
+        (8, 5, dict.fromkeys("abcdefgh", 1000), 2),
+        (8, 1, dict.fromkeys("abcdefgh", 1000), 1),
+    ],
+)
+def test_as_many_workers_as_pay(monkeypatch, cores, memory_gb, files, workers):
+    """One for each 64 MB of text, file, core and 2 GB of memory, whichever are the fewest; never none."""
+    monkeypatch.setattr(prepare_silo.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(prepare_silo.os, "sysconf", {"SC_PHYS_PAGES": memory_gb * 2**18, "SC_PAGE_SIZE": 4096}.get)
+
+    assert prepare_silo._workers([{"name": name, "bytes": size * 2**20} for name, size in files.items()]) == workers
+
+
+def test_workers_are_what_the_configuration_says_unless_the_runner_is_told(case, monkeypatch):
+    """They are no part of the snapshot's id: its bytes are the same."""
+    asked = []
+
+    def ask(_plan, _tokenizer, options):
+        found = options.get_all_options()
+        asked.append((found["direct_num_workers"], found["direct_running_mode"]))
+        raise InputError("stop here")
+
+    case.write("data.csv", GOOD)
+    identity = prepare_silo._plan_job(case.config(), case.config().silo("bank")).id
+    monkeypatch.setattr(prepare_silo, "_run", ask)
+    monkeypatch.setattr(prepare_silo, "_workers", lambda inputs: 4 + len(inputs))
+    for workers, beam_args in ((0, []), (3, []), (1, []), (3, ["--direct_num_workers=2"])):
+        case.prepare["workers"] = workers
+        assert prepare_silo._plan_job(case.config(), case.config().silo("bank")).id == identity
+        with pytest.raises(InputError, match="stop here"):
+            case.prepare_it(*beam_args)
+
+    assert asked == [(5, "multi_processing"), (3, "multi_processing"), (1, "in_memory"), (2, "in_memory")]
 
 
 def test_quoted_line_breaks_gzip_and_chinese(case):
@@ -537,9 +585,10 @@ def test_a_file_that_cannot_be_used(case, content, words):
     assert words in refusal(case)
 
 
-@pytest.mark.parametrize("beam_args", [[], ["--direct_num_workers=2", "--direct_running_mode=multi_threading"]])
-def test_what_only_a_worker_finds_is_said_in_our_words(case, capfd, beam_args):
-    """A gzip whose end is missing, far behind its head; the threads' errors travel through gRPC as those of a process do."""
+@pytest.mark.parametrize("beam_args", [[], WORKERS["multi_threading"], WORKERS["multi_processing"]])
+def test_what_only_a_worker_finds_is_said_in_our_words(case, capfd, monkeypatch, beam_args):
+    """A gzip whose end is missing, far behind its head; and workers say nothing beside."""
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     whole = gzip.compress(many(4000).encode() + b"".join(b"help,%x,anna\n" % (n * n * 7919) for n in range(20_000)))
     case.write("data.csv", whole[:-100])
 
@@ -548,7 +597,9 @@ def test_what_only_a_worker_finds_is_said_in_our_words(case, capfd, beam_args):
     assert message.startswith(
         f"{case.folder / 'data.csv'}: the compressed data is cut short or damaged (EOFError). Copy the file again"
     )
-    assert "Traceback" not in capfd.readouterr().err
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert not any(word in printed.err for word in ("Traceback", "INFO", "WARNING", "ERROR"))
 
 
 def test_a_file_that_changes_while_it_is_read(case, monkeypatch):
@@ -625,17 +676,28 @@ def test_a_disk_that_fills_up(case):
     assert case.prepare_it()
 
 
-def test_an_error_nobody_expected_does_not_quote_the_text(case, monkeypatch, capfd):
+@pytest.mark.parametrize("beam_args", [[], WORKERS["multi_threading"]])
+def test_an_error_nobody_expected_does_not_quote_the_text(case, monkeypatch, capfd, beam_args):
+    """Neither what is said nor what Beam knew of it, which it prints where workers are threads or processes."""
+    seen = []
+
     def broken(batch, *_, **__):
         raise ValueError(f"cannot handle {batch.texts[0]}")
 
+    def look(error):
+        seen.append("".join(traceback.format_exception(error)))
+        return transforms_failure(error)
+
+    transforms_failure = transforms.failure_in
+    monkeypatch.setattr(transforms, "failure_in", look)
     case.write("data.csv", GOOD)
     monkeypatch.setattr(steps, "tokenize", broken)
 
-    message = refusal(case, PipelineError)
+    message = refusal(case, PipelineError, beam_args=beam_args)
 
     assert "step tokenize: an unexpected ValueError in test_prepare.py" in message
-    assert "lost" not in message + capfd.readouterr().err
+    assert seen
+    assert "my card" not in "".join([message, *seen, capfd.readouterr().err])
 
 
 def test_beam_options_that_mean_nothing(case):
