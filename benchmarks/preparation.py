@@ -8,11 +8,13 @@ for:
 
     plain loop     csv.reader, the tokenizer on 1,024 texts at a time, a dictionary of clients, one TFRecord a client:
                    no keyed order, no splits, no rejected rows, no checks, no way to go on after a kill, all in memory
-    prepare        `tff-pipeline prepare` as it is by default, in one process
-    2 workers      the same with `-- --direct_num_workers=2 --direct_running_mode=multi_processing`
-    start-up       `prepare` of 100 rows: what every run pays before its first row
+    prepare        `tff-pipeline prepare --set prepare.workers=1`, in one process, as it is by default for so few rows
+    2 workers      the same with `--set prepare.workers=2`
+    start-up       all of these on 100 rows: what every run pays before its first row
 
-Peak memory is that of the largest process.
+"Work alone" is what two workers gain when each way's start-up is left aside. The tokenizer uses one core, whoever calls
+it: `taskset -c 0 python -m benchmarks.preparation` shows that the loop and one process are as fast on one. Peak memory is
+that of the largest process.
 """
 
 import argparse
@@ -23,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ import numpy as np
 from tff_pipeline.progress import silence_libraries
 
 CLIENT_ROWS, LABELS, BATCH, FILES, MAX_LENGTH = 10, 10, 1024, 2, 64
+START_UP_ROWS = 100
 WORDS = """the a my your card account money order parcel please help today again never where when what is was not can i we
 you it they street address number bank shop payment bill charged refund cancel change wrong late broken lost found call
 euros month week delivery driver window claim insurance policy damage water roof car repair doctor letter thank hello""".split()  # noqa: SIM905
@@ -55,7 +58,6 @@ clients_per_round = 1
 [privacy]
 mechanism = "none"
 """
-TWO_WORKERS = ("--", "--direct_num_workers=2", "--direct_running_mode=multi_processing")
 
 
 def write_rows(folder: Path, rows: int) -> None:
@@ -129,11 +131,12 @@ def timed(arguments: Sequence[str], folder: Path) -> tuple[float, float]:
     return time.perf_counter() - started, usage.ru_maxrss / 1e3
 
 
-def measure(rows: int, repeats: int) -> dict[str, Any]:
+def measure(rows: int, repeats: int, start_up: Mapping[str, float]) -> dict[str, Any]:
+    """All ways in turns; ratios of medians. `start_up` is the seconds that each takes for next to nothing."""
     ways: dict[str, Sequence[str]] = {
         "plain loop": ["benchmarks.preparation", "--plain", "."],
-        "prepare": ["tff_pipeline", "prepare", "--config", "config.toml"],
-        "2 workers": ["tff_pipeline", "prepare", "--config", "config.toml", *TWO_WORKERS],
+        "prepare": ["tff_pipeline", "prepare", "--config", "config.toml", "--set", "prepare.workers=1"],
+        "2 workers": ["tff_pipeline", "prepare", "--config", "config.toml", "--set", "prepare.workers=2"],
     }
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as made:
@@ -150,9 +153,15 @@ def measure(rows: int, repeats: int) -> dict[str, Any]:
     return {
         "rows": rows,
         "rows_a_second": {name: round(rows / value) for name, value in seconds.items()},
+        "median": {name: round(value, 2) for name, value in seconds.items()},
         "seconds": {name: [round(one, 2) for one, _ in values] for name, values in found.items()},
         "ratio_to_plain_loop": round(seconds["plain loop"] / seconds["prepare"], 3),
         "two_workers_over_one": round(seconds["prepare"] / seconds["2 workers"], 3),
+        "two_workers_over_one_work_alone": round(
+            (seconds["prepare"] - start_up["prepare"]) / (seconds["2 workers"] - start_up["2 workers"]), 3
+        )
+        if start_up
+        else None,
         "peak_mb": {name: round(max(peak for _, peak in values)) for name, values in found.items()},
     }
 
@@ -170,16 +179,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if not arguments.json:
         print(
-            "| rows | plain loop, rows/s | prepare, rows/s | ratio | 2 workers, rows/s | over one | peak MB: plain, one, 2 |"
+            "| rows | plain loop, rows/s | prepare, rows/s | ratio | 2 workers, rows/s | over one | work alone | peak MB: plain, one, 2 |"
         )
-        print("|" + " --- |" * 7, flush=True)
-    for rows in (100, *arguments.rows):
-        result = measure(rows, 1 if rows == 100 else arguments.repeats)
+        print("|" + " --- |" * 8, flush=True)
+    start_up: dict[str, float] = {}
+    for rows in (START_UP_ROWS, *arguments.rows):
+        result = measure(rows, arguments.repeats, start_up)
         if arguments.json:
             print(json.dumps(result), flush=True)
-        elif rows == 100:
+        elif rows == START_UP_ROWS:
             print(
-                f"(start-up: {', '.join(f'{name} {took[0]} s' for name, took in result['seconds'].items())})",
+                f"(start-up: {', '.join(f'{name} {took:.1f} s' for name, took in result['median'].items())})",
                 flush=True,
             )
         else:
@@ -191,9 +201,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{result['ratio_to_plain_loop']:.2f}",
                 f"{rate['2 workers']:,}",
                 f"{result['two_workers_over_one']:.2f}",
+                f"{result['two_workers_over_one_work_alone']:.2f}",
                 f"{peak['plain loop']:,}, {peak['prepare']:,}, {peak['2 workers']:,}",
             ]
             print(f"| {' | '.join(cells)} |", flush=True)
+        start_up = start_up or result["median"]
     return 0
 
 
