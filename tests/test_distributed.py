@@ -568,9 +568,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     prepared(folder, ROWS, changes=SETTINGS)
     made, build = {}, learning.build
 
-    def cached(model_fn: Any, training: Any, plan: PrivacyPlan, shapes: Any) -> Any:
+    def cached(model_fn: Any, training: Any, plan: PrivacyPlan, shapes: Any, **options: Any) -> Any:
         if plan not in made:
-            made[plan] = build(model_fn, training, plan, shapes)
+            made[plan] = build(model_fn, training, plan, shapes, **options)
         return made[plan]
 
     with pytest.MonkeyPatch.context() as patched:

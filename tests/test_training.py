@@ -27,8 +27,8 @@ ROWS = {"bank": BANK, "shop": SHOP}
 EVERYBODY = ("training.clients_per_round=4", "training.rounds=1")
 
 
-def expected_head(config: Config, *, by_examples: bool) -> list[np.ndarray]:
-    """One round of federated averaging with everybody in it, one local step each, in plain numpy."""
+def expected_head(config: Config, *, by_examples: bool, of_silos: bool = False) -> list[np.ndarray]:
+    """One round of federated averaging with everybody (or every silo) in it, one local step each, in plain numpy."""
     import tensorflow as tf
 
     from tff_pipeline.model.network import base_network
@@ -38,8 +38,8 @@ def expected_head(config: Config, *, by_examples: bool) -> list[np.ndarray]:
         config.model, work.tokenizer, labels=len(work.labels), task="sequence_classification", seed=config.pipeline.seed
     )
     total, weights = [np.zeros((network.hidden_size, len(work.labels))), np.zeros(len(work.labels))], 0.0
-    for client in "abcd":
-        own = [row for rows in ROWS.values() for row in rows if row[0] == client]
+    clients = [[row for rows in ROWS.values() for row in rows if row[0] == client] for client in "abcd"]
+    for own in ROWS.values() if of_silos else clients:
         tokens, lengths = work.tokenizer.encode([text for _, text, _ in own])
         batch = tf.RaggedTensor.from_row_lengths(tokens, lengths).to_tensor(network.pad_id)
         features = network.features(batch).numpy().astype(np.float64)
@@ -67,6 +67,24 @@ def test_one_round_is_federated_averaging(tmp_path, by_examples):
     assert read_json(run / "run.json")["labels"] == ["card", "money", "parcel"]
     assert read_json(run / "run.json")["guarantee"]["epsilon"] is None
     assert '"event":{"kind":"none"}' in Workdir(config.workdir).ledger("tiny").read_text()
+
+
+@pytest.mark.parametrize("by_examples", [False, True], ids=["uniform", "examples"])
+def test_a_silo_may_be_one_client(tmp_path, by_examples):
+    """Silos of 4 and 3 texts, each trained on as a whole in one step: the mean of two updates."""
+    changes = ["privacy.unit=silo", "training.clients_per_round=2", "training.rounds=1"]
+    changes.append(f"training.weighting={'examples' if by_examples else 'uniform'}")
+    config = prepared(tmp_path, ROWS, changes=changes)
+
+    run = train(config, progress=quiet())
+
+    expected = expected_head(config, by_examples=by_examples, of_silos=True)
+    for ours, theirs in zip(trained_weights(run), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert read_json(run / "run.json")["plan"]["clients"] == 2
+    # Clients cannot be told how many silos there are.
+    with pytest.raises(PrivacyError, match=r"clients_per_round is 3, the population has 2 silos"):
+        train(configured_again(config, [*changes, "training.clients_per_round=3"]), progress=quiet())
 
 
 def test_fedprox_pulls_local_steps_towards_the_start(tmp_path):

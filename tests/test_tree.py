@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import math
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -30,9 +31,9 @@ def compiled_once():
 
     made, build = {}, learning.build
 
-    def cached(model_fn, training, plan, shapes):
+    def cached(model_fn, training, plan, shapes, **options):
         if plan not in made:
-            made[plan] = build(model_fn, training, plan, shapes)
+            made[plan] = build(model_fn, training, plan, shapes, **options)
         return made[plan]
 
     with pytest.MonkeyPatch.context() as patched:
@@ -260,6 +261,28 @@ def test_noise_of_prefix_sums_that_later_rounds_take_away_is_caught(compiled_onc
     found = attacked(noise=taken_away, observations=800)
     assert found.noise_multiplier_at_most < 0.75
     assert found.refuted
+
+
+def test_a_tree_without_noise_is_caught(compiled_once):
+    found = attacked(noise=lambda number: [np.zeros(shape) for shape in audit._SHAPES], observations=40)
+    assert found.noise_found_again == "there is none"
+    assert found.at_least == math.inf
+
+
+def test_a_tree_whose_nodes_follow_from_the_clock_is_caught(compiled_once):
+    def seeded(number: int) -> list[np.ndarray]:
+        generator = np.random.default_rng(time.time_ns() // 1000)
+        return [generator.normal(0, CLAIM.noise_stddev, shape) for shape in audit._SHAPES]
+
+    assert attacked(noise=seeded, observations=40).noise_found_again == "its generator was seeded by the clock"
+
+
+def test_a_tree_whose_clients_do_not_clip_is_caught(compiled_once):
+    """The aggregator clips at a million; the noise is still that of a clip of 1."""
+    far = dataclasses.replace(CLAIM, clip_norm=1e6, value_range=1e6, noise_multiplier=1.5e-6)
+    found = attacked(aggregated_as=far, observations=800)
+    assert found.refuted
+    assert found.noise_multiplier_at_most < 1
 
 
 def test_a_client_that_takes_part_twice_in_a_tree_is_caught(compiled_once):

@@ -95,7 +95,7 @@ class TrainingSection(_Section, frozen=True, kw_only=True):
 
 class PrivacySection(_Section, frozen=True, kw_only=True):
     mechanism: Literal["gaussian", "distributed_discrete_gaussian", "tree", "none"]
-    unit: Literal["client"] = "client"
+    unit: Literal["client", "silo"] = "client"
     clip_norm: float | None = None
     clipping: Literal["fixed", "adaptive"] = "fixed"
     clip_quantile: float | None = None

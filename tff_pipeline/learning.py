@@ -39,6 +39,8 @@ def build(
     training: TrainingSection,
     plan: PrivacyPlan,
     shapes: Sequence[Sequence[int]],
+    *,
+    largest_weight: float | None = None,
 ) -> Compiled:
     """Builds and compiles the process.
 
@@ -47,6 +49,8 @@ def build(
       training: optimizers and algorithm.
       plan: clip, range, noise and denominator.
       shapes: of the model's trainable variables, in order.
+      largest_weight: where clients are weighted by examples, what no client's number of instances in a round is above; from
+        the plan, for texts, where it is None.
 
     Raises:
       InsecureProcessError: if anything would travel to the server outside the secure sum.
@@ -64,9 +68,8 @@ def build(
     weighted = training.weighting == "examples"
     build_process = algorithms.build_weighted_fed_avg if weighted else algorithms.build_unweighted_fed_avg
     if weighted:
-        aggregator: Any = aggregation.weighted(
-            plan, largest_weight=plan.max_examples_per_client * training.local_epochs
-        )
+        most = largest_weight or plan.max_examples_per_client * training.local_epochs
+        aggregator: Any = aggregation.weighted(plan, largest_weight=most)
     else:
         aggregator = aggregation.unweighted(plan, shapes)
     process = build_process(

@@ -94,8 +94,30 @@ class Job:
         return Workdir(self.config.workdir).runs / self.id
 
     @property
-    def clients(self) -> int:
-        return sum(snapshot.clients("train") for snapshot in self.snapshots)
+    def units(self) -> int:
+        """How many there are of what the guarantee is about, and a round samples: training clients, or silos."""
+        return sum(self.units_of(snapshot) for snapshot in self.snapshots)
+
+    def units_of(self, snapshot: Snapshot) -> int:
+        """How many of them a silo has; as one, it counts whether it has any client or not."""
+        return 1 if self.silo_is_client else snapshot.clients("train")
+
+    @property
+    def silo_is_client(self) -> bool:
+        return self.config.privacy.unit == "silo"
+
+    @property
+    def largest_weight(self) -> float:
+        """More than any client's number of instances in a round: what a weighted mean is bounded by."""
+        prepare = self.config.prepare
+        examples = (
+            max(snapshot.count("train") for snapshot in self.snapshots)
+            if self.silo_is_client
+            else prepare.max_examples_per_client
+        )
+        # Of token classification every labelled token is one.
+        each = prepare.max_length if self.config.task.kind == "token_classification" else 1
+        return float(max(1, examples) * each * self.config.training.local_epochs)
 
 
 def job(config: Config) -> Job:
@@ -155,7 +177,7 @@ def _run(work: Job, progress: Progress) -> None:
     network.set_weights(base)
     initial = base[-len(network.trained_variables(config.model.trainable)) :]
 
-    plan = planning.make(config, clients=work.clients, dimension=sum(array.size for array in initial))
+    plan = planning.make(config, clients=work.units, dimension=sum(array.size for array in initial))
     secrets = _Secrets(work)
     charges = account.opened(config, plan, run=run.name, draw=secrets.draw)
     facts = _describe(work, plan)
@@ -166,6 +188,8 @@ def _run(work: Job, progress: Progress) -> None:
         delta=plan.delta,
         noise_multiplier=plan.noise_multiplier,
     )
+    if plan.unit == "silo" and plan.private:
+        progress.event("cost", statement.cost(plan), noise_over_clip=round(plan.noise_over_clip, 3))
     if plan.integers and plan.integers.silos * plan.integers.length > _NOISE_IS_QUICK:
         drawn = plan.integers.silos * plan.integers.length
         progress.event(
@@ -259,7 +283,7 @@ def _compiled_runtime(
         def model() -> Any:
             return TextLearner(build, trainable=config.model.trainable, frozen=frozen)
 
-    compiled = learning.build(model, config.training, plan, shapes)
+    compiled = learning.build(model, config.training, plan, shapes, largest_weight=work.largest_weight)
     progress.event(
         "compile",
         f"learning process built and checked in {time.monotonic() - started:.1f} s",
@@ -285,7 +309,7 @@ def _compiled_runtime(
 
 
 def _silo_clients(work: Job, network: Any, stack: contextlib.ExitStack, progress: Progress) -> list[Any]:
-    from tff_pipeline.runtime.clients import TextClients
+    from tff_pipeline.runtime.clients import TextClients, TextSilo
     from tff_pipeline.runtime.features import feature_clients
 
     config, training = work.config, work.config.training
@@ -301,19 +325,23 @@ def _silo_clients(work: Job, network: Any, stack: contextlib.ExitStack, progress
                     batch_size=training.batch_size,
                     epochs=training.local_epochs,
                     bar=bar,
+                    as_one=work.silo_is_client,
                 )
                 for snapshot in work.snapshots
             ]
+    options: dict[str, Any] = {
+        "pad_id": work.tokenizer.pad_id,
+        "batch_size": training.batch_size,
+        "epochs": training.local_epochs,
+        "token_labels": config.task.kind == "token_classification",
+    }
+    if work.silo_is_client:
+        return [
+            TextSilo(snapshot.silo, snapshot.shards("train"), maps[snapshot.silo], **options)
+            for snapshot in work.snapshots
+        ]
     return [
-        TextClients(
-            snapshot.silo,
-            stack.enter_context(snapshot.reader("train")),
-            maps[snapshot.silo],
-            pad_id=work.tokenizer.pad_id,
-            batch_size=training.batch_size,
-            epochs=training.local_epochs,
-            token_labels=config.task.kind == "token_classification",
-        )
+        TextClients(snapshot.silo, stack.enter_context(snapshot.reader("train")), maps[snapshot.silo], **options)
         for snapshot in work.snapshots
     ]
 
@@ -351,7 +379,7 @@ def _rounds(
             started = time.monotonic()
             cohorts = {
                 snapshot.silo: _cohort(
-                    plan, secrets.sampling(snapshot.silo), number=number, clients=snapshot.clients("train")
+                    plan, secrets.sampling(snapshot.silo), number=number, clients=work.units_of(snapshot)
                 )
                 for snapshot in work.snapshots
             }

@@ -17,12 +17,16 @@ from tff_pipeline.privacy.plan import PrivacyPlan
 
 def ledgers(config: Config) -> list[tuple[Ledger, float | None]]:
     """The population's ledger and then each silo's, with the budget of each."""
-    workdir = Workdir(config.workdir)
+    workdir, unit = Workdir(config.workdir), config.privacy.unit
     own = [
-        (Ledger(workdir.silo(silo.name) / "ledger.jsonl", config.population, silo=silo.name), silo.budget_epsilon)
+        (
+            Ledger(workdir.silo(silo.name) / "ledger.jsonl", config.population, silo=silo.name, unit=unit),
+            silo.budget_epsilon,
+        )
         for silo in config.silos
     ]
-    return [(Ledger(workdir.ledger(config.population), config.population), config.privacy.budget_epsilon), *own]
+    population = Ledger(workdir.ledger(config.population), config.population, unit=unit)
+    return [(population, config.privacy.budget_epsilon), *own]
 
 
 class Account:

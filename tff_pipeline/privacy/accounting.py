@@ -18,6 +18,12 @@ Kairouz et al. define neighbours by a client whose records are replaced by nothi
 REPLACE_SPECIAL). Here that is the same as removing the client. Its summand becomes zero either way, since the denominator
 is a public number; and the others' rounds are drawn for each by itself, so their joint distribution does not know whether
 it is there. That the number of clients is public is assumed for all events alike. So they compose.
+
+An event with "unit": "silo" is of rounds whose clients are whole silos. For a silo it is what it says. One client of a
+silo can change its silo's update into another one: by at most twice what removing it does, which is a Gaussian mechanism
+with half the noise multiplier. No sampling is counted on then: with the silo out of the round nothing changes, and the
+divergence of two mixtures with a part in common is at most that of the parts which differ (joint convexity). What was
+charged for clients says nothing about a silo: its epsilon is infinite.
 """
 
 import math
@@ -44,42 +50,52 @@ def event_unknown_to_graph() -> dp_accounting.DpEvent:
     return dp_accounting.UnsupportedDpEvent()
 
 
-def dp_event(event: Mapping[str, Any]) -> dp_accounting.DpEvent:
-    """A ledger's event as `dp_accounting` has it. Raises PrivacyError for a kind that cannot be accounted for."""
-    if event.get("kind") == "poisson_gaussian":
-        gaussian = _EVENTS.GaussianDpEvent(float(event["noise_multiplier"]))
-        return _EVENTS.PoissonSampledDpEvent(float(event["sampling_probability"]), gaussian)
-    if event.get("kind") == "poisson_distributed_discrete_gaussian":
-        gaussian = _EVENTS.GaussianDpEvent(
-            distributed.noise_multiplier(
-                sensitivity_squared=int(event["sensitivity_squared"]),
-                log2_share=int(event["log2_share"]),
-                honest=int(event["honest_silos"]),
-            )
+def dp_event(event: Mapping[str, Any], unit: str = "client") -> dp_accounting.DpEvent:
+    """A ledger's event as `dp_accounting` has it, for one `unit`. Raises PrivacyError for what cannot be accounted for."""
+    kind, of = event.get("kind"), event.get("unit", "client")
+    if of not in ("client", "silo") or unit not in ("client", "silo"):
+        raise PrivacyError(
+            f"an event for the unit {of!r} cannot be accounted for the unit {unit!r}; expected client or silo. Was the ledger written by a newer version?"
         )
-        return _EVENTS.PoissonSampledDpEvent(float(event["sampling_probability"]), gaussian)
-    if event.get("kind") == "tree":
-        return _EVENTS.GaussianDpEvent(float(event["noise_multiplier"]))  # of one level of one tree
-    if event.get("kind") == "none":
+    if kind == "none" or (of, unit) == ("client", "silo"):
         return dp_accounting.NonPrivateDpEvent()
-    raise PrivacyError(
-        f"an event of kind {event.get('kind')!r} cannot be accounted for; expected poisson_gaussian, poisson_distributed_discrete_gaussian, tree or none. Was the ledger written by a newer version?"
-    )
+    if kind in ("poisson_gaussian", "tree"):  # a tree's is that of one level
+        noise_multiplier = float(event["noise_multiplier"])
+    elif kind == "poisson_distributed_discrete_gaussian":
+        noise_multiplier = distributed.noise_multiplier(
+            sensitivity_squared=int(event["sensitivity_squared"]),
+            log2_share=int(event["log2_share"]),
+            honest=int(event["honest_silos"]),
+        )
+    else:
+        raise PrivacyError(
+            f"an event of kind {kind!r} cannot be accounted for; expected poisson_gaussian, poisson_distributed_discrete_gaussian, tree or none. Was the ledger written by a newer version?"
+        )
+    if (of, unit) == ("silo", "client"):
+        return _EVENTS.GaussianDpEvent(noise_multiplier / 2)
+    gaussian = _EVENTS.GaussianDpEvent(noise_multiplier)
+    if kind == "tree":
+        return gaussian
+    return _EVENTS.PoissonSampledDpEvent(float(event["sampling_probability"]), gaussian)
 
 
-def epsilon(events: Iterable[tuple[Mapping[str, Any], int]], delta: float, *, step: float = FINE) -> float:
-    """Epsilon at `delta` of all events together, each given with how often it happened.
+def epsilon(
+    events: Iterable[tuple[Mapping[str, Any], int]], delta: float, *, unit: str = "client", step: float = FINE
+) -> float:
+    """Epsilon at `delta` of all events together for one `unit`, each event given with how often it happened.
 
     The rounds of two runs with trees are two pairs, since each run begins its own trees.
     """
     accountant = PLDAccountant(_RELATION, step)
     error = 0.0  # see privacy.distributed: what is composed here, and what happens, differ by a factor of exp(error)
     for event, count in events:
-        if event.get("kind") == "none" and count:
+        if not count:
+            continue
+        composed = dp_event(event, unit)
+        if isinstance(composed, dp_accounting.NonPrivateDpEvent):
             return math.inf
-        if count:
-            accountant.compose(dp_event(event), tree_levels(event, count) if event["kind"] == "tree" else count)
-            error += count * log_error(event)
+        accountant.compose(composed, tree_levels(event, count) if event["kind"] == "tree" else count)
+        error += count * log_error(event)
     return float(accountant.get_epsilon(delta * math.exp(-error))) + 2 * error
 
 

@@ -32,7 +32,7 @@ def plan_of(config: Config) -> PrivacyPlan:
     work = job(config)
     network = network_of(config.model, work.tokenizer, labels=len(work.labels), task=config.task.kind)
     trained = network.trained_variables(config.model.trainable)
-    return make(config, clients=work.clients, dimension=sum(variable.numpy().size for variable in trained))
+    return make(config, clients=work.units, dimension=sum(variable.numpy().size for variable in trained))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,6 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--plot", metavar="FILE", help="draw epsilon against rounds and against noise, as an SVG file")
     arguments = parser.parse_args(argv)
     config = configuration.load(arguments.config, arguments.set)
+    if arguments.clients is not None and config.privacy.unit == "silo":
+        raise ConfigError(
+            f'--clients {arguments.clients}: with privacy.unit = "silo" there are as many as [[silos]] tables; expected no --clients.'
+        )
     if arguments.clients is not None and arguments.clients < 1:
         raise ConfigError(f"--clients {arguments.clients}: expected the number of training clients, at least 1.")
 
@@ -72,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for sentence in missing:
         print(f"* Missing: {sentence}")
     print(
-        f"* Charged so far: {charged} rounds by all runs on population {config.population!r}, together {_together(spent)} ({population.path})."
+        f"* Charged so far: {charged} rounds by all runs on population {config.population!r}, together {_together(spent, config.privacy.unit)} ({population.path})."
     )
     return 0
 
@@ -210,7 +214,7 @@ def _budget(config: Config) -> tuple[dict[str, Any], list[str]]:
         limit = f"of a budget of {budget:g}" if budget is not None else "and no budget is set"
         room = "" if left is None else f"; {left} more rounds of this configuration fit"
         lines.append(
-            f"{name}: {len(each.entries())} rounds charged, {_together(spent)} at delta {delta:g} {limit}{room}"
+            f"{name}: {len(each.entries())} rounds charged, {_together(spent, config.privacy.unit)} at delta {delta:g} {limit}{room}"
         )
     if missing:
         lines.append(f"How many rounds are left cannot be said: {missing}")
@@ -243,10 +247,14 @@ def _plainly(event: str) -> str:
     return f"a {facts['kind'].replace('_', ' ')} with sampling probability {facts['sampling_probability']:.6g} and noise multiplier {facts['noise_multiplier']:g}"
 
 
-def _together(spent: float | None) -> str:
+def _together(spent: float | None, unit: str) -> str:
     if spent is None:
         return "an epsilon that needs a delta to be stated"
-    return "epsilon infinite, since a run had no privacy" if math.isinf(spent) else f"epsilon {rounded_up(spent)}"
+    if math.isinf(spent):
+        return "epsilon infinite, since a run had no privacy" + (
+            ", or had it for clients only" if unit == "silo" else ""
+        )
+    return f"epsilon {rounded_up(spent)}"
 
 
 def _finite(value: float | None) -> float | None:

@@ -39,13 +39,14 @@ class Ledger:
       path: of the file; the head lies beside it.
       population: whose charges these are.
       silo: the name of the silo that keeps this ledger, or "" for the population's own.
+      unit: "client" or "silo": for whom epsilon is worked out.
 
     Raises (from every method that reads):
       PrivacyError: naming the line that is damaged, edited or out of order, or how many are missing.
     """
 
-    def __init__(self, path: Path, population: str, *, silo: str = ""):
-        self.path, self.population, self.silo = path, population, silo
+    def __init__(self, path: Path, population: str, *, silo: str = "", unit: str = "client"):
+        self.path, self.population, self.silo, self.unit = path, population, silo, unit
         self._entries: list[dict[str, Any]] = []
         self._drawn: dict[tuple[str, int], list[dict[str, Any]]] = {}
         self._checked: tuple[Any, ...] | None = None  # what the files looked like when they were last found sound
@@ -161,7 +162,8 @@ class Ledger:
             else:
                 counts[event] += rounds
         charges = [*counts.items(), *((event, count) for (event, _, _), count in trees.items())]
-        return accounting.epsilon([(json.loads(event), count) for event, count in charges], delta, step=step)
+        events = [(json.loads(event), count) for event, count in charges]
+        return accounting.epsilon(events, delta, unit=self.unit, step=step)
 
     def rounds_left(
         self, budget: float, delta: float, *, planned: Mapping[str, Any], rounds: int, run: str = "", draw: str = ""

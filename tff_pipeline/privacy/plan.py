@@ -28,7 +28,8 @@ class PrivacyPlan:
 
     Attributes:
       mechanism: "gaussian", "distributed_discrete_gaussian", "tree" or "none".
-      unit: what a neighbouring population has one more or one fewer of.
+      unit: what a neighbouring population has one more or one fewer of: "client", or "silo", which is then what a round
+        samples, trains on and clips as a whole. The names below say client for either.
       clients: size of the population, N.
       expected_cohort: expected number of clients in a round, q N.
       sampling_probability: of each client in each round, q; draws are independent (Poisson sampling). With "tree" they are
@@ -202,7 +203,7 @@ class PrivacyPlan:
         if not self.private:
             return {"kind": "none"}
         if self.integers:
-            return {
+            return self._unit | {
                 "kind": "poisson_distributed_discrete_gaussian",
                 "sampling_probability": self.sampling_probability,
                 "sensitivity_squared": self.integers.sensitivity_squared,
@@ -210,7 +211,11 @@ class PrivacyPlan:
                 "honest_silos": self.integers.honest,
                 "length": self.integers.length,
             }
-        return self._gaussian_event(self.noise_multiplier)
+        return self._unit | self._gaussian_event(self.noise_multiplier)
+
+    @property
+    def _unit(self) -> dict[str, str]:
+        return {"unit": self.unit} if self.unit != "client" else {}
 
     @property
     def log_error(self) -> float:
@@ -226,7 +231,25 @@ class PrivacyPlan:
         """Epsilon at the plan's delta after `rounds` rounds (all of them by default); infinite without privacy."""
         if not self.private or self.delta is None:
             return math.inf
-        return accounting.epsilon([(self.round_event, self.rounds if rounds is None else rounds)], self.delta)
+        return self._epsilon_for(self.unit, self.rounds if rounds is None else rounds)
+
+    @property
+    def client_epsilon(self) -> float:
+        """Epsilon of all rounds for one client, which with unit "silo" is protected as a part of its silo, and less."""
+        return self._epsilon_for("client", self.rounds)
+
+    def _epsilon_for(self, unit: str, rounds: int) -> float:
+        assert self.delta is not None
+        return accounting.epsilon([(self.round_event, rounds)], self.delta, unit=unit)
+
+    @property
+    def noise_over_clip(self) -> float:
+        """About how long the noise on a round's mean update is, in L2, over what bounds every single update; 0 for "none"."""
+        if not self.private:
+            return 0.0
+        assert self.clip_norm is not None
+        clip = 1.0 if self.adaptive else self.clip_norm
+        return self.noise_stddev * math.sqrt(self.dimension) / (self.denominator * clip)
 
     def curve(self, *, rounds: int | None = None, noise_multiplier: float | None = None) -> float:
         """Epsilon if the plan had other rounds or another noise, rounded up in the fifth digit: quick, for plots.
@@ -243,6 +266,7 @@ class PrivacyPlan:
             "denominator": self.denominator,
             "noise_stddev": self.noise_stddev,
             "grain": self.grain,
+            "noise_over_clip": self.noise_over_clip,
             "update_noise_multiplier": self.update_noise_multiplier,
             "trees": self.trees,
             "levels": self.levels,
@@ -253,7 +277,7 @@ class PrivacyPlan:
 
 
 def make(config: Config, *, clients: int, dimension: int) -> PrivacyPlan:
-    """The plan of a run on a population of `clients` whose updates have `dimension` coordinates.
+    """The plan of a run on a population of `clients` (silos, where they are the unit) whose updates have `dimension` coordinates.
 
     With `target_epsilon` the smallest noise is found that stays at or under it.
 
@@ -268,7 +292,13 @@ def make(config: Config, *, clients: int, dimension: int) -> PrivacyPlan:
     probability = training.clients_per_round / clients
     if probability > 1:
         raise PrivacyError(
-            f"training.clients_per_round is {training.clients_per_round:g}, the population has {clients} training clients; expected at most that many."
+            f"training.clients_per_round is {training.clients_per_round:g}, the population has {clients} "
+            + (
+                "training clients"
+                if privacy.unit == "client"
+                else 'silos, which privacy.unit = "silo" makes the clients of a round'
+            )
+            + "; expected at most that many."
         )
     # As many rounds as everybody has a turn in. The last clients may be left without, so that the expected cohort is exact.
     rounds_per_tree = math.floor(clients / training.clients_per_round) if privacy.mechanism == "tree" else 0

@@ -29,10 +29,10 @@ def sentences(
     said = []
     if plan.private:
         said.append(
-            f"Guarantee: the trained model is ({rounded_up(plan.epsilon())}, {plan.delta:g})-differentially private for the client: adding or removing one client, with all its texts, "
+            f"Guarantee: the trained model is ({rounded_up(plan.epsilon())}, {plan.delta:g})-differentially private for the {plan.unit}: adding or removing {_one(plan)}, "
             f"changes the probability of any set of outcomes by at most a factor of e^epsilon, plus delta."
         )
-        taking_part = f"{plan.rounds} rounds; in each, every one of {plan.clients} clients takes part independently with probability {plan.sampling_probability:.6g} (Poisson sampling), its update is clipped to an L2 norm of {_clip(plan)}"
+        taking_part = f"{plan.rounds} rounds; in each, every one of {plan.clients} {plan.unit}s takes part independently with probability {plan.sampling_probability:.6g} (Poisson sampling), its update is clipped to an L2 norm of {_clip(plan)}"
         if plan.integers:
             said.append(_shared_noise(plan, plan.integers, taking_part))
         elif plan.trees:
@@ -42,15 +42,17 @@ def sentences(
                 f"Mechanism: {taking_part}, and Gaussian noise of standard deviation {plan.noise_stddev:.6g} {_noise_in_words(plan)} "
                 f"is added to the sum at the server. The noised sum is divided by {plan.denominator:g}, the expected cohort."
             )
+        if plan.unit == "silo":
+            said.append(cost(plan))
         said.append(
-            "Who is protected: a client is whoever the client column names at one silo. A person who is a client of two silos, or goes by two names, is protected as two clients, which is less. "
-            "The guarantee is about this run; what all runs on the same population spend together is in its ledger."
+            _who_is_protected(plan)
+            + " The guarantee is about this run; what all runs on the same population spend together is in its ledger."
         )
         said.append(
-            "Accounting: the privacy loss distributions of dp_accounting, composed over the rounds, neighbours by adding or removing one client; the number of clients, from which the sampling probability follows, is treated as public. A round that was repeated after a crash is the same draw "
+            f"Accounting: the privacy loss distributions of dp_accounting, composed over the rounds, neighbours by adding or removing one {plan.unit}; the number of {plan.unit}s, from which the sampling probability follows, is treated as public. A round that was repeated after a crash is the same draw "
             "and is charged once."
             + (
-                " No sampling is counted on. A client that is removed is one whose updates are replaced by zero, since the denominator is a public number and every client's turn is drawn by itself: "
+                f" No sampling is counted on. A {plan.unit} that is removed is one whose updates are replaced by zero, since the denominator is a public number and every {plan.unit}'s turn is drawn by itself: "
                 "the two neighbouring relations are the same here. A tree that the run did not finish is charged as far as it went."
                 if plan.trees
                 else ""
@@ -66,7 +68,8 @@ def sentences(
             'No guarantee: privacy.mechanism is "none". Epsilon is infinite; the model may remember its training texts.'
         )
     said.append(
-        f"Contribution bound: at most {plan.max_examples_per_client} examples of a client are kept, and each is used {plan.local_epochs} time(s) in a round the client takes part in."
+        f"Contribution bound: at most {plan.max_examples_per_client} examples of a client are kept, and each is used {plan.local_epochs} time(s) in a round the {plan.unit} takes part in."
+        + (" However many clients a silo has, its update is clipped as one." if plan.unit == "silo" else "")
     )
     if reference:
         said.append(
@@ -94,10 +97,40 @@ def sentences(
         )
     )
     said.append(
-        "Not covered: the choice of hyperparameters; the evaluation on held-out clients, which is a release about those clients, who took no part in training; label names, the tokenizer and the counts in the "
+        f"Not covered: the choice of hyperparameters; the evaluation on held-out clients, which is a release about those clients, who took no part in training{_held_out(plan)}; label names, the tokenizer and the counts in the "
         "manifests, which are treated as public."
     )
     return said
+
+
+def _one(plan: PrivacyPlan) -> str:
+    return "one client, with all its texts" if plan.unit == "client" else "all texts of one silo, with all its clients"
+
+
+def _held_out(plan: PrivacyPlan) -> str:
+    return "" if plan.unit == "client" else ", and about their silos"
+
+
+def _who_is_protected(plan: PrivacyPlan) -> str:
+    if plan.unit == "client":
+        return "Who is protected: a client is whoever the client column names at one silo. A person who is a client of two silos, or goes by two names, is protected as two clients, which is less."
+    return (
+        "Who is protected: a silo as a whole, against whoever gets the model, the other silos among them; that it takes part in the run is public. Each of its clients is protected too, and less: "
+        f"a single client can change its silo's update into another one, for which the run is ({rounded_up(plan.client_epsilon)}, {plan.delta:g})-differentially private."
+        + (
+            ""
+            if plan.integers
+            else " In a round for which a single silo was drawn the sum that the server sees is that silo's."
+        )
+    )
+
+
+def cost(plan: PrivacyPlan) -> str:
+    """What the noise does to a round, in a sentence."""
+    return (
+        f"Cost: the noise on a round's mean update is about {plan.noise_over_clip:.3g} times as long as the clip, which no {plan.unit}'s update is longer than: {plan.denominator:g} {plan.unit}(s) a round have to be heard over it. "
+        f"It falls with the number of {plan.unit}s in a round, with a larger epsilon, fewer rounds, and the root of the number of weights trained, which is {plan.dimension} here."
+    )
 
 
 def _clip(plan: PrivacyPlan) -> str:
@@ -120,7 +153,7 @@ def _noise_in_words(plan: PrivacyPlan) -> str:
 def _tree(plan: PrivacyPlan) -> str:
     """DP-FTRL's mechanism."""
     return (
-        f"Mechanism: DP-FTRL (tree aggregation) over {plan.rounds} rounds. A tree spans {plan.rounds_per_tree} rounds, and a client takes part in at most one round of each: every one of {plan.clients} clients draws its turn, and has one with probability "
+        f"Mechanism: DP-FTRL (tree aggregation) over {plan.rounds} rounds. A tree spans {plan.rounds_per_tree} rounds, and a {plan.unit} takes part in at most one round of each: every one of {plan.clients} {plan.unit}s draws its turn, and has one with probability "
         f"{min(1.0, plan.rounds_per_tree * plan.sampling_probability):.6g}. So it takes part at most {plan.trees} time(s), in {plan.trees} tree(s) of at most {plan.levels} level(s). Its update is clipped to an L2 norm of {plan.clip_norm:g}. Every node of a tree has Gaussian noise of standard deviation "
         f"{plan.noise_stddev:.6g} ({plan.noise_multiplier:g} times the sensitivity, quantisation included), added at the server, so that the sum of all updates since a tree began has the noise of at most {plan.levels} node(s). A round's noised sum is divided by {plan.denominator:g}, the expected cohort."
     )

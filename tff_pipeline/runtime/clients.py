@@ -1,9 +1,15 @@
 """A silo's training clients as the runtimes feed them: what goes into the graph for one client, and its batches there.
 
 The same `batches` builds the dataset inside a session's graph and, eagerly, for TFF's executor, so both see the same.
+
+With `privacy.unit = "silo"` a silo is one client that has all of its clients' examples (`TextSilo`, `FeatureSilo`). They are
+read from the silo's files inside the graph, so that memory does not grow with the silo. A batch takes its examples from as
+many clients as it has, in turns: in the same order in every round, and on both runtimes. (`Dataset.shuffle` gives another
+order under TFF's executor, its seed notwithstanding.)
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,11 +27,16 @@ def _in_batches(arrays: tuple[tf.Tensor, ...], batch_size: int, epochs: int) -> 
     No `map`: instantiating its function would take longer than training on a small client. No rewriting and no
     autotuning of the pipeline, for the same reason.
     """
+    return tf.data.Dataset.from_tensor_slices(arrays).batch(batch_size).repeat(epochs).with_options(_plain())
+
+
+def _plain() -> tf.data.Options:
+    """Neither rewriting nor autotuning."""
     options = tf.data.Options()
     options.autotune.enabled = False
     options.experimental_optimization.apply_default_optimizations = False
     options.experimental_optimization.inject_prefetch = False
-    return tf.data.Dataset.from_tensor_slices(arrays).batch(batch_size).repeat(epochs).with_options(options)
+    return options
 
 
 class Clients(Protocol):
@@ -61,7 +72,7 @@ class TextClients:
     def __init__(
         self,
         name: str,
-        reader: ClientReader,
+        reader: ClientReader | None,
         label_map: np.ndarray,
         *,
         pad_id: int,
@@ -73,16 +84,22 @@ class TextClients:
         self._pad_id, self._batch_size, self._epochs, self._token_labels = pad_id, batch_size, epochs, token_labels
 
     def __len__(self) -> int:
+        assert self._reader is not None
         return len(self._reader)
 
     def specs(self) -> list[tf.TensorSpec]:
         return [tf.TensorSpec([], tf.string), tf.TensorSpec([None], tf.int64)]
 
     def feed(self, row: int) -> Sequence[Any]:
+        assert self._reader is not None
         return self._reader.read(row), self._label_map
 
     def batches(self, fed: Sequence[tf.Tensor]) -> tf.data.Dataset:
         record, label_map = fed
+        return _in_batches(self._examples(record, label_map), self._batch_size, self._epochs)
+
+    def _examples(self, record: tf.Tensor, label_map: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Tokens int32 [n, longest] and labels int32 [n] or [n, longest] of a record's examples."""
         arrays = parse_in_graph(record)
         known = tf.not_equal(arrays[LABELS], IGNORED)
         labels = tf.where(known, tf.gather(label_map, tf.maximum(arrays[LABELS], 0)), tf.cast(IGNORED, tf.int64))
@@ -90,7 +107,40 @@ class TextClients:
         if self._token_labels:
             labels = _ragged(labels, arrays[LENGTHS]).to_tensor(IGNORED)
         tokens = _ragged(tf.cast(arrays[TOKENS], tf.int32), arrays[LENGTHS]).to_tensor(self._pad_id)
-        return _in_batches((tokens, labels), self._batch_size, self._epochs)
+        return tokens, labels
+
+
+class TextSilo(TextClients):
+    """A whole silo as one client: the names of its files are fed.
+
+    Args:
+      shards: the files of its training clients.
+      options: of `TextClients`.
+    """
+
+    def __init__(self, name: str, shards: Sequence[Path], label_map: np.ndarray, **options: Any):
+        super().__init__(name, None, label_map, **options)
+        self._shards = np.array([str(path) for path in shards], object)
+
+    def __len__(self) -> int:
+        return 1
+
+    def specs(self) -> list[tf.TensorSpec]:
+        return [tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int64)]
+
+    def feed(self, row: int) -> Sequence[Any]:
+        return self._shards, self._label_map
+
+    def batches(self, fed: Sequence[tf.Tensor]) -> tf.data.Dataset:
+        shards, label_map = fed
+        examples = tf.data.TFRecordDataset(shards).interleave(
+            lambda record: tf.data.Dataset.from_tensor_slices(self._examples(record, label_map)),
+            cycle_length=self._batch_size,
+        )
+        lengths = [None], [None] if self._token_labels else []
+        padding = tf.constant(self._pad_id, tf.int32), tf.constant(IGNORED, tf.int32)
+        in_batches = examples.padded_batch(self._batch_size, lengths, padding)
+        return in_batches.repeat(self._epochs).with_options(_plain())
 
 
 class FeatureClients:
@@ -120,3 +170,40 @@ class FeatureClients:
 
     def batches(self, fed: Sequence[tf.Tensor]) -> tf.data.Dataset:
         return _in_batches(tuple(fed), self._batch_size, self._epochs)
+
+
+class FeatureSilo(FeatureClients):
+    """A whole silo of a frozen encoder as one client: where its features lie is fed, its labels, and where clients begin.
+
+    Its features are a memory map.
+    """
+
+    def __len__(self) -> int:
+        return 1
+
+    def specs(self) -> list[tf.TensorSpec]:
+        return [
+            tf.TensorSpec([], tf.string),
+            tf.TensorSpec([], tf.int64),
+            tf.TensorSpec([None], tf.int32),
+            tf.TensorSpec([None], tf.int64),
+        ]
+
+    def feed(self, row: int) -> Sequence[Any]:
+        features: Any = self._features
+        return str(features.filename), np.int64(features.offset), self._labels, self._starts
+
+    def batches(self, fed: Sequence[tf.Tensor]) -> tf.data.Dataset:
+        path, offset, labels, starts = fed
+        width = self._features.shape[1]
+        size = 4 * width
+
+        def examples_of(start: tf.Tensor, end: tf.Tensor) -> tf.data.Dataset:
+            after = size * (tf.size(labels, tf.int64) - end)
+            rows = tf.data.FixedLengthRecordDataset(path, size, header_bytes=offset + size * start, footer_bytes=after)
+            decoded = rows.map(lambda row: tf.ensure_shape(tf.io.decode_raw(row, tf.float32), [width]))
+            return tf.data.Dataset.zip((decoded, tf.data.Dataset.from_tensor_slices(labels[start:end])))
+
+        clients = tf.data.Dataset.from_tensor_slices((starts[:-1], starts[1:]))
+        examples = clients.interleave(examples_of, cycle_length=self._batch_size)
+        return examples.batch(self._batch_size).repeat(self._epochs).with_options(_plain())

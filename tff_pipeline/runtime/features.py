@@ -15,16 +15,24 @@ from tff_pipeline.artifacts import is_complete, read_manifest, staged
 from tff_pipeline.model.network import Network
 from tff_pipeline.progress import Bar
 from tff_pipeline.records import IGNORED, LABELS, LENGTHS
-from tff_pipeline.runtime.clients import FeatureClients
+from tff_pipeline.runtime.clients import FeatureClients, FeatureSilo
 from tff_pipeline.silos import Snapshot
 
 _FILES = ("features.npy", "labels.npy", "starts.npy")
 
 
 def feature_clients(
-    snapshot: Snapshot, network: Network, label_map: np.ndarray, folder: Path, *, batch_size: int, epochs: int, bar: Bar
+    snapshot: Snapshot,
+    network: Network,
+    label_map: np.ndarray,
+    folder: Path,
+    *,
+    batch_size: int,
+    epochs: int,
+    bar: Bar,
+    as_one: bool = False,
 ) -> FeatureClients:
-    """The silo's training clients with their features, from `folder` or computed into it.
+    """The silo's training clients with their features, from `folder` or computed into it; `as_one` makes the silo a client.
 
     Raises:
       ArtifactError: if a finished `folder` is damaged.
@@ -35,9 +43,8 @@ def feature_clients(
     else:
         _compute(snapshot, network, label_map, folder, bar)
     features, labels, starts = (np.load(folder / name, mmap_mode="r") for name in _FILES)
-    return FeatureClients(
-        snapshot.silo, features, np.asarray(labels), np.asarray(starts), batch_size=batch_size, epochs=epochs
-    )
+    kind = FeatureSilo if as_one else FeatureClients
+    return kind(snapshot.silo, features, np.asarray(labels), np.asarray(starts), batch_size=batch_size, epochs=epochs)
 
 
 def _compute(snapshot: Snapshot, network: Network, label_map: np.ndarray, folder: Path, bar: Bar) -> None:
