@@ -364,9 +364,10 @@ def _run(plan: transforms.Plan, tokenizer: Tokenizer, options: Any) -> transform
     from apache_beam.options.pipeline_options import StandardOptions
 
     named = options.view_as(StandardOptions).runner
+    ended: list[str] = []
     try:
         runner = _own_runner(options) if named in _IN_PROCESS else named
-        with beam.Pipeline(runner=runner, options=options) as pipeline:
+        with worker.ended_early() as ended, beam.Pipeline(runner=runner, options=options) as pipeline:
             read = pipeline | "ReadAndTokenize" >> transforms.ReadAndTokenize(plan, tokenizer)
             parts = pipeline | "WriteParts" >> transforms.WriteParts(plan, read)
             _ = pipeline | "WriteResult" >> transforms.WriteResult(plan, read, parts)
@@ -375,6 +376,12 @@ def _run(plan: transforms.Plan, tokenizer: Tokenizer, options: Any) -> transform
         failure = transforms.failure_in(error)
         if failure is not None:
             raise failure from None
+        if ended:
+            raise PipelineError(
+                f"a worker process of prepare has ended before its work was done ({ended[0]}). A return code of -9 is mostly the system's, "
+                "for want of memory: set prepare.workers to fewer, or 1, and run prepare again. With another code the worker could "
+                f"not start: `{sys.executable} -m beam_jobs.worker` says why."
+            ) from None
         raise PipelineError(
             f"the Beam runner {named or 'FnApiRunner'} failed ({type(error).__name__}: {_first_line(error)}). "
             f"Check the options after `--`; the workers of any runner must see {plan.work}."
@@ -385,13 +392,12 @@ def _own_runner(options: Any) -> Any:
     """Beam's runner on this machine; if there are to be processes, with ours for workers."""
     from apache_beam.options.pipeline_options import DirectOptions
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-    from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
     direct = options.view_as(DirectOptions)
     if direct.direct_running_mode != _PROCESSES:
         return FnApiRunner()
     direct.direct_running_mode = "in_memory"  # the runner's word for: in the environment it is given
-    return FnApiRunner(SubprocessSDKEnvironment.from_command_string(worker.command()))
+    return worker.runner()
 
 
 def _first_line(error: Exception) -> str:

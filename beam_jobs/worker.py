@@ -11,16 +11,74 @@ import logging
 import os
 import shlex
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from tff_pipeline.progress import silence_libraries
 
+_WAITS, _READS = "run_worker", "beam_control_read"  # Beam's threads for a worker, in the driver
 
-def command() -> str:
-    """The shell's command that starts such a process; it takes the place of the shell, so that what ends one ends both."""
-    return f"exec {shlex.quote(sys.executable)} -m beam_jobs.worker"
+
+def runner() -> Any:
+    """Beam's runner on this machine with such processes for workers; it fails where one ends before its work is done.
+
+    Beam by itself notices that only once a worker has connected, and waits for ever for one that cannot start.
+    """
+    from apache_beam.portability import python_urns
+    from apache_beam.runners.portability.fn_api_runner import FnApiRunner, worker_handlers
+    from apache_beam.transforms.environments import SubprocessSDKEnvironment
+
+    class Watched(worker_handlers.SubprocessSdkWorkerHandler):
+        def start_worker(self) -> None:
+            super().start_worker()
+            self._stopped = threading.Event()
+            threading.Thread(target=self._watch, name="watch_worker", daemon=True).start()
+
+        def _watch(self) -> None:
+            handler: Any = self
+            self.worker_thread.join()
+            handler.data_conn.close()  # who waits for what it sends is told; then who waits for its answers,
+            while not self._stopped.wait(0.2):  # again and again, since what is asked of it next would wait as well
+                handler.control_conn.abort(RuntimeError("the worker has ended"))
+
+        def stop_worker(self) -> None:
+            self._stopped.set()
+            super().stop_worker()
+
+    worker_handlers.WorkerHandler.register_environment(python_urns.SUBPROCESS_SDK, bytes)(Watched)
+    # exec: the worker takes the place of the shell that Beam starts, so that what ends one ends both.
+    command = f"exec {shlex.quote(sys.executable)} -m beam_jobs.worker"
+    return FnApiRunner(SubprocessSDKEnvironment.from_command_string(command))
+
+
+@contextmanager
+def ended_early() -> Iterator[list[str]]:
+    """Collects what Beam says of workers that ended before they were told to; it would print it, with a traceback."""
+    found: list[str] = []
+    usual = threading.excepthook
+
+    def hook(happened: Any) -> None:
+        name = happened.thread.name if happened.thread is not None else ""
+        if name == _WAITS:
+            found.append(str(happened.exc_value))
+        elif name != _READS:  # that one's connection breaks, which is all it has to say
+            usual(happened)
+
+    threading.excepthook = hook
+    try:
+        yield found
+    finally:
+        threading.excepthook = usual
 
 
 def main() -> None:
+    if "CONTROL_API_SERVICE_DESCRIPTOR" not in os.environ:
+        print(
+            "beam_jobs.worker: this Python can start workers. Only prepare does; see prepare.workers in configs/README.md."
+        )
+        return
     logging.disable(logging.CRITICAL)  # before Beam is imported, which begins to log at once,
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())

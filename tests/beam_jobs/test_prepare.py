@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -600,6 +601,26 @@ def test_what_only_a_worker_finds_is_said_in_our_words(case, capfd, monkeypatch,
     printed = capfd.readouterr()
     assert printed.out == ""
     assert not any(word in printed.err for word in ("Traceback", "INFO", "WARNING", "ERROR"))
+
+
+def test_a_worker_that_cannot_start_stops_the_job(case, monkeypatch, capfd):
+    """Beam alone would wait for it for ever."""
+    case.prepare["workers"] = 2
+    case.write("data.csv", GOOD)
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+
+    message = refusal(case, PipelineError)
+
+    assert "a worker process of prepare has ended before its work was done" in message
+    assert "exited with return code 1" in message
+    assert "set prepare.workers to fewer" in message
+    assert capfd.readouterr().err == ""
+
+
+def test_a_worker_alone_says_what_it_is_for():
+    done = subprocess.run([sys.executable, "-m", "beam_jobs.worker"], cwd=REPOSITORY, capture_output=True, check=True)
+
+    assert b"prepare.workers" in done.stdout
 
 
 def test_a_file_that_changes_while_it_is_read(case, monkeypatch):
