@@ -154,7 +154,7 @@ class PrivacyPlan:
             raise PrivacyError(
                 f"the cohort of {self.expected_cohort:g} {self.unit}s is too small for adaptive clipping at noise multiplier {self.noise_multiplier:g}: counting those within the clip with noise of standard deviation "
                 f"{self.clip_count_stddev:g} would tell more than everything together may; expected more than {self.noise_multiplier * self._count_sensitivity:g}. "
-                'Raise training.clients_per_round (or privacy.clip_count_stddev, which makes the clip less steady), or set privacy.clipping = "fixed".'
+                'Raise training.clients_per_round (or privacy.clip_count_stddev, by default a twentieth of it, which makes the clip less steady), or set privacy.clipping = "fixed".'
             )
         return left**-0.5
 
