@@ -48,9 +48,9 @@ _INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    if argv is None:
+    if argv is None and sys.argv[1:2] == ["prepare"]:
         # As a program: what is left at its end goes with it. Python would search through it for garbage, and through all
-        # of TensorFlow, for most of a second.
+        # of TensorFlow, for most of a second. Not where TFF runs: that search is what ends its executor.
         atexit.register(gc.freeze)
     try:
         code = _main(list(sys.argv[1:] if argv is None else argv))
