@@ -81,7 +81,7 @@ def test_a_client_moves_both_sums_by_no_more_than_the_plan_counts(mechanism):
 def test_update_and_count_together_are_one_mechanism_with_the_plans_noise():
     for z, stddev in ((0.5, 1.0), (2.0, 3.0), (5.0, 30.0)):
         made = plan(noise_multiplier=z, clip_count_stddev=stddev)
-        count = (0.5 + 2 / (2**32 - 1)) / stddev
+        count = 0.5 / stddev
         update = made.sensitivity / made.noise_stddev
         assert math.hypot(update, count) == pytest.approx(1 / z, rel=1e-12)
         assert made.update_noise_multiplier > z

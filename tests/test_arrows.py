@@ -24,6 +24,7 @@ ONLY_IN = {
         "tff_pipeline.model",
         "tff_pipeline.aggregation",
         "tff_pipeline.integer_aggregation",
+        "tff_pipeline.whole_numbers",
         "tff_pipeline.learning",
         "tff_pipeline.runtime",
     ),

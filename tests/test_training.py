@@ -122,6 +122,33 @@ def test_why_tffs_own_fedprox_is_not_used():
     assert lengths[1] > lengths[0]
 
 
+@pytest.mark.parametrize("proximal", [False, True])
+def test_a_gradient_of_some_rows_moves_what_the_same_one_made_dense_moves(proximal):
+    """Of a table of words only the rows of a client's words have a gradient, some of them several times."""
+    import tensorflow as tf
+    import tensorflow_federated as tff
+
+    from tff_pipeline.learning import Proximal, SparseSgd
+
+    random = np.random.default_rng(4)
+    table, bias = (tf.constant(random.normal(size=shape), tf.float32) for shape in ((7, 3), (3,)))
+    rows = tf.IndexedSlices(tf.constant(random.normal(size=(4, 3)), tf.float32), tf.constant([5, 0, 5, 2]), [7, 3])
+    moved = []
+    for optimizer in (SparseSgd(0.3), tff.learning.optimizers.build_sgdm(0.3)):
+        chosen = Proximal(optimizer, 0.5) if proximal else optimizer
+        state = chosen.initialize((table, bias))
+        weights = (table, bias)
+        for _ in range(2):
+            state, weights = chosen.next(state, weights, (rows, bias))
+        moved.append(weights)
+    for one, other in zip(*moved, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    if not proximal:
+        twice = 2 * 0.3 * (rows.values[0] + rows.values[2])
+        np.testing.assert_allclose(moved[0][0][5], table[5] - twice, atol=1e-6)
+    np.testing.assert_array_equal(moved[0][0][1], table[1])
+
+
 def configured_again(config: Config, changes: Sequence[str]) -> Config:
     from tff_pipeline.config import load
 

@@ -20,6 +20,7 @@ import tensorflow_privacy as tfp
 from tff_pipeline.integer_aggregation import DistributedDiscreteGaussianFactory
 from tff_pipeline.privacy.accounting import event_unknown_to_graph
 from tff_pipeline.privacy.plan import PrivacyPlan
+from tff_pipeline.whole_numbers import QUANTA, WholeNumberSumFactory, cut, in_quanta, norm_at_least
 
 NOISE = "supplied_noise"  # the field of _State
 CLIP = "clip"  # the field of _AdaptiveState that the round's clip is in
@@ -29,23 +30,24 @@ _CLIP_LEARNING_RATE = 0.2  # eta_C of Andrew et al. 2021, section 3.1
 
 
 class SuppliedNoiseSumQuery(tfp.SumAggregationDPQuery):
-    """Clips a record to an L2 norm and adds noise from its state to the sum.
+    """Clips a record to an L2 norm, expresses it in quanta, and adds noise from its state to the sum of whole quanta.
 
-    Everything before the noise is float64, or integers. A float32 sum of n clients would be off by up to n times
-    2**-24 of the clip, differently with one client more: rounding that the noise would have to cover. So the clipped
-    record leaves here as float64; the secure sum quantises it, adds integers, and gives back float64, exactly. Sum and
-    noise are added in float64 and rounded to multiples of `grain`, so that the low-order bits of a float Gaussian never
-    leave (Mironov 2012, "On significance of the least significant bits for differential privacy"). Only then the
-    result becomes float32 again.
+    The record stays float32 (`whole_numbers` has the bound for what leaves a client); the sum of integers is exact. A
+    float32 sum of n clients would be off by up to n times 2**-24 of the clip, differently with one client more: rounding
+    that the noise would have to cover. Sum and noise are added in float64 and rounded to multiples of `grain`, so that the
+    low-order bits of a float Gaussian never leave (Mironov 2012, "On significance of the least significant bits for
+    differential privacy"). Only then the result becomes float32 again.
 
     Args:
-      clip_norm: the L2 bound C, or None for no clipping.
+      clip_norm: the L2 bound C, or None for no clipping: then coordinates are cut to `value_range`.
+      value_range: what `QUANTA` quanta make: C where there is a clip, 1 where it is adaptive.
       grain: a power of two, far below the noise's standard deviation; 0 for no rounding.
       shapes: of the record's tensors.
     """
 
-    def __init__(self, *, clip_norm: float | None, grain: float, shapes: Sequence[Sequence[int]]):
-        self._clip_norm, self._grain, self._shapes = clip_norm, grain, [list(shape) for shape in shapes]
+    def __init__(self, *, clip_norm: float | None, value_range: float, grain: float, shapes: Sequence[Sequence[int]]):
+        self._clip_norm, self._range, self._grain = clip_norm, value_range, grain
+        self._shapes = [list(shape) for shape in shapes]
 
     def _unset(self) -> Any:
         return _State([tf.fill(shape, tf.constant(np.nan, tf.float64)) for shape in self._shapes])
@@ -60,18 +62,23 @@ class SuppliedNoiseSumQuery(tfp.SumAggregationDPQuery):
         return tf.nest.map_structure(lambda tensor: tf.zeros(tensor.shape, tf.float64), template)
 
     def preprocess_record(self, params: Any, record: Any) -> Any:
-        tensors = [tf.cast(tensor, tf.float64) for tensor in tf.nest.flatten(record)]
+        tensors = tf.nest.flatten(record)
         if self._clip_norm is None:
-            return tf.nest.pack_sequence_as(record, tensors)
-        scale = _clip_scale(_norm(tensors), tf.constant(self._clip_norm, tf.float64))
-        return tf.nest.pack_sequence_as(record, [tensor * scale for tensor in tensors])
+            quanta = cut(tensors, value_range=self._range)
+        else:
+            clip = tf.constant(self._clip_norm, tf.float64)
+            quanta = in_quanta(tensors, norm=norm_at_least(tensors), clip=clip)
+        return tf.nest.pack_sequence_as(record, quanta)
 
     def get_noised_result(self, sample_state: Any, global_state: Any) -> Any:
         noise = tf.nest.pack_sequence_as(sample_state, list(getattr(global_state, NOISE)))
         result = tf.nest.map_structure(
-            lambda total, added: tf.cast(_noised(total, added, self._grain), tf.float32), sample_state, noise
+            lambda total, added: tf.cast(self._noised(total, added), tf.float32), sample_state, noise
         )
         return result, self._unset(), event_unknown_to_graph()
+
+    def _noised(self, total: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
+        return _rounded(total * (self._range / QUANTA) + noise, self._grain)
 
 
 class AdaptiveClipSumQuery(SuppliedNoiseSumQuery):
@@ -99,15 +106,15 @@ class AdaptiveClipSumQuery(SuppliedNoiseSumQuery):
         count_grain: float,
         shapes: Sequence[Sequence[int]],
     ):
-        super().__init__(clip_norm=None, grain=grain, shapes=shapes)
-        self._first_clip, self._quantile, self._cohort, self._count_grain = clip_norm, quantile, cohort, count_grain
+        super().__init__(clip_norm=clip_norm, value_range=1.0, grain=grain, shapes=shapes)
+        self._quantile, self._cohort, self._count_grain = quantile, cohort, count_grain
 
     def _unset_at(self, clip: tf.Tensor) -> Any:
         nothing = [*getattr(self._unset(), NOISE), tf.constant(np.nan, tf.float64)]
         return _AdaptiveState(nothing, clip)
 
     def initial_global_state(self) -> Any:
-        return self._unset_at(tf.constant(self._first_clip, tf.float64))
+        return self._unset_at(tf.constant(self._clip_norm, tf.float64))
 
     def derive_sample_params(self, global_state: Any) -> Any:
         return global_state.clip
@@ -116,40 +123,28 @@ class AdaptiveClipSumQuery(SuppliedNoiseSumQuery):
         return super().initial_sample_state(template), tf.constant(0.0, tf.float64)
 
     def preprocess_record(self, params: Any, record: Any) -> Any:
-        clip = params
-        tensors = [tf.cast(tensor, tf.float64) for tensor in tf.nest.flatten(record)]
-        norm = _norm(tensors)
-        scale = _clip_scale(norm, clip) / clip
-        within = tf.cast(norm <= clip, tf.float64) - 0.5
-        return tf.nest.pack_sequence_as(record, [tensor * scale for tensor in tensors]), within
+        tensors = tf.nest.flatten(record)
+        norm = norm_at_least(tensors)
+        within = tf.where(norm <= params, 0.5 * QUANTA, -0.5 * QUANTA)
+        return tf.nest.pack_sequence_as(record, in_quanta(tensors, norm=norm, clip=params)), within
 
     def get_noised_result(self, sample_state: Any, global_state: Any) -> Any:
         (updates, within), clip = sample_state, global_state.clip
         *noise, count_noise = getattr(global_state, NOISE)
-        share = _noised(within, count_noise, self._count_grain) / self._cohort + 0.5
+        count = _rounded(within / QUANTA + count_noise, self._count_grain)
+        share = count / self._cohort + 0.5
         following = clip * tf.exp(-_CLIP_LEARNING_RATE * (share - self._quantile))
         # Where the noise was forgotten nothing comes out, and the clip stays what it was.
         following = tf.where(tf.math.is_finite(following), following, clip)
         result = tf.nest.map_structure(
-            lambda total, added: tf.cast(_noised(total, added, self._grain) * clip, tf.float32),
+            lambda total, added: tf.cast(self._noised(total, added) * clip, tf.float32),
             updates,
             tf.nest.pack_sequence_as(updates, noise),
         )
         return result, self._unset_at(following), event_unknown_to_graph()
 
 
-def _norm(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
-    # l2_loss is half the sum of squares, in one pass.
-    return tf.sqrt(2.0 * tf.add_n([tf.nn.l2_loss(tensor) for tensor in tensors]))
-
-
-def _clip_scale(norm: tf.Tensor, clip: tf.Tensor) -> tf.Tensor:
-    # A norm of 0 divides to 0 here, and 0 times the zero record is the record.
-    return tf.minimum(tf.constant(1.0, tf.float64), tf.math.divide_no_nan(clip, norm))
-
-
-def _noised(total: tf.Tensor, noise: tf.Tensor, grain: float) -> tf.Tensor:
-    noised = tf.cast(total, tf.float64) + noise
+def _rounded(noised: tf.Tensor, grain: float) -> tf.Tensor:
     return tf.round(noised / grain) * grain if grain else noised
 
 
@@ -168,10 +163,11 @@ def unweighted(plan: PrivacyPlan, shapes: Sequence[Sequence[int]]) -> tff.aggreg
             shapes=shapes,
         )
     else:
-        query = SuppliedNoiseSumQuery(clip_norm=plan.clip_norm, grain=plan.grain, shapes=shapes)
+        query = SuppliedNoiseSumQuery(
+            clip_norm=plan.clip_norm, value_range=plan.value_range, grain=plan.grain, shapes=shapes
+        )
     return tff.aggregators.DifferentiallyPrivateFactory(
-        tfp.NormalizedQuery(query, plan.denominator),
-        record_aggregation_factory=tff.aggregators.SecureSumFactory(plan.value_range, -plan.value_range),
+        tfp.NormalizedQuery(query, plan.denominator), record_aggregation_factory=WholeNumberSumFactory()
     )
 
 

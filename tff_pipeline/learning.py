@@ -142,9 +142,41 @@ class Proximal(tff.learning.optimizers.Optimizer):
         return collections.OrderedDict(state, inner=self._inner.set_hparams(state["inner"], hparams))
 
 
+class SparseSgd(tff.learning.optimizers.Optimizer):
+    """TFF's gradient descent without momentum, but for weights of which only some rows have a gradient: an embedding's.
+
+    TFF's makes such a gradient as large as the table, for a few words of a client. Here the other rows are left alone.
+    """
+
+    def __init__(self, learning_rate: float):
+        self._dense = tff.learning.optimizers.build_sgdm(learning_rate)
+
+    def initialize(self, specs: Any) -> Any:
+        return self._dense.initialize(specs)
+
+    def next(self, state: Any, weights: Any, gradients: Any) -> Any:
+        rate = state[tff.learning.optimizers.LEARNING_RATE_KEY]
+
+        def descended(weight: tf.Tensor, gradient: Any) -> tf.Tensor:
+            if isinstance(gradient, tf.IndexedSlices):
+                rows = gradient.indices[:, tf.newaxis]
+                return tf.tensor_scatter_nd_sub(weight, rows, rate * gradient.values)
+            return self._dense.next(state, weight, gradient)[1]
+
+        return state, tf.nest.map_structure(descended, weights, gradients)
+
+    def get_hparams(self, state: Any) -> Any:
+        return self._dense.get_hparams(state)
+
+    def set_hparams(self, state: Any, hparams: Any) -> Any:
+        return self._dense.set_hparams(state, hparams)
+
+
 def _optimizer(kind: str, learning_rate: float, momentum: float) -> Any:
     if kind == "adam":
         return tff.learning.optimizers.build_adam(learning_rate)
+    if not momentum:
+        return SparseSgd(learning_rate)
     return tff.learning.optimizers.build_sgdm(learning_rate, momentum=momentum or None)
 
 

@@ -115,7 +115,13 @@ class TextLearner(_Learner):
             network = build()
         self._pad_id, self._token_labels = network.pad_id, network.task == "token_classification"
         labels = tf.TensorSpec([None, None] if self._token_labels else [None], tf.int32)
-        super().__init__(network, network.trained_variables(trainable), tf.TensorSpec([None, None], tf.int32), labels)
+
+        def logits(tokens: tf.Tensor) -> tf.Tensor:
+            # Read whole, which copies nothing. A variable that rows are looked up in (ResourceGather, as transformers does)
+            # is copied at every later read and assignment: for a table of words five times a client.
+            return network(tokens, tf.gather(tf.convert_to_tensor(network.embedding_table), tokens))
+
+        super().__init__(logits, network.trained_variables(trainable), tf.TensorSpec([None, None], tf.int32), labels)
 
     def forward_pass(self, batch_input: Any, training: bool = True) -> tff.learning.models.BatchOutput:
         tokens, labels = batch_input

@@ -130,9 +130,14 @@ class Network:
         plain.set_weights([*encoder, *(variable.numpy() for variable in self.head_variables)])
         return plain
 
+    @property
+    def embedding_table(self) -> tf.Variable:
+        """float32 [vocabulary, hidden], of words."""
+        return self.transformer.bert.embeddings.weight
+
     def embed(self, tokens: tf.Tensor) -> tf.Tensor:
         """The word embeddings, before positions are added: int32 [batch, length] to float32 [batch, length, hidden]."""
-        return tf.gather(self.transformer.bert.embeddings.weight, tokens)
+        return tf.gather(self.embedding_table, tokens)
 
     def features(self, tokens: tf.Tensor, embeddings: tf.Tensor | None = None) -> tf.Tensor:
         """What the head sees: int32 [batch, length] to float32 [batch, hidden], or [batch, length, hidden] for tokens.

@@ -13,13 +13,16 @@ from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy import accounting, distributed
 from tff_pipeline.privacy.distributed import Integers
 
-# tff.aggregators.SecureSumFactory quantises each float to this many levels (its documented resolution).
-_LEVELS = 2**32 - 1
+# By how much a client's whole numbers may be longer than the clip, relatively: equation (1) of whole_numbers, which proves
+# a little more than half of it.
+CLIP_EXCESS = 2.0**-16
 # Without a clip an update still has to fit a range to be quantised; a coordinate beyond it is cut.
 _RANGE_WITHOUT_CLIP = 8.0
 # What Andrew et al. 2021 (section 3.1) recommend for adaptive clipping: the median, and a count of the clients within the
 # clip whose noise is a twentieth of the cohort.
 _CLIP_QUANTILE, _CLIP_COUNT_STDDEV = 0.5, 1 / 20
+# Of that count: one client adds a half or takes it away, a whole number of quanta.
+_COUNT_SENSITIVITY = 0.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,8 @@ class PrivacyPlan:
         not: a client takes part in at most one round of each tree.
       rounds: number of rounds T.
       clip_norm: L2 bound C on one client's update, or None; where the clip is adaptive, that of the first round.
-      value_range: coordinates are quantised on [-value_range, value_range]; in units of the clip where that is adaptive.
+      value_range: R of which 2**30 quanta are made: C, or 1 where the clip is adaptive; without a clip coordinates are cut to
+        [-R, R].
       noise_multiplier: z, the noise's standard deviation over the sensitivity; 0 for "none". Of noise that the silos add
         in shares, that of the shares the guarantee counts on; with "tree" that of each node of a tree.
       delta: the failure probability the guarantee is stated at, or None.
@@ -111,10 +115,9 @@ class PrivacyPlan:
     def sensitivity(self) -> float:
         """Most by which one client changes the sum, in L2, after clipping and quantisation.
 
-        With "distributed_discrete_gaussian" the bound of its integers, in units of the update. With "gaussian"
-        C (1 + 2**-23), which is more than float64 makes of a clip to C, plus sqrt(d) times one quantisation step: each
-        coordinate is rounded by half a step, so the whole step is twice the error, on the side of more noise. The sum
-        is exact (integers below 2**53 in float64), so it adds nothing.
+        With "distributed_discrete_gaussian" the bound of its integers, in units of the update. With "gaussian" and "tree"
+        C (1 + CLIP_EXCESS), which is more than float32 makes of a clip to C. Quantisation adds nothing, since it cuts
+        towards zero, nor does the sum, which is exact (integers below 2**53 in float64).
 
         Where the clip is adaptive, C is 1 here: updates are summed in units of the round's clip.
         """
@@ -122,8 +125,7 @@ class PrivacyPlan:
             return math.inf
         if self.integers:
             return self.integers.sensitivity
-        clip = 1.0 if self.adaptive else self.clip_norm
-        return clip * (1 + 2**-23) + math.sqrt(self.dimension) * self._step
+        return (1.0 if self.adaptive else self.clip_norm) * (1 + CLIP_EXCESS)
 
     @property
     def noise_stddev(self) -> float:
@@ -142,18 +144,18 @@ class PrivacyPlan:
         Then a round releases two sums, that of the updates and the count of the clients within the clip, of which one
         client changes the one by S and the other by S_b. Divided by their noise they are one vector that a client changes
         by sqrt(1 / z_u**2 + (S_b / sigma_b)**2), and with z_u chosen so that this is 1 / z the round is one Gaussian
-        mechanism with noise multiplier z (Andrew et al. 2021, arXiv:1905.03871, theorem 1, with the quantisation in S and S_b).
+        mechanism with noise multiplier z (Andrew et al. 2021, arXiv:1905.03871, theorem 1, with all rounding in S and S_b).
 
         Raises:
           PrivacyError: if the count alone tells more than that.
         """
         if not self.adaptive:
             return self.noise_multiplier
-        left = 1 / self.noise_multiplier**2 - (self._count_sensitivity / self.clip_count_stddev) ** 2
+        left = 1 / self.noise_multiplier**2 - (_COUNT_SENSITIVITY / self.clip_count_stddev) ** 2
         if left <= 0:
             raise PrivacyError(
                 f"the cohort of {self.expected_cohort:g} {self.unit}s is too small for adaptive clipping at noise multiplier {self.noise_multiplier:g}: counting those within the clip with noise of standard deviation "
-                f"{self.clip_count_stddev:g} would tell more than everything together may; expected more than {self.noise_multiplier * self._count_sensitivity:g}. "
+                f"{self.clip_count_stddev:g} would tell more than everything together may; expected more than {self.noise_multiplier * _COUNT_SENSITIVITY:g}. "
                 'Raise training.clients_per_round (or privacy.clip_count_stddev, by default a twentieth of it, which makes the clip less steady), or set privacy.clipping = "fixed".'
             )
         return left**-0.5
@@ -162,16 +164,6 @@ class PrivacyPlan:
     def adaptive(self) -> bool:
         """Whether the clip follows a quantile of the clients' norms."""
         return self.clip_count_stddev > 0
-
-    @property
-    def _step(self) -> float:
-        """Between two levels of a quantised number."""
-        return 2 * self.value_range / _LEVELS
-
-    @property
-    def _count_sensitivity(self) -> float:
-        """Of the count of clients within the clip: one adds a half or takes it away, quantised."""
-        return 0.5 + self._step
 
     @property
     def count_grain(self) -> float:
