@@ -29,9 +29,9 @@ def compiled_once():
 
     made, build = {}, learning.build
 
-    def cached(model_fn, training, plan, shapes):
+    def cached(model_fn, training, plan, shapes, **options):
         if plan not in made:
-            made[plan] = build(model_fn, training, plan, shapes)
+            made[plan] = build(model_fn, training, plan, shapes, **options)
         return made[plan]
 
     with pytest.MonkeyPatch.context() as patched:

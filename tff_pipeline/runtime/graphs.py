@@ -64,6 +64,9 @@ class SessionGraph:
             }
             self._places = range(len(results))
             self._initialize = graph.get_operation_by_name(proto.initialize_op) if proto.initialize_op else None
+        # What nothing depends on is not fed: of a round's state, what is broadcast is a fifth. Feeding copies.
+        used = _ancestors([place.op for place in self._results.values()] + [op for op in [self._initialize] if op])
+        self._used = frozenset(place for place, tensor in enumerate(self._parameters) if tensor.op in used)
         self._graph = graph
         # Operations without a kernel for the device (strings, input pipelines) go to the CPU; `placement` tells which.
         options = v1.ConfigProto(
@@ -101,7 +104,9 @@ class SessionGraph:
 
     def __call__(self, parameters: Sequence[Any] = (), fed: Sequence[Any] = ()) -> list[Any]:
         """Runs the computation once."""
-        feed = dict(zip(self._parameters, parameters, strict=True)) | dict(zip(self._fed, fed, strict=True))
+        given = zip(self._parameters, parameters, strict=True)
+        feed = {tensor: value for place, (tensor, value) in enumerate(given) if place in self._used}
+        feed |= zip(self._fed, fed, strict=True)
         if self._reset is not None:
             self._session.run(self._reset)
         elif self._initialize is not None:
@@ -154,6 +159,18 @@ def _placement(seen: Any) -> dict[str, dict[str, int]]:
         for node in part.node:
             found[node.device.rsplit("device:", 1)[-1]][node.op] += 1
     return {device: dict(sorted(counts.items())) for device, counts in sorted(found.items())}
+
+
+def _ancestors(operations: Collection[tf.Operation]) -> set[tf.Operation]:
+    """The operations and all that they depend on."""
+    found: set[tf.Operation] = set()
+    waiting = list(operations)
+    while waiting:
+        operation = waiting.pop()
+        if operation not in found:
+            found.add(operation)
+            waiting += [*(tensor.op for tensor in operation.inputs), *operation.control_inputs]
+    return found
 
 
 def _leaves(binding: Any) -> list[tuple[str, str]]:
