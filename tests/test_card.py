@@ -103,3 +103,6 @@ def test_training_metrics_are_there_where_they_are_released_and_named_as_not_cov
     released = card({**manifest, "training_metrics": {"loss": 0.5, "accuracy": 0.875, "clients": 12.0}})
     assert "In the last round of training (loss 0.5, accuracy 0.875, clients 12)" in released
     assert "the privacy guarantee does not cover them" in released
+    noised = card({**manifest, "training_metrics": {"released_accuracy": 0.75}})
+    assert "was 0.75 in the mean: with noise" in noised
+    assert "does not cover them" not in noised

@@ -285,6 +285,19 @@ class TestPrivacyIsNeverLeftOutByAccident:
         assert re.search(said, failure(write(), *overrides))
 
     @pytest.mark.parametrize(
+        ("overrides", "said"),
+        [
+            (
+                ["privacy.metrics=noised", "privacy.mechanism=tree"],
+                'metrics is .noised.; expected "withheld" or "released"',
+            ),
+            (["privacy.metrics_stddev=3"], 'metrics_stddev is 3.0; expected .* with metrics = "noised"'),
+        ],
+    )
+    def test_metrics_with_noise_have_a_key_of_their_own(self, write, overrides, said):
+        assert re.search(said, failure(write(), *overrides))
+
+    @pytest.mark.parametrize(
         ("override", "said"),
         [
             ("training.weighting=examples", "beyond its clip"),

@@ -56,16 +56,18 @@ def altered(version, tmp_path):
 # -- what a version holds ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("metrics", ["withheld", "released"])
+@pytest.mark.parametrize("metrics", ["withheld", "released", "noised"])
 def test_training_metrics_leave_only_where_they_are_released(run, tmp_path, metrics):
     from tff_pipeline.export import _training_metrics
 
     facts = json.loads((run / "run.json").read_text())
     facts["config"]["privacy"]["metrics"] = metrics
     (tmp_path / "run.json").write_text(json.dumps(facts))
-    (tmp_path / "rounds.csv").write_text("round,clients,loss,accuracy\n1,9,2.5,0.25\n2,7,1.5,0.5\n")
-    expected = {"loss": 1.5, "accuracy": 0.5, "clients": 7.0} if metrics == "released" else None
-    assert _training_metrics(tmp_path) == expected
+    (tmp_path / "rounds.csv").write_text(
+        "round,clients,loss,accuracy,released_accuracy\n1,9,2.5,0.25,0.3\n2,7,1.5,0.5,0.6\n"
+    )
+    expected = {"released": {"loss": 1.5, "accuracy": 0.5, "clients": 7.0}, "noised": {"released_accuracy": 0.6}}
+    assert _training_metrics(tmp_path) == expected.get(metrics)
 
 
 def test_manifest_says_what_it_is(run, version):

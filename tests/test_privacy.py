@@ -59,6 +59,16 @@ def test_without_sampling_epsilon_is_the_analytic_gaussians(noise_multiplier, ro
     assert exact <= accounting.epsilon([(event, rounds)], 1e-5) <= exact * 1.01 + 1e-3
 
 
+def test_an_absurd_epsilon_is_bounded_in_bounded_memory():
+    """Hardly any noise: in steps of 1e-4 these distributions would take tens of gigabytes."""
+    for noise_multiplier, rounds in ((0.01, 30), (0.1, 10_000)):
+        event = accounting.gaussian_event(noise_multiplier, sampling_probability=1.0)
+        mu = math.sqrt(rounds) / noise_multiplier
+        # Theorem 8 without its second term, which is next to nothing here.
+        exact = mu**2 / 2 + mu * stats.norm.ppf(1 - 1e-3)
+        assert 0.9999 * exact < accounting.epsilon([(event, rounds)], 1e-3) < 1.01 * exact
+
+
 def test_one_sampled_round_is_the_integral():
     """Epsilon of one Poisson-sampled Gaussian round, from the hockey-stick divergence by numerical integration."""
     q, z, delta = 0.1, 1.2, 1e-3

@@ -59,7 +59,12 @@ def _lines(manifest: Mapping[str, Any]) -> Iterator[str]:
     )
     yield ""
     yield from _metrics(manifest["evaluation"])
-    if seen := manifest.get("training_metrics"):
+    seen = manifest.get("training_metrics")
+    if seen and "released_accuracy" in seen:
+        yield f"In the last round of training the accuracy of the training clients that took part was {seen['released_accuracy']:.3g} in the mean: with noise, and"
+        yield "covered by the privacy guarantee."
+        yield ""
+    elif seen:
         yield f"In the last round of training ({', '.join(f'{name} {value:.3g}' for name, value in seen.items())}): sums over the training clients of that"
         yield "round, without noise; the privacy guarantee does not cover them."
         yield ""

@@ -106,7 +106,8 @@ class PrivacySection(_Section, frozen=True, kw_only=True):
     tolerated_silos: int | None = None
     population: str = ""
     budget_epsilon: float | None = None
-    metrics: Literal["withheld", "released"] = "withheld"
+    metrics: Literal["withheld", "released", "noised"] = "withheld"
+    metrics_stddev: float | None = None
 
 
 class SecureSumSection(_Section, frozen=True, kw_only=True):
@@ -466,6 +467,19 @@ def _check_privacy(config: Config, require: Any) -> None:
         "privacy.clip_count_stddev",
         privacy.clip_count_stddev,
         'a number of clients above 0 with clipping = "adaptive", and nothing with "fixed"',
+    )
+    noised = privacy.metrics == "noised"
+    require(
+        not noised or privacy.mechanism == "gaussian",
+        "privacy.metrics",
+        privacy.metrics,
+        '"withheld" or "released" with another mechanism than "gaussian"',
+    )
+    require(
+        privacy.metrics_stddev is None or (noised and privacy.metrics_stddev > 0),
+        "privacy.metrics_stddev",
+        privacy.metrics_stddev,
+        'a number of clients above 0 with metrics = "noised", and nothing else',
     )
     numbers = {
         key: getattr(privacy, key)

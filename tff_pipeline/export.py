@@ -294,11 +294,13 @@ def _manifest(run: Path, trained: "Trained", version: int, settings: "ExportSect
 
 def _training_metrics(run: Path) -> dict[str, float] | None:
     """The last round's, where `privacy.metrics` has them released; otherwise they stay in the run's folder."""
-    if config_of(run).privacy.metrics == "withheld":
+    kind = config_of(run).privacy.metrics
+    if kind == "withheld":
         return None
     with (run / "rounds.csv").open(newline="", encoding="utf-8") as file:
         last = list(csv.DictReader(file))[-1]
-    return {key: float(last[key]) for key in ("loss", "accuracy", "clients") if last[key]}
+    released = ("loss", "accuracy", "clients") if kind == "released" else ("released_accuracy",)
+    return {key: float(last[key]) for key in released if last[key]}
 
 
 def _spread(accuracies: Sequence[float]) -> dict[str, Any] | None:

@@ -392,6 +392,8 @@ def _rounds(
             _require_usable(number + 1, sampled, result.metrics, weights_of(compiled, result.state), run)
             state = result.state
             entry = _entry(number + 1, sampled, result, plan, time.monotonic() - started)
+            if plan.metrics_stddev:
+                entry["released_accuracy"] = _released_accuracy(result.metrics, secrets.metrics(number, plan), plan)
             if clip is not None:
                 entry["clip_norm"] = round(clip, 6)
             history.append(entry)
@@ -444,9 +446,7 @@ class _Secrets:
     def noise(self, number: int, plan: PrivacyPlan, shapes: Sequence[Sequence[int]]) -> list[np.ndarray]:
         if not plan.private:
             return [np.zeros(shape) for shape in shapes]
-        # From all secrets, not the server's alone: where one silo's was lost and a round is done again, its cohort is another,
-        # and the difference of two sums with the same noise would be without any. In trees its clients have another turn.
-        key = randomness.derive(self._noise(), f"noise/{self.draw}")
+        key = self._server_key()
         if plan.rounds_per_tree:
             return randomness.tree_noise(
                 key,
@@ -463,6 +463,10 @@ class _Secrets:
             count_stddev=plan.clip_count_stddev,
         )
 
+    def metrics(self, number: int, plan: PrivacyPlan) -> list[float]:
+        """The noise on the sums that a round's metrics are released as."""
+        return randomness.metrics_noise(self._server_key(), round_number=number, stddev=plan.metrics_stddev)
+
     def share(self, silo: str, total: np.ndarray | None, *, number: int, integers: Integers) -> np.ndarray:
         """A silo's share of a round's noise, int64 [length], for its sum."""
         key = _sampling_key(self._work, silo)
@@ -477,6 +481,11 @@ class _Secrets:
         """Identifies these secrets in the ledger without telling them."""
         keys = [self._noise(), *(self.sampling(snapshot.silo) for snapshot in self._work.snapshots)]
         return hashlib.sha256(b"draw" + b"".join(keys)).hexdigest()[:16]
+
+    def _server_key(self) -> bytes:
+        # From all secrets, not the server's alone: where one silo's was lost and a round is done again, its cohort is another,
+        # and the difference of two sums with the same noise would be without any. In trees its clients have another turn.
+        return randomness.derive(self._noise(), f"noise/{self.draw}")
 
     def _noise(self) -> bytes:
         return self._secret(self._work.folder / "keys" / "noise.key", "noise")
@@ -535,6 +544,15 @@ def _entry(number: int, sampled: int, result: Any, plan: PrivacyPlan, seconds: f
         "bytes_down": result.bytes_down,
         "bytes_up": result.bytes_up,
     }
+
+
+def _released_accuracy(metrics: Mapping[str, float], noise: Sequence[float], plan: PrivacyPlan) -> float:
+    """The mean of the clients' own accuracies from two noised sums, of which one client changes each by at most one."""
+    from tff_pipeline.model.learner import MILLION
+
+    sums = metrics["client_accuracy"] / MILLION, metrics["finite_clients"]
+    accuracies, clients = (plan.on_metrics_grain(total + added) for total, added in zip(sums, noise, strict=True))
+    return round(min(1.0, max(0.0, accuracies / max(1.0, clients))), 4)
 
 
 def _left(history: Sequence[Mapping[str, Any]], rounds: int) -> float:

@@ -9,7 +9,8 @@ Two kinds:
   changes and is computed once a run and silo. For token classification a labelled token is an instance of its own.
 
 Metrics are sums, so that a secure sum can add them up: loss and accuracy over instances, and `finite_clients`, the
-clients whose update was finite (TFF zeroes the others' updates and resets their metrics).
+clients whose update was finite (TFF zeroes the others' updates and resets their metrics). `client_accuracy` adds up the
+clients' own accuracies, in whole millionths, so that no client counts for more than one: what can be released with noise.
 """
 
 import collections
@@ -25,6 +26,7 @@ from tff_pipeline.artifacts import read_json, staged, write_json
 from tff_pipeline.model.network import Network, replaced_initializers
 from tff_pipeline.records import IGNORED
 
+MILLION = 1_000_000
 _PLACES = "places.json"
 
 
@@ -75,6 +77,7 @@ class _Learner(tff.learning.models.VariableModel):
             accuracy=[self._correct, self._instances],
             instances=[self._instances],
             finite_clients=[self._finite],
+            client_accuracy=[self._correct * MILLION // tf.maximum(self._instances, 1)],
         )
 
     def metric_finalizers(self) -> Any:
@@ -88,7 +91,9 @@ class _Learner(tff.learning.models.VariableModel):
         def total(value: Any) -> tf.Tensor:
             return value[0]
 
-        return collections.OrderedDict(loss=mean, accuracy=mean, instances=total, finite_clients=total)
+        return collections.OrderedDict(
+            loss=mean, accuracy=mean, instances=total, finite_clients=total, client_accuracy=total
+        )
 
     def reset_metrics(self) -> None:
         for variable in self.local_variables:

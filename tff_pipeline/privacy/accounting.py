@@ -27,11 +27,12 @@ charged for clients says nothing about a silo: its epsilon is infinite.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import dp_accounting
 from dp_accounting.pld import PLDAccountant
+from dp_accounting.rdp import RdpAccountant
 
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy import distributed
@@ -43,6 +44,9 @@ _RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
 # Steps of the privacy loss that distributions are discretised to, pessimistically: a coarser one gives an epsilon that is
 # higher in the fifth digit, ten times as fast. What is promised and charged is worked out finely, curves are not.
 FINE, COARSE = 1e-4, 1e-3
+# Steps that a distribution may have: with very little noise the losses are in the thousands, and steps become coarser, so
+# that memory does not. What comes out is still an upper bound.
+_MOST_STEPS = 2e6
 
 
 def event_unknown_to_graph() -> dp_accounting.DpEvent:
@@ -86,17 +90,40 @@ def epsilon(
 
     The rounds of two runs with trees are two pairs, since each run begins its own trees.
     """
-    accountant = PLDAccountant(_RELATION, step)
+    composed: list[tuple[Any, int]] = []
     error = 0.0  # see privacy.distributed: what is composed here, and what happens, differ by a factor of exp(error)
     for event, count in events:
         if not count:
             continue
-        composed = dp_event(event, unit)
-        if isinstance(composed, dp_accounting.NonPrivateDpEvent):
+        mechanism = dp_event(event, unit)
+        if isinstance(mechanism, dp_accounting.NonPrivateDpEvent):
             return math.inf
-        accountant.compose(composed, tree_levels(event, count) if event["kind"] == "tree" else count)
+        composed.append((mechanism, tree_levels(event, count) if event["kind"] == "tree" else count))
         error += count * log_error(event)
-    return float(accountant.get_epsilon(delta * math.exp(-error))) + 2 * error
+    delta *= math.exp(-error)
+    accountant = PLDAccountant(_RELATION, max(step, _widest(composed, delta) / _MOST_STEPS))
+    for mechanism, times in composed:
+        accountant.compose(mechanism, times)
+    return float(accountant.get_epsilon(delta)) + 2 * error
+
+
+def _widest(composed: Sequence[tuple[Any, int]], delta: float) -> float:
+    """About how far apart the losses of these mechanisms are, each by itself or all together."""
+    noises = [getattr(mechanism, "event", mechanism).noise_multiplier for mechanism, _ in composed]
+    widest = max((_gaussian_losses(1 / noise) for noise in noises), default=0.0)
+    mu = math.sqrt(sum(times / noise**2 for noise, (_, times) in zip(noises, composed, strict=True)))
+    together = _gaussian_losses(mu)
+    if together > FINE * _MOST_STEPS:  # with sampling it may be far less
+        renyi = RdpAccountant(neighboring_relation=_RELATION)
+        for mechanism, times in composed:
+            renyi.compose(mechanism, times)
+        together = min(together, renyi.get_epsilon(delta))
+    return max(widest, together)
+
+
+def _gaussian_losses(mu: float) -> float:
+    """Up to where a mu-GDP mechanism's losses go, but for a probability of 1e-30."""
+    return mu**2 / 2 + 12 * mu
 
 
 def gaussian_event(noise_multiplier: float, *, sampling_probability: float, rounds_per_tree: int = 0) -> dict[str, Any]:

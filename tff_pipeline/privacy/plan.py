@@ -19,10 +19,12 @@ CLIP_EXCESS = 2.0**-16
 # Without a clip an update still has to fit a range to be quantised; a coordinate beyond it is cut.
 _RANGE_WITHOUT_CLIP = 8.0
 # What Andrew et al. 2021 (section 3.1) recommend for adaptive clipping: the median, and a count of the clients within the
-# clip whose noise is a twentieth of the cohort.
-_CLIP_QUANTILE, _CLIP_COUNT_STDDEV = 0.5, 1 / 20
+# clip whose noise is a twentieth of the cohort. Metrics are released with as much.
+_CLIP_QUANTILE, _COUNT_STDDEV = 0.5, 1 / 20
 # Of that count: one client adds a half or takes it away, a whole number of quanta.
 _COUNT_SENSITIVITY = 0.5
+# Of metrics: one client adds its accuracy to one sum and itself to another.
+_METRICS_SENSITIVITY = math.sqrt(2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,7 @@ class PrivacyPlan:
       rounds_per_tree: with "tree", after how many rounds a new tree begins, E; 0 with other mechanisms.
       clip_quantile: where the clip is adaptive, the quantile of the clients' norms that it follows, gamma; else 0.
       clip_count_stddev: where it is, the standard deviation of the noise on the number of clients within it, sigma_b; else 0.
+      metrics_stddev: where training metrics are released with noise, its standard deviation, in clients; else 0.
     """
 
     mechanism: str
@@ -74,6 +77,7 @@ class PrivacyPlan:
     rounds_per_tree: int = 0
     clip_quantile: float = 0.0
     clip_count_stddev: float = 0.0
+    metrics_stddev: float = 0.0
 
     @property
     def private(self) -> bool:
@@ -139,19 +143,29 @@ class PrivacyPlan:
 
     @property
     def update_noise_multiplier(self) -> float:
-        """The noise on the sum of updates over its sensitivity: z; where the clip is adaptive somewhat more, z_u.
+        """The noise on the sum of updates over its sensitivity: z; somewhat more, z_u, where a round releases other sums too.
 
-        Then a round releases two sums, that of the updates and the count of the clients within the clip, of which one
-        client changes the one by S and the other by S_b. Divided by their noise they are one vector that a client changes
-        by sqrt(1 / z_u**2 + (S_b / sigma_b)**2), and with z_u chosen so that this is 1 / z the round is one Gaussian
+        Those are the count of the clients within an adaptive clip, and metrics with noise. Of the updates one client changes
+        the sum by S, of the others by S_b. Divided by their noise they are one vector that a client changes by
+        sqrt(1 / z_u**2 + (S_b / sigma_b)**2 + ...), and with z_u chosen so that this is 1 / z the round is one Gaussian
         mechanism with noise multiplier z (Andrew et al. 2021, arXiv:1905.03871, theorem 1, with all rounding in S and S_b).
 
         Raises:
-          PrivacyError: if the count alone tells more than that.
+          PrivacyError: if the others alone tell more than that.
         """
-        if not self.adaptive:
+        if not self.adaptive and not self.metrics_stddev:
             return self.noise_multiplier
-        left = 1 / self.noise_multiplier**2 - (_COUNT_SENSITIVITY / self.clip_count_stddev) ** 2
+        left = 1 / self.noise_multiplier**2
+        if self.metrics_stddev:
+            left -= (_METRICS_SENSITIVITY / self.metrics_stddev) ** 2
+        if left <= 0:
+            raise PrivacyError(
+                f"the cohort of {self.expected_cohort:g} {self.unit}s is too small for metrics with noise at noise multiplier {self.noise_multiplier:g}: with a standard deviation of {self.metrics_stddev:g} they "
+                f"would tell more than everything together may; expected more than {self.noise_multiplier * _METRICS_SENSITIVITY:g}. "
+                'Raise training.clients_per_round (or privacy.metrics_stddev, by default a twentieth of it), or set privacy.metrics = "withheld".'
+            )
+        if self.adaptive:
+            left -= (_COUNT_SENSITIVITY / self.clip_count_stddev) ** 2
         if left <= 0:
             raise PrivacyError(
                 f"the cohort of {self.expected_cohort:g} {self.unit}s is too small for adaptive clipping at noise multiplier {self.noise_multiplier:g}: counting those within the clip with noise of standard deviation "
@@ -169,6 +183,11 @@ class PrivacyPlan:
     def count_grain(self) -> float:
         """As `grain`, of the count of clients within an adaptive clip."""
         return _grain(self.clip_count_stddev) if self.adaptive else 0.0
+
+    def on_metrics_grain(self, noised: float) -> float:
+        """A noised sum of metrics without its low-order bits; see `grain`."""
+        grain = _grain(self.metrics_stddev)
+        return round(noised / grain) * grain
 
     @property
     def grain(self) -> float:
@@ -328,7 +347,10 @@ def make(config: Config, *, clients: int, dimension: int) -> PrivacyPlan:
         ring_bits=config.secure_sum.bits,
         rounds_per_tree=rounds_per_tree,
         clip_quantile=(privacy.clip_quantile or _CLIP_QUANTILE) if adaptive else 0.0,
-        clip_count_stddev=(privacy.clip_count_stddev or _CLIP_COUNT_STDDEV * training.clients_per_round)
+        metrics_stddev=(privacy.metrics_stddev or _COUNT_STDDEV * training.clients_per_round)
+        if privacy.metrics == "noised"
+        else 0.0,
+        clip_count_stddev=(privacy.clip_count_stddev or _COUNT_STDDEV * training.clients_per_round)
         if adaptive
         else 0.0,
     )

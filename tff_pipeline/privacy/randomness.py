@@ -97,6 +97,12 @@ def round_noise(
     return noise
 
 
+def metrics_noise(secret: bytes, *, round_number: int, stddev: float) -> list[float]:
+    """The noise of the two sums that a round's metrics are released as."""
+    (noise,) = gaussian(derive(secret, f"metrics/{round_number}"), stddev, [(2,)])
+    return noise.tolist()
+
+
 def tree_noise(
     secret: bytes, *, round_number: int, rounds_per_tree: int, stddev: float, shapes: Sequence[Sequence[int]]
 ) -> list[np.ndarray]:

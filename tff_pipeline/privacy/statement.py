@@ -24,7 +24,7 @@ def sentences(
       seeded: whether `pipeline.seed` is set.
       silos: number of silos; with one there is nothing for its sum to hide in.
       reference: whether the run is simulated under TFF's own executor, whose secure sum is plaintext.
-      metrics: "withheld" or "released", as in `privacy.metrics`.
+      metrics: "withheld", "released" or "noised", as in `privacy.metrics`.
     """
     said = []
     if plan.private:
@@ -94,6 +94,11 @@ def sentences(
             "Those of the last round are released with every exported version."
             if metrics == "released"
             else "They are withheld: they stay in the run's folder, for its operator, and no exported version has them."
+            + (
+                f" What is released of a round is the mean of the {plan.unit}s' own accuracies, from two sums with Gaussian noise of standard deviation {plan.metrics_stddev:g}, which epsilon covers."
+                if metrics == "noised"
+                else ""
+            )
         )
     )
     said.append(
@@ -142,12 +147,17 @@ def _clip(plan: PrivacyPlan) -> str:
 
 def _noise_in_words(plan: PrivacyPlan) -> str:
     """What the noise's standard deviation is made of."""
-    if not plan.adaptive:
-        return f"({plan.noise_multiplier:g} times the sensitivity, quantisation included)"
-    return (
-        f"times the round's clip ({plan.update_noise_multiplier:.6g} times the sensitivity, quantisation included; with the number of {plan.unit}s within the clip, which sets the next one and has noise of standard deviation "
-        f"{plan.clip_count_stddev:g}, a round is a Gaussian mechanism with noise multiplier {plan.noise_multiplier:g})"
-    )
+    others = []
+    if plan.adaptive:
+        others.append(
+            f"the number of {plan.unit}s within the clip, which sets the next one and has noise of standard deviation {plan.clip_count_stddev:g}"
+        )
+    if plan.metrics_stddev:
+        others.append(f"the metrics, whose two sums have noise of standard deviation {plan.metrics_stddev:g}")
+    said = f"{plan.update_noise_multiplier:.6g} times the sensitivity, quantisation included"
+    if others:
+        said += f"; with {' and '.join(others)}, a round is a Gaussian mechanism with noise multiplier {plan.noise_multiplier:g}"
+    return ("times the round's clip " if plan.adaptive else "") + f"({said})"
 
 
 def _tree(plan: PrivacyPlan) -> str:
