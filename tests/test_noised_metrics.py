@@ -24,7 +24,7 @@ def test_updates_and_metrics_together_are_one_mechanism_with_the_plans_noise():
     assert math.hypot(update, math.sqrt(2) / 20.0) == pytest.approx(1 / 2.0, rel=1e-12)
     assert made.epsilon() == a_plan(noise_multiplier=2.0).epsilon()
     three = a_plan(**NOISED, clip_quantile=0.5, clip_count_stddev=9.0, value_range=1.0)
-    count = (0.5 + 2 / (2**32 - 1)) / 9.0
+    count = 0.5 / 9.0
     assert math.hypot(three.sensitivity / three.noise_stddev, count, math.sqrt(2) / 20.0) == pytest.approx(
         0.5, rel=1e-12
     )
@@ -68,8 +68,8 @@ def test_the_noise_is_normal_and_of_each_round():
 
 def test_a_run_releases_the_mean_of_noised_sums(tmp_path):
     changes = [
-        "privacy.mechanism=gaussian", "privacy.clip_norm=1.0", "privacy.noise_multiplier=0.05", "privacy.delta=1e-3",
-        "privacy.metrics=noised", "privacy.metrics_stddev=0.1", "training.clients_per_round=2", "training.rounds=3",
+        "privacy.mechanism=gaussian", "privacy.clip_norm=1.0", "privacy.noise_multiplier=0.3", "privacy.delta=1e-3",
+        "privacy.metrics=noised", "privacy.metrics_stddev=0.5", "training.clients_per_round=2", "training.rounds=3",
     ]  # fmt: skip
     from tff_pipeline.training import train
 
@@ -78,9 +78,9 @@ def test_a_run_releases_the_mean_of_noised_sums(tmp_path):
     rounds = list(csv.DictReader((run / "rounds.csv").open()))
     released = [float(each["released_accuracy"]) for each in rounds]
     assert all(0 <= value <= 1 for value in released)
-    # Both clients in each round; "accuracy" is by example, what is released by client: both are 1 once all is learnt.
+    # Both clients are in each round; the noise, of a quarter of them, shows.
     assert released != [float(each["accuracy"]) for each in rounds]
-    assert released[-1] == pytest.approx(1.0, abs=0.3)
+    assert len(set(released)) == 3
 
 
 def test_they_are_one_number_of_the_noise_and_the_sums():
