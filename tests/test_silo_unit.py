@@ -1,5 +1,6 @@
 """`privacy.unit = "silo"`: a silo is what a round samples, trains on and clips as a whole."""
 
+import csv
 import dataclasses
 import math
 from collections import Counter
@@ -242,3 +243,25 @@ def test_a_silos_features_go_with_their_labels_once_an_epoch(tmp_path, batch_siz
     if batch_size == 3:
         # In turns from as many clients as a batch has room for.
         np.testing.assert_array_equal(order[:6], [0, 3, 1, 10, 4, 2])
+
+
+@pytest.mark.parametrize("trainable", ["head", "full"])
+def test_a_silo_without_text_takes_its_turn_and_adds_nothing(tmp_path, trainable):
+    """Seed 3 draws the idle silo alone in one of these rounds."""
+    from tff_pipeline.training import train
+
+    changes = [
+        "privacy.unit=silo",
+        "training.clients_per_round=1.5",
+        "training.rounds=6",
+        f"model.trainable={trainable}",
+    ]
+    held_out = {"idle": [("x", "lost my card", "card")]}
+    config = prepared(tmp_path, {**ROWS, "idle": []}, held_out=held_out, changes=changes)
+
+    run = train(config, progress=quiet())
+
+    rounds = list(csv.DictReader((run / "rounds.csv").open()))
+    drawn = [(int(each["clients"]), int(each["examples"])) for each in rounds]
+    assert (1, 0) in drawn
+    assert max(examples for _, examples in drawn) > 0

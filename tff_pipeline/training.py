@@ -389,7 +389,9 @@ def _rounds(
             result = runtime.run_round(filled, cohorts, round_number=number, shares=drawn)
             sampled = sum(len(rows) for rows in cohorts.values())
             _note_placement(run, runtime, progress)
-            _require_usable(number + 1, sampled, result.metrics, weights_of(compiled, result.state), run)
+            # A silo that is a client and has no text takes its turn, and adds nothing.
+            at_work = sum(len(cohorts[snapshot.silo]) for snapshot in work.snapshots if snapshot.count("train"))
+            _require_usable(number + 1, at_work, result.metrics, weights_of(compiled, result.state), run)
             state = result.state
             entry = _entry(number + 1, sampled, result, plan, time.monotonic() - started)
             if plan.metrics_stddev:
@@ -514,13 +516,13 @@ def _note_placement(run: Path, runtime: Any, progress: Progress) -> None:
 
 
 def _require_usable(
-    number: int, sampled: int, metrics: Mapping[str, float], weights: Sequence[np.ndarray], run: Path
+    number: int, at_work: int, metrics: Mapping[str, float], weights: Sequence[np.ndarray], run: Path
 ) -> None:
     """Stops a run that diverged, with the last good state on disk."""
     kept = f"The state after round {number - 1} is kept in {run}. Lower training.client_learning_rate or training.server_learning_rate, which starts a new run."
-    if sampled and not metrics["finite_clients"]:
+    if at_work and not metrics["finite_clients"]:
         raise TrainingError(
-            f"round {number}: none of the {sampled} clients' updates was finite (the loss is not a number). {kept}"
+            f"round {number}: none of the {at_work} clients' updates was finite (the loss is not a number). {kept}"
         )
     if metrics.get("update_non_finite") or not all(np.isfinite(array).all() for array in weights):
         raise TrainingError(f"round {number}: the sum of the updates or the new weights are not finite. {kept}")

@@ -59,44 +59,14 @@ class Clients(Protocol):
         ...
 
 
-class TextClients:
-    """Clients whose serialized records are fed; parsing, padding and batching are in the graph.
-
-    Texts are padded to the client's longest here; the learner cuts a batch to its own longest.
-
-    Args:
-      label_map: int64 [labels of the silo], the global index of each.
-      token_labels: whether labels belong to tokens (token classification) or to texts.
-    """
+class _Texts:
+    """What reads texts and their labels from records, whosever they are."""
 
     def __init__(
-        self,
-        name: str,
-        reader: ClientReader | None,
-        label_map: np.ndarray,
-        *,
-        pad_id: int,
-        batch_size: int,
-        epochs: int,
-        token_labels: bool,
+        self, name: str, label_map: np.ndarray, *, pad_id: int, batch_size: int, epochs: int, token_labels: bool
     ):
-        self.name, self._reader, self._label_map = name, reader, label_map
+        self.name, self._label_map = name, label_map
         self._pad_id, self._batch_size, self._epochs, self._token_labels = pad_id, batch_size, epochs, token_labels
-
-    def __len__(self) -> int:
-        assert self._reader is not None
-        return len(self._reader)
-
-    def specs(self) -> list[tf.TensorSpec]:
-        return [tf.TensorSpec([], tf.string), tf.TensorSpec([None], tf.int64)]
-
-    def feed(self, row: int) -> Sequence[Any]:
-        assert self._reader is not None
-        return self._reader.read(row), self._label_map
-
-    def batches(self, fed: Sequence[tf.Tensor]) -> tf.data.Dataset:
-        record, label_map = fed
-        return _in_batches(self._examples(record, label_map), self._batch_size, self._epochs)
 
     def _examples(self, record: tf.Tensor, label_map: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Tokens int32 [n, longest] and labels int32 [n] or [n, longest] of a record's examples."""
@@ -106,20 +76,48 @@ class TextClients:
         labels = tf.cast(labels, tf.int32)
         if self._token_labels:
             labels = _ragged(labels, arrays[LENGTHS]).to_tensor(IGNORED)
-        tokens = _ragged(tf.cast(arrays[TOKENS], tf.int32), arrays[LENGTHS]).to_tensor(self._pad_id)
-        return tokens, labels
+        return _ragged(tf.cast(arrays[TOKENS], tf.int32), arrays[LENGTHS]).to_tensor(self._pad_id), labels
 
 
-class TextSilo(TextClients):
+class TextClients(_Texts):
+    """Clients whose serialized records are fed; parsing, padding and batching are in the graph.
+
+    Texts are padded to the client's longest here; the learner cuts a batch to its own longest.
+
+    Args:
+      label_map: int64 [labels of the silo], the global index of each.
+      options: of all that reads texts: pad_id, batch_size, epochs, and token_labels, whether labels belong to tokens (token
+        classification) or to texts.
+    """
+
+    def __init__(self, name: str, reader: ClientReader, label_map: np.ndarray, **options: Any):
+        super().__init__(name, label_map, **options)
+        self._reader = reader
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def specs(self) -> list[tf.TensorSpec]:
+        return [tf.TensorSpec([], tf.string), tf.TensorSpec([None], tf.int64)]
+
+    def feed(self, row: int) -> Sequence[Any]:
+        return self._reader.read(row), self._label_map
+
+    def batches(self, fed: Sequence[tf.Tensor]) -> tf.data.Dataset:
+        record, label_map = fed
+        return _in_batches(self._examples(record, label_map), self._batch_size, self._epochs)
+
+
+class TextSilo(_Texts):
     """A whole silo as one client: the names of its files are fed.
 
     Args:
       shards: the files of its training clients.
-      options: of `TextClients`.
+      label_map, options: as of `TextClients`.
     """
 
     def __init__(self, name: str, shards: Sequence[Path], label_map: np.ndarray, **options: Any):
-        super().__init__(name, None, label_map, **options)
+        super().__init__(name, label_map, **options)
         self._shards = np.array([str(path) for path in shards], object)
 
     def __len__(self) -> int:
