@@ -1,5 +1,8 @@
 """The training stage on tiny prepared silos: what it computes, and what it does when something is off."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -180,6 +183,21 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(tm
 
     # With sound numbers the same command goes on from there.
     assert is_complete(train(config, progress=quiet()))
+
+
+@pytest.mark.parametrize("algorithm", [[], ["training.algorithm=fedprox", "training.proximal_strength=0.1"]])
+def test_a_program_that_trained_ends_without_a_word(tmp_path, algorithm):
+    """TFF's default executor is dropped while it still can end: no complaint follows the last event."""
+    config = prepared(tmp_path, ROWS, changes=EVERYBODY)
+    changes = [part for change in (*EVERYBODY, *algorithm) for part in ("--set", change)]
+    ended = subprocess.run(
+        [sys.executable, "-m", "tff_pipeline", "train", "--config", config.path, *changes, "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    events = [json.loads(line) for line in ended.stderr.splitlines()]
+    assert events[-1]["message"].endswith("is finished")
 
 
 def test_a_silo_without_training_clients_takes_no_part(tmp_path):

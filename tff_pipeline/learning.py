@@ -4,13 +4,16 @@ What comes out is an ordinary `tff.learning.templates.LearningProcess`, which al
 checked here, once, for what it sends to the server.
 """
 
+import atexit
 import collections
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 import tensorflow_federated as tff
+from tensorflow_federated.python.core.impl.context_stack import runtime_error_context
 from tensorflow_federated.python.learning import loop_builder
 
 from tff_pipeline import aggregation
@@ -72,6 +75,7 @@ def build(
         aggregator: Any = aggregation.weighted(plan, largest_weight=most)
     else:
         aggregator = aggregation.unweighted(plan, shapes)
+    _let_tff_end_in_order()
     process = build_process(
         model_fn,
         **optimizers,
@@ -80,6 +84,16 @@ def build(
         loop_implementation=_LOOP,
     )
     return compile_process(process, shapes)
+
+
+@functools.cache
+def _let_tff_end_in_order() -> None:
+    """Has the program, at its end, drop the executor that TFF keeps by default and that nothing here uses.
+
+    Otherwise it may outlast the modules that it needs to end (an optimizer of our own is enough), and complains about them.
+    """
+    nothing: Any = runtime_error_context.RuntimeErrorContext()
+    atexit.register(tff.framework.set_default_context, nothing)
 
 
 def compile_process(process: tff.learning.templates.LearningProcess, shapes: Sequence[Sequence[int]]) -> Compiled:
