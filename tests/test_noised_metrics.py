@@ -30,6 +30,10 @@ def test_updates_and_metrics_together_are_one_mechanism_with_the_plans_noise():
     )
     with pytest.raises(PrivacyError, match=r"too small for metrics with noise .* expected more than 2.828"):
         _ = a_plan(metrics_stddev=2.0, noise_multiplier=2.0).noise_stddev
+    # What the metrics tell is not there for the clip: of 1 / 4 they leave 1 / 4 - 2 / 9.
+    both = {"metrics_stddev": 3.0, "clip_quantile": 0.5, "clip_count_stddev": 2.0, "value_range": 1.0}
+    with pytest.raises(PrivacyError, match=r"too small for adaptive clipping .* expected more than 3\."):
+        _ = a_plan(noise_multiplier=2.0, **both).noise_stddev
 
 
 def test_one_client_adds_its_accuracy_and_itself_and_no_more():

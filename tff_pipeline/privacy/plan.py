@@ -164,12 +164,13 @@ class PrivacyPlan:
                 f"would tell more than everything together may; expected more than {self.noise_multiplier * _METRICS_SENSITIVITY:g}. "
                 'Raise training.clients_per_round (or privacy.metrics_stddev, by default a twentieth of it), or set privacy.metrics = "withheld".'
             )
+        needed = _COUNT_SENSITIVITY / math.sqrt(left)
         if self.adaptive:
             left -= (_COUNT_SENSITIVITY / self.clip_count_stddev) ** 2
         if left <= 0:
             raise PrivacyError(
                 f"the cohort of {self.expected_cohort:g} {self.unit}s is too small for adaptive clipping at noise multiplier {self.noise_multiplier:g}: counting those within the clip with noise of standard deviation "
-                f"{self.clip_count_stddev:g} would tell more than everything together may; expected more than {self.noise_multiplier * _COUNT_SENSITIVITY:g}. "
+                f"{self.clip_count_stddev:g} would tell more than everything together may; expected more than {needed:g}. "
                 'Raise training.clients_per_round (or privacy.clip_count_stddev, by default a twentieth of it, which makes the clip less steady), or set privacy.clipping = "fixed".'
             )
         return left**-0.5
