@@ -259,3 +259,30 @@ def test_a_cohort_is_the_same_when_drawn_again_and_another_in_another_silo():
     ]
     assert again[0] == again[1] != again[2]
     assert sampling.cohort(b"a" * 32, round_number=0, clients=10, probability=1.0).tolist() == list(range(10))
+
+
+@pytest.mark.parametrize(("clients", "cohort"), [(100, 4), (9_900, 900), (1_000_000, 2_500), (40, 39)])
+def test_a_cohort_larger_than_there_is_room_for_does_not_happen(clients, cohort):
+    """Against the binomial distribution itself; and the room is not wasted."""
+    from scipy.stats import binom
+
+    made = plan(clients=clients, expected_cohort=float(cohort), sampling_probability=cohort / clients)
+    largest = made.largest_cohort
+    assert binom.logsf(largest - 1, clients, cohort / clients) <= -128 * math.log(2) or largest == clients
+    assert largest <= cohort + 15 * math.sqrt(cohort) + 30
+    # All that such a cohort may send is within 31 bits, or within what float64 counts exactly.
+    most = 2 * made.largest_whole_number * largest
+    assert most < 2**31 or 2**31 < most < 2**53
+
+
+def test_everybody_has_room_where_the_guarantee_counts_on_no_sampling():
+    assert plan(mechanism="tree", rounds_per_tree=20).largest_cohort == 1000
+    assert plan(sampling_probability=1.0, expected_cohort=1000.0).largest_cohort == 1000
+
+
+def test_quanta_are_as_many_as_31_bits_hold_where_that_is_fine_enough():
+    assert plan(dimension=1000).quanta == pytest.approx(2**30 / plan().largest_cohort, rel=1e-4)
+    large = plan(dimension=10**10)
+    assert large.quanta == 2**30  # sums of 64 bits
+    # Half a clip, which an adaptive clip counts with, is a whole number too.
+    assert plan(dimension=1000).quanta % 2 == 0

@@ -20,7 +20,7 @@ import tensorflow_privacy as tfp
 from tff_pipeline.integer_aggregation import DistributedDiscreteGaussianFactory
 from tff_pipeline.privacy.accounting import event_unknown_to_graph
 from tff_pipeline.privacy.plan import PrivacyPlan
-from tff_pipeline.whole_numbers import QUANTA, WholeNumberSumFactory, cut, in_quanta, norm_at_least
+from tff_pipeline.whole_numbers import WholeNumberSumFactory, cut, in_quanta, norm_at_least
 
 NOISE = "supplied_noise"  # the field of _State
 CLIP = "clip"  # the field of _AdaptiveState that the round's clip is in
@@ -40,13 +40,22 @@ class SuppliedNoiseSumQuery(tfp.SumAggregationDPQuery):
 
     Args:
       clip_norm: the L2 bound C, or None for no clipping: then coordinates are cut to `value_range`.
-      value_range: what `QUANTA` quanta make: C where there is a clip, 1 where it is adaptive.
+      value_range: what `quanta` make: C where there is a clip, 1 where it is adaptive.
+      quanta: how many.
       grain: a power of two, far below the noise's standard deviation; 0 for no rounding.
       shapes: of the record's tensors.
     """
 
-    def __init__(self, *, clip_norm: float | None, value_range: float, grain: float, shapes: Sequence[Sequence[int]]):
-        self._clip_norm, self._range, self._grain = clip_norm, value_range, grain
+    def __init__(
+        self,
+        *,
+        clip_norm: float | None,
+        value_range: float,
+        quanta: int,
+        grain: float,
+        shapes: Sequence[Sequence[int]],
+    ):
+        self._clip_norm, self._range, self._quanta, self._grain = clip_norm, value_range, quanta, grain
         self._shapes = [list(shape) for shape in shapes]
 
     def _unset(self) -> Any:
@@ -64,21 +73,19 @@ class SuppliedNoiseSumQuery(tfp.SumAggregationDPQuery):
     def preprocess_record(self, params: Any, record: Any) -> Any:
         tensors = tf.nest.flatten(record)
         if self._clip_norm is None:
-            quanta = cut(tensors, value_range=self._range)
+            quanta = cut(tensors, value_range=self._range, quanta=self._quanta)
         else:
             clip = tf.constant(self._clip_norm, tf.float64)
-            quanta = in_quanta(tensors, norm=norm_at_least(tensors), clip=clip)
+            quanta = in_quanta(tensors, norm=norm_at_least(tensors), clip=clip, quanta=self._quanta)
         return tf.nest.pack_sequence_as(record, quanta)
 
     def get_noised_result(self, sample_state: Any, global_state: Any) -> Any:
         noise = tf.nest.pack_sequence_as(sample_state, list(getattr(global_state, NOISE)))
-        result = tf.nest.map_structure(
-            lambda total, added: tf.cast(self._noised(total, added), tf.float32), sample_state, noise
-        )
+        result = tf.nest.map_structure(self._noised, sample_state, noise)
         return result, self._unset(), event_unknown_to_graph()
 
     def _noised(self, total: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
-        return _rounded(total * (self._range / QUANTA) + noise, self._grain)
+        return _rounded(total * (self._range / self._quanta) + noise, self._grain, tf.float32)
 
 
 class AdaptiveClipSumQuery(SuppliedNoiseSumQuery):
@@ -90,6 +97,7 @@ class AdaptiveClipSumQuery(SuppliedNoiseSumQuery):
 
     Args:
       clip_norm: the first round's C.
+      quanta: of which it is made, an even number.
       quantile: gamma.
       cohort: n, the expected cohort.
       grain, count_grain: of the updates, in units of the clip, and of the count.
@@ -100,13 +108,14 @@ class AdaptiveClipSumQuery(SuppliedNoiseSumQuery):
         self,
         *,
         clip_norm: float,
+        quanta: int,
         quantile: float,
         cohort: float,
         grain: float,
         count_grain: float,
         shapes: Sequence[Sequence[int]],
     ):
-        super().__init__(clip_norm=clip_norm, value_range=1.0, grain=grain, shapes=shapes)
+        super().__init__(clip_norm=clip_norm, value_range=1.0, quanta=quanta, grain=grain, shapes=shapes)
         self._quantile, self._cohort, self._count_grain = quantile, cohort, count_grain
 
     def _unset_at(self, clip: tf.Tensor) -> Any:
@@ -125,27 +134,29 @@ class AdaptiveClipSumQuery(SuppliedNoiseSumQuery):
     def preprocess_record(self, params: Any, record: Any) -> Any:
         tensors = tf.nest.flatten(record)
         norm = norm_at_least(tensors)
-        within = tf.where(norm <= params, 0.5 * QUANTA, -0.5 * QUANTA)
-        return tf.nest.pack_sequence_as(record, in_quanta(tensors, norm=norm, clip=params)), within
+        within = tf.where(norm <= params, 0.5 * self._quanta, -0.5 * self._quanta)
+        updates = in_quanta(tensors, norm=norm, clip=params, quanta=self._quanta)
+        return tf.nest.pack_sequence_as(record, updates), within
 
     def get_noised_result(self, sample_state: Any, global_state: Any) -> Any:
         (updates, within), clip = sample_state, global_state.clip
         *noise, count_noise = getattr(global_state, NOISE)
-        count = _rounded(within / QUANTA + count_noise, self._count_grain)
+        count = _rounded(within / self._quanta + count_noise, self._count_grain, tf.float64)
         share = count / self._cohort + 0.5
         following = clip * tf.exp(-_CLIP_LEARNING_RATE * (share - self._quantile))
         # Where the noise was forgotten nothing comes out, and the clip stays what it was.
         following = tf.where(tf.math.is_finite(following), following, clip)
         result = tf.nest.map_structure(
-            lambda total, added: tf.cast(self._noised(total, added) * clip, tf.float32),
+            lambda total, added: self._noised(total, added) * tf.cast(clip, tf.float32),
             updates,
             tf.nest.pack_sequence_as(updates, noise),
         )
         return result, self._unset_at(following), event_unknown_to_graph()
 
 
-def _rounded(noised: tf.Tensor, grain: float) -> tf.Tensor:
-    return tf.round(noised / grain) * grain if grain else noised
+def _rounded(noised: tf.Tensor, grain: float, dtype: tf.DType) -> tf.Tensor:
+    """float64 as the nearest multiples of `grain` (none if it is 0), in `dtype`, in which they are then rounded again."""
+    return tf.cast(tf.round(noised / grain), dtype) * grain if grain else tf.cast(noised, dtype)
 
 
 def unweighted(plan: PrivacyPlan, shapes: Sequence[Sequence[int]]) -> tff.aggregators.UnweightedAggregationFactory:
@@ -156,6 +167,7 @@ def unweighted(plan: PrivacyPlan, shapes: Sequence[Sequence[int]]) -> tff.aggreg
         assert plan.clip_norm is not None
         query: Any = AdaptiveClipSumQuery(
             clip_norm=plan.clip_norm,
+            quanta=plan.quanta,
             quantile=plan.clip_quantile,
             cohort=plan.denominator,
             grain=plan.grain,
@@ -164,10 +176,15 @@ def unweighted(plan: PrivacyPlan, shapes: Sequence[Sequence[int]]) -> tff.aggreg
         )
     else:
         query = SuppliedNoiseSumQuery(
-            clip_norm=plan.clip_norm, value_range=plan.value_range, grain=plan.grain, shapes=shapes
+            clip_norm=plan.clip_norm,
+            value_range=plan.value_range,
+            quanta=plan.quanta,
+            grain=plan.grain,
+            shapes=shapes,
         )
+    summing = WholeNumberSumFactory(largest=plan.largest_whole_number, clients=plan.largest_cohort)
     return tff.aggregators.DifferentiallyPrivateFactory(
-        tfp.NormalizedQuery(query, plan.denominator), record_aggregation_factory=WholeNumberSumFactory()
+        tfp.NormalizedQuery(query, plan.denominator), record_aggregation_factory=summing
     )
 
 

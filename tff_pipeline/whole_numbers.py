@@ -9,6 +9,9 @@ until it is whole, and one multiplication both clips it and expresses it in quan
 2. Numbers are cut towards zero, not rounded, which cannot lengthen a vector. So the quantum has no part in the sensitivity.
 3. Sums are of integers, and exact.
 
+How many quanta a clip makes is the plan's choice (`PrivacyPlan.quanta`): where the sum over all clients still fits 31 bits
+it is int32 on all its way, half of what int64 takes to compute, mask, send and add up.
+
 With u = 2**-24, float32's unit roundoff, a client's whole numbers times the quantum have an L2 norm of at most
 
     C (1 - u)**-(B/2 + 4) < C (1 + 2**-16)        for blocks of B = 256 coordinates:                                  (1)
@@ -28,11 +31,7 @@ import tensorflow_federated as tff
 
 # Its decorators and attrs classes are more than a type checker follows.
 _TFF: Any = tff
-QUANTA = 2.0**30  # of which a clip, or a range, is made
 _BLOCK = 256  # B of (1)
-# Of what a client sends for a coordinate: numbers are sent with half of 2**32 added, so that none is negative.
-_BITS = 32
-_ZERO = 2 ** (_BITS - 1)
 # float32 products below this may have become 0 (processors that flush): coordinates below its root.
 _LEAST_SQUARE = 2.0**-126
 _LARGEST_FACTOR = 2.0**100  # far within float32; a smaller factor than asked for is a shorter update
@@ -54,39 +53,54 @@ def norm_at_least(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     return tf.sqrt(2.0 * tf.nn.l2_loss(tf.cast(tf.concat(blocks, axis=0), tf.float64))) + flushed
 
 
-def in_quanta(tensors: Sequence[tf.Tensor], *, norm: tf.Tensor, clip: tf.Tensor) -> list[tf.Tensor]:
-    """float32 `tensors` clipped to an L2 norm of `clip`, in units of clip / QUANTA; bounded as (1) says.
+def in_quanta(tensors: Sequence[tf.Tensor], *, norm: tf.Tensor, clip: tf.Tensor, quanta: int) -> list[tf.Tensor]:
+    """float32 `tensors` clipped to an L2 norm of `clip`, in units of clip / quanta; bounded as (1) says.
 
     Args:
       tensors: float32, finite.
       norm: as `norm_at_least` gives it.
       clip: C, float64 scalar.
+      quanta: of which a clip is made, at most 2**30.
     """
-    factor = tf.minimum(QUANTA * tf.minimum(1.0 / clip, 1.0 / norm), _LARGEST_FACTOR)
+    factor = tf.minimum(float(quanta) * tf.minimum(1.0 / clip, 1.0 / norm), _LARGEST_FACTOR)
     factor = tf.cast(factor, tf.float32)
     return [tensor * factor for tensor in tensors]
 
 
-def cut(tensors: Sequence[tf.Tensor], *, value_range: float) -> list[tf.Tensor]:
-    """float32 `tensors` with coordinates cut to [-value_range, value_range], in units of value_range / QUANTA."""
-    return [tf.clip_by_value(tensor * (QUANTA / value_range), -QUANTA, QUANTA) for tensor in tensors]
+def cut(tensors: Sequence[tf.Tensor], *, value_range: float, quanta: int) -> list[tf.Tensor]:
+    """float32 `tensors` with coordinates cut to [-value_range, value_range], in units of value_range / quanta."""
+    limit = float(quanta)
+    return [tf.clip_by_value(tensor * (limit / value_range), -limit, limit) for tensor in tensors]
 
 
 class WholeNumberSumFactory(tff.aggregators.UnweightedAggregationFactory):
     """Sums float32 numbers over clients, the digits behind the point cut off. No state, no measurements.
 
-    Their magnitude must be below 2**31. The sum is float64, and exact below 2**21 clients, where no sum of what is sent
-    reaches 2**53.
+    What a client sends for a coordinate is int32 where all sums then are within int32, else int64. The result is float64
+    and exact; of more clients than was said it is NaN.
+
+    Args:
+      largest: a whole number that no number's magnitude is above, at most 2**31. It is added to what is sent, so that that
+        is not negative, as TFF asks of secure sums.
+      clients: how many take part at most.
     """
 
+    def __init__(self, *, largest: int, clients: int):
+        most = 2 * largest * clients
+        assert most < 2**53, (largest, clients)
+        self.largest, self._clients = largest, clients
+        self.dtype = tf.int32 if most < 2**31 else tf.int64
+
     def create(self, value_type: Any) -> tff.templates.AggregationProcess:
+        bits = (2 * self.largest).bit_length()
+
         @_TFF.tensorflow.computation(value_type)
         def sent(value: Any) -> Any:
-            return tf.nest.map_structure(lambda part: tf.cast(part, tf.int64) + _ZERO, value)
+            return tf.nest.map_structure(lambda part: tf.cast(part, self.dtype) + self.largest, value)
 
         @_TFF.tensorflow.computation(sent.type_signature.result, np.int64)
         def total_of(sums: Any, clients: Any) -> Any:
-            return tf.nest.map_structure(lambda total: centred(total, clients), sums)
+            return self.centred(sums, clients)
 
         @_TFF.tensorflow.computation
         def one() -> Any:
@@ -98,7 +112,7 @@ class WholeNumberSumFactory(tff.aggregators.UnweightedAggregationFactory):
 
         @_TFF.federated_computation(initialize.type_signature.result, _TFF.FederatedType(value_type, _TFF.CLIENTS))
         def following(state: Any, value: Any) -> Any:
-            sums = _TFF.federated_secure_sum_bitwidth(_TFF.federated_map(sent, value), _BITS)
+            sums = _TFF.federated_secure_sum_bitwidth(_TFF.federated_map(sent, value), bits)
             clients = _TFF.federated_secure_sum_bitwidth(_TFF.federated_eval(one, _TFF.CLIENTS), 1)
             return _TFF.templates.MeasuredProcessOutput(
                 state, _TFF.federated_map(total_of, (sums, clients)), _TFF.federated_value((), _TFF.SERVER)
@@ -106,7 +120,14 @@ class WholeNumberSumFactory(tff.aggregators.UnweightedAggregationFactory):
 
         return _TFF.templates.AggregationProcess(initialize, following)
 
+    def centred(self, sums: Any, clients: tf.Tensor) -> Any:
+        """The sums of what some clients (int64 scalar) counted, float64, for those of what they sent."""
 
-def centred(total: tf.Tensor, clients: tf.Tensor) -> tf.Tensor:
-    """The sum of what some clients (int64 scalar) counted, float64, for that of what they sent (int64)."""
-    return tf.cast(total, tf.float64) - tf.cast(clients, tf.float64) * _ZERO
+        def counted() -> Any:
+            zeros = tf.cast(clients * self.largest, self.dtype)
+            return tf.nest.map_structure(lambda total: tf.cast(total - zeros, tf.float64), sums)
+
+        def nothing() -> Any:
+            return tf.nest.map_structure(lambda total: tf.fill(total.shape, tf.constant(math.nan, tf.float64)), sums)
+
+        return tf.cond(clients <= self._clients, counted, nothing)

@@ -100,7 +100,8 @@ def epsilon(
             return math.inf
         composed.append((mechanism, tree_levels(event, count) if event["kind"] == "tree" else count))
         error += count * log_error(event)
-    delta *= math.exp(-error)
+    # Less by its last digit, 2**-54 of it: far more than cohorts there is no room for add (`PrivacyPlan.largest_cohort`).
+    delta = math.nextafter(delta * math.exp(-error), 0)
     accountant = PLDAccountant(_RELATION, max(step, _widest(composed, delta) / _MOST_STEPS))
     for mechanism, times in composed:
         accountant.compose(mechanism, times)

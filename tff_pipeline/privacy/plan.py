@@ -3,6 +3,7 @@
 The sampler, the aggregator, the noise, the ledger and the statement are all made from it, so they cannot disagree.
 """
 
+import bisect
 import dataclasses
 import functools
 import math
@@ -16,6 +17,10 @@ from tff_pipeline.privacy.distributed import Integers
 # By how much a client's whole numbers may be longer than the clip, relatively: equation (1) of whole_numbers, which proves
 # a little more than half of it.
 CLIP_EXCESS = 2.0**-16
+# Quanta of a clip: at most _MOST_QUANTA, where the sum is of 64 bits; with sums of 32 bits as many as the largest cohort leaves
+# room for, if cutting so coarsely shortens an update at the clip by no more than a 64th of it.
+_MOST_QUANTA, _COARSEST = 2**30, 64
+_CERTAIN = 128 * math.log(2)  # minus the logarithm of the probability of a larger cohort
 # Without a clip an update still has to fit a range to be quantised; a coordinate beyond it is cut.
 _RANGE_WITHOUT_CLIP = 8.0
 # What Andrew et al. 2021 (section 3.1) recommend for adaptive clipping: the median, and a count of the clients within the
@@ -41,7 +46,7 @@ class PrivacyPlan:
         not: a client takes part in at most one round of each tree.
       rounds: number of rounds T.
       clip_norm: L2 bound C on one client's update, or None; where the clip is adaptive, that of the first round.
-      value_range: R of which 2**30 quanta are made: C, or 1 where the clip is adaptive; without a clip coordinates are cut to
+      value_range: R of which `quanta` are made: C, or 1 where the clip is adaptive; without a clip coordinates are cut to
         [-R, R].
       noise_multiplier: z, the noise's standard deviation over the sensitivity; 0 for "none". Of noise that the silos add
         in shares, that of the shares the guarantee counts on; with "tree" that of each node of a tree.
@@ -114,6 +119,46 @@ class PrivacyPlan:
                 "without rounding that costs more than a quarter more noise. Set secure_sum.bits = 32, or plan smaller cohorts or fewer weights."
             )
         return found
+
+    @functools.cached_property
+    def largest_cohort(self) -> int:
+        """The most clients whose sum a round has room for, L; a larger cohort gives nothing (`whole_numbers`).
+
+        With "gaussian" such a cohort does not happen: it is a sum of independent draws with mean n = q N, so by Chernoff's
+        bound P(cohort >= L) <= exp(L - n - L ln(L / n)), and L is where that is 2**-128. Delta is exceeded by no more than
+        that a round, without a factor of exp(epsilon): given the draws of all other clients, a round with one more is the
+        sampled Gaussian mechanism, or nothing on both sides, but for just L others; and there either side may be taken for
+        one that tells nothing. `accounting.epsilon` takes it off. With other mechanisms L is N.
+        """
+        if self.mechanism != "gaussian" or self.sampling_probability >= 1:
+            return self.clients
+        n = self.expected_cohort
+
+        def certainty(size: int) -> float:
+            return size * math.log(size / n) - size + n
+
+        return bisect.bisect_left(range(self.clients), _CERTAIN, lo=math.ceil(n), key=certainty)
+
+    @property
+    def quanta(self) -> int:
+        """How many whole numbers `value_range` is made of; what is behind the point is cut off (`whole_numbers`).
+
+        Sums of private rounds are of 32 bits where that is fine enough: what is cut off a vector of d coordinates is shorter
+        than sqrt(d) quanta, and the noise hides far more of it. They are of 64 bits otherwise, and without privacy.
+        """
+
+        def room(bits: int) -> int:
+            fits = int((2**bits / (2 * self.largest_cohort) - 2) / (1 + CLIP_EXCESS))
+            return min(fits - fits % 2, _MOST_QUANTA)  # even: half a clip is a whole number too
+
+        narrow = room(31)
+        enough = narrow >= _COARSEST * math.sqrt(self.dimension)
+        return narrow if self.private and enough else room(53)
+
+    @property
+    def largest_whole_number(self) -> int:
+        """What no coordinate of a client's, in quanta, is above."""
+        return math.ceil(self.quanta * (1 + CLIP_EXCESS))
 
     @property
     def sensitivity(self) -> float:
@@ -278,6 +323,7 @@ class PrivacyPlan:
             "denominator": self.denominator,
             "noise_stddev": self.noise_stddev,
             "grain": self.grain,
+            "quanta": self.quanta,
             "noise_over_clip": self.noise_over_clip,
             "update_noise_multiplier": self.update_noise_multiplier,
             "trees": self.trees,

@@ -137,20 +137,20 @@ class SessionGraph:
 def rings(form: Any) -> list[np.dtype]:
     """The unsigned dtype in which each secure slot is summed, in the order of `form.work`'s results.
 
-    uint64 holds the exact sum; a slot of a modular sum has the dtype of its modulus, 2**16 or 2**32.
+    It is as wide as what is sent: an int32's sum is meant to fit an int32. A slot of a modular sum has the dtype of its
+    modulus, 2**16 or 2**32.
     """
     sent: Any = form.work.type_signature.result
-    sizes = [tff.structure.flatten(part) for part in sent]
-    modular = len(sizes[3])
-    if not modular:
-        return [np.dtype(np.uint64)] * sum(map(len, sizes))
-    graph = SessionGraph(form.secure_modular_sum_modulus)
-    try:
-        moduli = [int(modulus) for modulus in graph()]
-    finally:
-        graph.close()
-    dtypes = {2**16: np.dtype(np.uint16), 2**32: np.dtype(np.uint32)}
-    return [np.dtype(np.uint64)] * sum(map(len, sizes[:3])) + [dtypes[modulus] for modulus in moduli]
+    parts: list[list[Any]] = [tff.structure.flatten(part) for part in sent]
+    *exact, modular = parts
+    found = [np.dtype(f"u{kind.dtype.name}") for part in exact for kind in part]
+    if modular:
+        graph = SessionGraph(form.secure_modular_sum_modulus)
+        try:
+            found += [np.dtype({2**16: np.uint16, 2**32: np.uint32}[int(modulus)]) for modulus in graph()]
+        finally:
+            graph.close()
+    return found
 
 
 def _placement(seen: Any) -> dict[str, dict[str, int]]:

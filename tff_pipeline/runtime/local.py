@@ -93,8 +93,8 @@ class LocalRuntime:
         # From the form's type: the graphs do not know every shape before they run.
         self._slots = _tensor_types(compiled.form.work.type_signature.result)
         self._rings = rings(compiled.form)
-        # A modular sum is that of an aggregator whose noise the silos add.
-        self._noised = [place for place, ring in enumerate(self._rings) if ring != np.uint64]
+        # A modular sum, which comes last, is that of an aggregator whose noise the silos add.
+        self._noised = list(range(len(self._rings)))[-1:] if share_places(compiled) else []
         self._parties = {name: Party(name, session, noised=self._noised) for name in self._silos}
         introduce(list(self._parties.values()))
 
@@ -159,8 +159,7 @@ class LocalRuntime:
     def _broadcast(self, state: State) -> int:
         """Sends the round's weights to all workers; returns how many bytes a silo is sent."""
         broadcast = self._prepare(state)
-        for worker in self._all_workers:
-            worker.hold(broadcast)
+        list(self._threads.map(lambda worker: worker.hold(broadcast), self._all_workers))
         return sum(part.nbytes for part in broadcast)
 
     def _silo_sum(self, silo: Clients, rows: Sequence[int], on_client: Callable[[], None]) -> list[np.ndarray]:
@@ -184,9 +183,11 @@ class LocalRuntime:
 
     def _finish(self, state: State, sums: Sequence[np.ndarray]) -> tuple[State, dict[str, float]]:
         # An exact sum may be below zero; one modulo something never is.
-        plain = [total.view(np.int64) if total.dtype == np.uint64 else total for total in sums]
-        signed = [total.astype(dtype, copy=False) for total, (dtype, _) in zip(plain, self._slots, strict=True)]
-        results = self._update([*state, *signed])
+        typed = [
+            total.view(dtype) if total.dtype.itemsize == dtype.itemsize else total.astype(dtype)
+            for total, (dtype, _) in zip(sums, self._slots, strict=True)
+        ]
+        results = self._update([*state, *typed])
         unset = np.array(np.nan)
         after = [
             np.broadcast_to(unset, state[place].shape) if place in self._spent else results[place]

@@ -4,11 +4,11 @@ The protocol is the first half of Bonawitz et al. 2017 ("Practical Secure Aggreg
 Learning", section 4.0.1), for parties that do not drop out within a round: every pair of silos u < v agrees on a secret
 by X25519 and expands it, with HKDF-SHA256 and ChaCha20, into a mask m(u, v) for each round; u adds it, v subtracts it,
 
-    y_u = x_u + sum over v > u of m(u, v) - sum over v < u of m(v, u)      (mod 2**64, or the array's own ring)
+    y_u = x_u + sum over v > u of m(u, v) - sum over v < u of m(v, u)      (mod 2**64, or what the array's dtype holds)
 
-so that the masks cancel in the sum over all silos and any proper subset looks uniform. Numbers are uint64, a ring that
-holds the exact sum of 2**32 values of 32 bits; or uint32 or uint16, where a sum is meant modulo 2**32 or 2**16: it has to
-be masked in that ring, since its sum in a larger one would tell how often the smaller one was passed.
+so that the masks cancel in the sum over all silos and any proper subset looks uniform. Numbers are uint64, uint32 or uint16,
+in a ring that holds the exact sum; or one that the sum is meant in, modulo 2**32 or 2**16: it has to be masked in that
+ring, since its sum in a larger one would tell how often the smaller one was passed.
 
 Where a silo's sum must not leave without noise, the party is told so when it is made: it adds the noise itself before the
 mask, and refuses to mask without.
