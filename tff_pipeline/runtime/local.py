@@ -72,7 +72,6 @@ class LocalRuntime:
         self.devices = places = choose_devices(devices)
         dimension = sum(int(np.prod(shape)) for shape in compiled.shapes)
         per_device = clients_in_parallel or _clients_in_parallel(silos[0], places, dimension)
-        threads = max(1, (os.cpu_count() or 1) // per_device) if per_device > 1 else 0
         first = silos[0]
         self._workers: queue.SimpleQueue[SessionGraph] = queue.SimpleQueue()
         self._all_workers = []
@@ -83,7 +82,7 @@ class LocalRuntime:
                 specs=first.specs(),
                 batches=first.batches,
                 device=device,
-                threads=threads,
+                inline=per_device > 1,
             )
             worker.reset_only(_METRIC_VARIABLES)
             worker.note_placement()
