@@ -284,5 +284,11 @@ def test_quanta_are_as_many_as_31_bits_hold_where_that_is_fine_enough():
     assert plan(dimension=1000).quanta == pytest.approx(2**30 / plan().largest_cohort, rel=1e-4)
     large = plan(dimension=10**10)
     assert large.quanta == 2**30  # sums of 64 bits
-    # Half a clip, which an adaptive clip counts with, is a whole number too.
-    assert plan(dimension=1000).quanta % 2 == 0
+
+
+@pytest.mark.parametrize("clients", [3, 10, 37, 1000, 2**22 + 1])
+def test_half_a_clip_is_a_whole_number_that_float32_holds(clients):
+    """An adaptive clip counts with it, and its sensitivity is a half exactly."""
+    for mechanism in ("tree", "none"):
+        half = plan(mechanism=mechanism, rounds_per_tree=5, clients=clients, dimension=1000).quanta / 2
+        assert half == int(half) == np.float32(half)

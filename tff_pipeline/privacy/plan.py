@@ -149,7 +149,8 @@ class PrivacyPlan:
 
         def room(bits: int) -> int:
             fits = int((2**bits / (2 * self.largest_cohort) - 2) / (1 + CLIP_EXCESS))
-            return min(fits - fits % 2, _MOST_QUANTA)  # even: half a clip is a whole number too
+            # Half a clip, which an adaptive clip counts with, has to be a whole number too, and one that float32 holds.
+            return min(fits - fits % (1 << max(1, fits.bit_length() - 24)), _MOST_QUANTA)
 
         narrow = room(31)
         enough = narrow >= _COARSEST * math.sqrt(self.dimension)
