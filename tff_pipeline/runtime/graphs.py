@@ -6,6 +6,7 @@ the same graph from what is fed for the client.
 """
 
 import collections
+import itertools
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -67,8 +68,8 @@ class SessionGraph:
             self._initialize = graph.get_operation_by_name(proto.initialize_op) if proto.initialize_op else None
         # What nothing depends on is not fed: of a round's state, what is broadcast is a fifth. Feeding copies.
         used = _ancestors([result.op for result in self._results] + [op for op in [self._initialize] if op])
-        self._used = [place for place, tensor in enumerate(fed_parameters) if tensor.op in used]
-        self._feeds = [*(fed_parameters[place] for place in self._used), *self._fed]
+        self._used = [tensor.op in used for tensor in fed_parameters]
+        self._feeds = [*itertools.compress(fed_parameters, self._used), *self._fed]
         self._graph = graph
         # Operations without a kernel for the device (strings, input pipelines) go to the CPU; `placement` tells which.
         options = v1.ConfigProto(inter_op_parallelism_threads=-1 if inline else 0, allow_soft_placement=True)
@@ -109,7 +110,8 @@ class SessionGraph:
 
     def __call__(self, parameters: Sequence[Any] = (), fed: Sequence[Any] = ()) -> list[Any]:
         """Runs the computation once."""
-        given = zip(self._feeds, [*(parameters[place] for place in self._used), *fed], strict=True)
+        wanted = [value for used, value in zip(self._used, parameters, strict=True) if used]
+        given = zip(self._feeds, [*wanted, *fed], strict=True)
         # As `Session.run` does: strings are arrays of objects.
         values = [np.asarray(value, tensor.dtype.as_numpy_dtype) for tensor, value in given]
         if self._reset is not None:

@@ -93,7 +93,7 @@ class LocalRuntime:
         self._slots = _tensor_types(compiled.form.work.type_signature.result)
         self._rings = rings(compiled.form)
         # A modular sum, which comes last, is that of an aggregator whose noise the silos add.
-        self._noised = list(range(len(self._rings)))[-1:] if share_places(compiled) else []
+        self._noised = [len(self._rings) - 1] if share_places(compiled) else []
         self._parties = {name: Party(name, session, noised=self._noised) for name in self._silos}
         introduce(list(self._parties.values()))
 
@@ -158,7 +158,8 @@ class LocalRuntime:
     def _broadcast(self, state: State) -> int:
         """Sends the round's weights to all workers; returns how many bytes a silo is sent."""
         broadcast = self._prepare(state)
-        list(self._threads.map(lambda worker: worker.hold(broadcast), self._all_workers))
+        for worker in self._all_workers:
+            worker.hold(broadcast)
         return sum(part.nbytes for part in broadcast)
 
     def _silo_sum(self, silo: Clients, rows: Sequence[int], on_client: Callable[[], None]) -> list[np.ndarray]:
