@@ -5,7 +5,7 @@ what, with which settings, and the SHA-256 of every file; and `COMPLETE`, writte
 manifest. What lacks either, or does not match, is not used.
 
     <workdir>/
-      silos/<silo>/keys/            the silo's secrets (client ids, sampling); never leave the silo
+      silos/<silo>/keys/            the silo's secrets (of client ids; of each run, until it is finished); never leave the silo
       silos/<silo>/snapshots/<id>/  prepared data; snapshot.json beside them names the current one
       runs/<id>/                    base weights, state by round, metrics, evaluation; run.json in runs/ names the newest
       ledgers/<population>.jsonl    what every population has been charged
@@ -18,7 +18,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -179,11 +179,16 @@ def staged(final: Path, manifest: Callable[[], Mapping[str, Any]]) -> Iterator[P
     sync_directory(final.parent)
 
 
-def seal(directory: Path, manifest: Mapping[str, Any]) -> None:
-    """Writes manifest (with the checksum and size of every file) and completion mark, and syncs everything to disk."""
+def seal(directory: Path, manifest: Mapping[str, Any], *, without: Collection[str] = ()) -> None:
+    """Writes manifest (with the checksum and size of every file) and completion mark, and syncs everything to disk.
+
+    `without` names what lies in the directory and is no part of it.
+    """
     directory.chmod(0o755)
     files = {}
     for path in sorted(directory.rglob("*")):
+        if path.relative_to(directory).parts[0] in without:
+            continue
         if path.is_dir():
             sync_directory(path)
         elif path.name not in (MANIFEST, COMPLETE) or path.parent != directory:

@@ -40,6 +40,7 @@ _COMMANDS = {
         "show, verify or budget: what a population has been charged, and what is left",
     ),
     "audit": ("tff_pipeline.privacy.audit:main", "attack a trained run's mechanism, and compare with what it claims"),
+    "abandon": ("tff_pipeline.run_keys:main", "list unfinished runs, or remove the keys of some: they draw anew"),
     "doctor": ("tff_pipeline.doctor:main", "is this machine fit: versions, devices, disk, inputs"),
 }
 _EXIT_CODES = "0 done; 1 other failure; 2 configuration or usage; 3 a silo's input; 4 an artifact of an earlier stage; 5 privacy; 6 training; 7 export; 8 a gate before publishing; 130 interrupted"

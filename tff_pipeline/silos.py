@@ -101,6 +101,18 @@ class Snapshot:
             _check_file(self.path, name, self.manifest["files"], content=True)
         return [self.path / name for name in names]
 
+    def checksums(self, split: str) -> dict[str, str]:
+        """The SHA-256 of every file of a split, by name, compared with the files themselves; empty where there is none.
+
+        Raises:
+          ArtifactError: if one of them is missing or damaged.
+        """
+        names = [path.name for path in self.shards(split)]
+        if names:
+            _check_file(self.path, index_name(split), self.manifest["files"], content=True)
+            names.append(index_name(split))
+        return {name: self.manifest["files"][name]["sha256"] for name in names}
+
     def label_map(self, labels: Sequence[str]) -> np.ndarray:
         """Where the silo's labels stand in `labels`: int64 [silo labels].
 

@@ -3,7 +3,7 @@
     runs/<id>/
       run.json                what the run is made from: configuration, snapshots, labels, plan, guarantee
       base/                   the network's weights before training
-      keys/                   the secret of the server's noise; removed when the run is finished
+      keys/                   the server's key; removed when the run is finished
       states/round-00012/     the server's state after 12 rounds; the newest k are kept
       rounds.csv              metrics by round, a view of what the newest state holds; tensorboard/ is another
       trained/                the weights after the last round
@@ -77,20 +77,28 @@ class StateStore:
         arrays: Sequence[np.ndarray],
         names: Sequence[str],
         history: Sequence[Mapping[str, Any]],
+        starts: Sequence[str],
     ) -> None:
         """Saves the state after `round_number` rounds, in the foreground: a save that fails fails the run.
 
-        The metrics of all rounds so far are saved with it, so that they are never ahead of the state or behind it.
+        The metrics of all rounds so far are saved with it, so that they are never ahead of the state or behind it; and what
+        each of these rounds started from (`draws.digest_of`), to which its noise is bound.
         """
         directory = self._states / f"round-{round_number:05d}"
         if is_complete(directory):
             return
-        save_arrays(directory, arrays, kind="state", names=names, round=round_number, history=list(history))
+        save_arrays(
+            directory, arrays, kind="state", names=names, round=round_number, history=list(history), starts=list(starts)
+        )
         for old in self._rounds()[: -self._keep]:
             shutil.rmtree(self._states / f"round-{old:05d}")
 
-    def latest(self, names: Sequence[str]) -> tuple[list[np.ndarray], list[dict[str, Any]]] | None:
-        """The newest state and the metrics of its rounds (one entry a round), or None before the first.
+    def rounds_done(self) -> int:
+        """How many rounds the newest state is of."""
+        return max(self._rounds(), default=0)
+
+    def latest(self, names: Sequence[str]) -> tuple[list[np.ndarray], list[dict[str, Any]], list[str]] | None:
+        """The newest state, the metrics of its rounds (one entry a round), and what they started from; None before the first.
 
         Raises:
           ArtifactError: if it is damaged, or was made by a process with another state.
@@ -104,7 +112,9 @@ class StateStore:
             raise ArtifactError(
                 f"{directory}: holds the state of another learning process (its fields differ); expected that of this configuration and version. Start a new run."
             )
-        return arrays, manifest["history"]
+        history = manifest["history"]
+        # Versions that did not bind draws to it did not keep it.
+        return arrays, history, manifest.get("starts", [""] * len(history))
 
     def _rounds(self) -> list[int]:
         found = (path for path in self._states.glob("round-*") if is_complete(path))

@@ -1,38 +1,34 @@
 """The training stage: snapshots in, a run out. It sees a runtime only as `runtime.base.Runtime`.
 
-Every random draw of a round follows from secrets that are kept until the run is finished, and the state is saved after
-every round; so a run that was killed goes on where it stopped, charges nothing twice and ends as it would have.
+Every random draw of a round follows from keys that are kept until the run is sealed (`run_keys`), and the state is saved
+after every round; so a run that was killed goes on where it stopped, charges nothing twice and ends as it would have.
 """
 
 import argparse
 import contextlib
 import csv
 import dataclasses
-import functools
-import hashlib
 import io
 import json
 import math
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from tff_pipeline import artifacts
+from tff_pipeline import artifacts, run_keys
 from tff_pipeline import config as configuration
-from tff_pipeline.artifacts import Workdir, is_complete, read_json, seal, secret, write_atomic, write_json
+from tff_pipeline.artifacts import Workdir, is_complete, read_json, seal, write_atomic, write_json
 from tff_pipeline.config import Config
 from tff_pipeline.errors import ArtifactError, TrainingError
-from tff_pipeline.privacy import account, randomness, shares, statement
+from tff_pipeline.privacy import account, statement
 from tff_pipeline.privacy import plan as planning
-from tff_pipeline.privacy.distributed import Integers
+from tff_pipeline.privacy.draws import Draws, digest_of
 from tff_pipeline.privacy.plan import PrivacyPlan
 from tff_pipeline.progress import Progress
-from tff_pipeline.sampling import cohort, cohort_of_tree
 from tff_pipeline.silos import Snapshot, check_compatible, load_snapshot, union_labels
 from tff_pipeline.state import FORMAT, StateStore, load_arrays, save_arrays
 from tff_pipeline.tokenization import Tokenizer, checkpoint_identity
@@ -54,7 +50,7 @@ class Job:
     @property
     def id(self) -> str:
         """The same for the same settings and data, so that a killed run is found again and a finished one is not repeated."""
-        return artifacts.fingerprint({**self._settings(), "runtime": self.config.runtime.kind})
+        return artifacts.fingerprint({**self.settings(), "runtime": self.config.runtime.kind})
 
     @property
     def draws(self) -> str:
@@ -63,9 +59,9 @@ class Job:
         Otherwise two seeded runs would share their noise, which the difference of the two models would then lack. The
         runtime is left out: it changes nothing about the result, and so that `local` can be compared with `reference`.
         """
-        return artifacts.fingerprint(self._settings())
+        return artifacts.fingerprint(self.settings())
 
-    def _settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Everything that changes the result, but the runtime."""
         config = self.config
         parts: dict[str, Any] = {
@@ -151,6 +147,8 @@ def train(config: Config, *, progress: Progress) -> Path:
     work = job(config)
     run = work.folder
     if is_complete(run):
+        # A kill may have left them behind after the run was sealed.
+        run_keys.remove(Workdir(config.workdir), run.name)
         progress.event("train", f"run {run.name} is finished already", run=run.name, finished_before=True)
         return run
     with account.exclusively(config):
@@ -163,6 +161,10 @@ def _run(work: Job, progress: Progress) -> None:
     from tff_pipeline.model.network import base_network
 
     config, run = work.config, work.folder
+    if is_complete(run / "trained") and (run / "run.json").exists():
+        # Nothing is drawn any more: whatever has become of the keys, the rounds are done and charged.
+        _finish(work, read_json(run / "run.json"), progress)
+        return
     network = base_network(
         config.model, work.tokenizer, labels=len(work.labels), task=config.task.kind, seed=config.pipeline.seed
     )
@@ -178,8 +180,9 @@ def _run(work: Job, progress: Progress) -> None:
     initial = base[-len(network.trained_variables(config.model.trainable)) :]
 
     plan = planning.make(config, clients=work.units, dimension=sum(array.size for array in initial))
-    secrets = _Secrets(work)
-    charges = account.opened(config, plan, run=run.name, draw=secrets.draw)
+    store = StateStore(run, keep=config.training.keep_states)
+    draws = run_keys.draws_of(work, plan, base, progress)
+    charges = account.opened(config, plan, run=run.name, draw=draws.name, done=store.rounds_done())
     facts = _describe(work, plan)
     progress.event(
         "privacy",
@@ -199,11 +202,9 @@ def _run(work: Job, progress: Progress) -> None:
             numbers=drawn,
         )
 
-    if not is_complete(run / "trained"):
-        with _compiled_runtime(work, network, plan, initial, progress) as (compiled, runtime):
-            _rounds(work, plan, secrets, charges, compiled, runtime, initial, progress)
-    _finish(work, facts)
-    progress.event("train", f"run {run.name} is finished", run=run.name, rounds=plan.rounds)
+    with _compiled_runtime(work, network, plan, initial, progress) as (compiled, runtime):
+        _rounds(work, store, draws, charges, compiled, runtime, initial, progress)
+    _finish(work, facts, progress)
 
 
 def _describe(work: Job, plan: PrivacyPlan) -> dict[str, Any]:
@@ -275,8 +276,10 @@ def _compiled_runtime(
 
         frozen = None
         if config.model.trainable == "lora":
-            frozen = _frozen_folder(work)
-            if not is_complete(frozen):
+            frozen = run_keys.frozen_folder(Workdir(config.workdir), work.id)
+            if is_complete(frozen):
+                artifacts.read_manifest(frozen, check_files=True)
+            else:
                 weights = [variable.numpy() for variable in network.variables]
                 freeze(build, weights, trainable=config.model.trainable, directory=frozen)
 
@@ -321,7 +324,7 @@ def _silo_clients(work: Job, network: Any, stack: contextlib.ExitStack, progress
                     snapshot,
                     network,
                     maps[snapshot.silo],
-                    _features_folder(work, snapshot),
+                    run_keys.features_folder(Workdir(config.workdir), snapshot.silo, work.id),
                     batch_size=training.batch_size,
                     epochs=training.local_epochs,
                     bar=bar,
@@ -348,45 +351,50 @@ def _silo_clients(work: Job, network: Any, stack: contextlib.ExitStack, progress
 
 def _rounds(
     work: Job,
-    plan: PrivacyPlan,
-    secrets: "_Secrets",
+    store: StateStore,
+    draws: Draws,
     charges: account.Account,
     compiled: Any,
     runtime: Any,
     initial: Sequence[np.ndarray],
     progress: Progress,
 ) -> None:
-    from tff_pipeline.runtime.base import clip_of, noise_places, rotation_places, share_places, weights_of, with_weights
+    from tff_pipeline import rounds
+    from tff_pipeline.runtime.base import (
+        clip_of,
+        noise_places,
+        rotation_places,
+        share_places,
+        weights_of,
+        with_weights,
+    )
 
-    run, config = work.folder, work.config
+    run, plan = work.folder, draws.plan
     hidden = {*noise_places(compiled), *rotation_places(compiled), *share_places(compiled)}
     kept = [place for place in range(len(compiled.state_names)) if place not in hidden]
     names = [compiled.state_names[place] for place in kept]
-    store = StateStore(run, keep=config.training.keep_states)
     state = with_weights(compiled, runtime.initial_state(), initial)
     history: list[dict[str, Any]] = []
+    starts: list[str] = []
     if saved := store.latest(names):
         for place, array in zip(kept, saved[0], strict=True):
             state[place] = array
-        history = saved[1]
+        history, starts = saved[1], saved[2]
         progress.event(
             "resume", f"going on after round {len(history)} of {plan.rounds}", round=len(history), rounds=plan.rounds
         )
+    clients = {snapshot.silo: work.units_of(snapshot) for snapshot in work.snapshots}
+    fed = _fed_from(work)
     board = _TensorBoard(run / "tensorboard")
     with progress.bar("train", plan.rounds) as bar:
         bar.advance(len(history))
         for number in range(len(history), plan.rounds):
             started = time.monotonic()
-            cohorts = {
-                snapshot.silo: _cohort(
-                    plan, secrets.sampling(snapshot.silo), number=number, clients=work.units_of(snapshot)
-                )
-                for snapshot in work.snapshots
-            }
-            charges.charge(number + 1)
+            starts.append(digest_of([state[place] for place in kept], *names, fed))
+            drawn = draws.round(starts)
+            charges.charge(number + 1, start=drawn.start)
             clip = clip_of(compiled, state)
-            filled, drawn = _with_inputs(compiled, state, secrets, number, plan)
-            result = runtime.run_round(filled, cohorts, round_number=number, shares=drawn)
+            result, cohorts = rounds.play(compiled, runtime, state, drawn, clients)
             sampled = sum(len(rows) for rows in cohorts.values())
             _note_placement(run, runtime, progress)
             # A silo that is a client and has no text takes its turn, and adds nothing.
@@ -395,11 +403,11 @@ def _rounds(
             state = result.state
             entry = _entry(number + 1, sampled, result, plan, time.monotonic() - started)
             if plan.metrics_stddev:
-                entry["released_accuracy"] = _released_accuracy(result.metrics, secrets.metrics(number, plan), plan)
+                entry["released_accuracy"] = _released_accuracy(result.metrics, drawn.metrics_noise(), plan)
             if clip is not None:
                 entry["clip_norm"] = round(clip, 6)
             history.append(entry)
-            store.save(number + 1, [state[place] for place in kept], names, history)
+            store.save(number + 1, [state[place] for place in kept], names, history, starts)
             _write_history(run / "rounds.csv", history)
             board.write(entry)
             bar.advance(
@@ -414,88 +422,14 @@ def _rounds(
     save_arrays(run / "trained", weights_of(compiled, state), kind="weights", rounds=plan.rounds)
 
 
-def _cohort(plan: PrivacyPlan, silo_secret: bytes, *, number: int, clients: int) -> np.ndarray:
-    """The rows of a silo's clients that take part in a round, drawn as the plan's accounting assumes."""
-    draw = functools.partial(cohort_of_tree, rounds_per_tree=plan.rounds_per_tree) if plan.rounds_per_tree else cohort
-    return draw(silo_secret, round_number=number, clients=clients, probability=plan.sampling_probability)
-
-
-def _with_inputs(
-    compiled: Any, state: list[np.ndarray], secrets: "_Secrets", number: int, plan: PrivacyPlan
-) -> tuple[list[np.ndarray], Callable[[str, np.ndarray | None], np.ndarray] | None]:
-    """The state with what the server draws for the round, and what the silos draw, where they do."""
-    from tff_pipeline.runtime.base import noise_places, with_noise, with_rotation
-
-    if plan.integers:
-        return with_rotation(compiled, state, secrets.rotation(number)), functools.partial(
-            secrets.share, number=number, integers=plan.integers
-        )
-    if noise_places(compiled):
-        state = with_noise(compiled, state, secrets.noise(number, plan, compiled.shapes))
-    return state, None
-
-
-class _Secrets:
-    """What the run's random draws follow from: a secret in each silo, for its sampling and its share of the noise where
-    silos add it, and the server's, for the noise where the server does."""
-
-    def __init__(self, work: Job):
-        self._work, self._seed = work, work.config.pipeline.seed
-
-    def sampling(self, silo: str) -> bytes:
-        return self._secret(_sampling_key(self._work, silo), f"sampling/{silo}")
-
-    def noise(self, number: int, plan: PrivacyPlan, shapes: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        if not plan.private:
-            return [np.zeros(shape) for shape in shapes]
-        key = self._server_key()
-        if plan.rounds_per_tree:
-            return randomness.tree_noise(
-                key,
-                round_number=number,
-                rounds_per_tree=plan.rounds_per_tree,
-                stddev=plan.noise_stddev,
-                shapes=shapes,
-            )
-        return randomness.round_noise(
-            key,
-            round_number=number,
-            stddev=plan.noise_stddev,
-            shapes=shapes,
-            count_stddev=plan.clip_count_stddev,
-        )
-
-    def metrics(self, number: int, plan: PrivacyPlan) -> list[float]:
-        """The noise on the sums that a round's metrics are released as."""
-        return randomness.metrics_noise(self._server_key(), round_number=number, stddev=plan.metrics_stddev)
-
-    def share(self, silo: str, total: np.ndarray | None, *, number: int, integers: Integers) -> np.ndarray:
-        """A silo's share of a round's noise, int64 [length], for its sum."""
-        key = _sampling_key(self._work, silo)
-        return shares.share(key, self.sampling(silo), total, silo=silo, round_number=number, integers=integers)
-
-    def rotation(self, number: int) -> np.ndarray:
-        """The public seed of a round's rotation, int64 [2]."""
-        return randomness.uniform_words(randomness.derive(self._noise(), f"rotation/{number}"), 2).view(np.int64)
-
-    @property
-    def draw(self) -> str:
-        """Identifies these secrets in the ledger without telling them."""
-        keys = [self._noise(), *(self.sampling(snapshot.silo) for snapshot in self._work.snapshots)]
-        return hashlib.sha256(b"draw" + b"".join(keys)).hexdigest()[:16]
-
-    def _server_key(self) -> bytes:
-        # From all secrets, not the server's alone: where one silo's was lost and a round is done again, its cohort is another,
-        # and the difference of two sums with the same noise would be without any. In trees its clients have another turn.
-        return randomness.derive(self._noise(), f"noise/{self.draw}")
-
-    def _noise(self) -> bytes:
-        return self._secret(self._work.folder / "keys" / "noise.key", "noise")
-
-    def _secret(self, path: Path, purpose: str) -> bytes:
-        seed = self._seed
-        named = f"{self._work.draws}/{purpose}"
-        return secret(path, None if seed is None else lambda: randomness.seeded_secret(seed, named))
+def _fed_from(work: Job) -> str:
+    """A digest of what was computed for the run and clients are fed with, beside their texts: features, frozen weights."""
+    workdir = Workdir(work.config.workdir)
+    folders = [run_keys.features_folder(workdir, snapshot.silo, work.id) for snapshot in work.snapshots]
+    folders.append(run_keys.frozen_folder(workdir, work.id))
+    # Their contents were compared with these checksums when they were opened.
+    manifests = [artifacts.read_manifest(folder)["files"] if is_complete(folder) else None for folder in folders]
+    return artifacts.canonical_json(manifests).decode()
 
 
 def _note_placement(run: Path, runtime: Any, progress: Progress) -> None:
@@ -587,36 +521,22 @@ class _TensorBoard:
         writer.flush()
 
 
-def _finish(work: Job, facts: Mapping[str, Any]) -> None:
-    """Removes the run's secrets and features, and seals the run."""
-    run = work.folder
-    shutil.rmtree(run / "keys", ignore_errors=True)
-    shutil.rmtree(_frozen_folder(work), ignore_errors=True)
-    for snapshot in work.snapshots:
-        key = _sampling_key(work, snapshot.silo)
-        shares.memory(key).unlink(missing_ok=True)
-        key.unlink(missing_ok=True)
-        shutil.rmtree(_features_folder(work, snapshot), ignore_errors=True)
+def _finish(work: Job, facts: Mapping[str, Any], progress: Progress) -> None:
+    """Seals the run, and only then removes its keys and what was computed for it alone.
+
+    Without the keys a run that is not sealed would draw anew, and be charged anew.
+    """
     seal(
-        run,
+        work.folder,
         {
             "kind": "run",
             "format": FORMAT,
             **{key: facts[key] for key in ("id", "name", "snapshots", "labels", "rounds", "plan", "guarantee")},
         },
+        without=("keys", "frozen"),
     )
-
-
-def _sampling_key(work: Job, silo: str) -> Path:
-    return Workdir(work.config.workdir).silo_keys(silo) / f"sampling-{work.id}.key"
-
-
-def _frozen_folder(work: Job) -> Path:
-    return work.folder / "frozen"
-
-
-def _features_folder(work: Job, snapshot: Snapshot) -> Path:
-    return Workdir(work.config.workdir).silo(snapshot.silo) / "features" / work.id
+    run_keys.remove(Workdir(work.config.workdir), work.id)
+    progress.event("train", f"run {work.id} is finished", run=work.id, rounds=facts["rounds"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -37,35 +37,52 @@ class Account:
         self._charge: dict[str, Any] = {"run": run, "draw": draw, "event": plan.round_event}
         self._sizes = [len(ledger.entries()) for ledger, _ in accounts]
 
-    def charge(self, round_number: int) -> None:
+    def charge(self, round_number: int, *, start: str = "") -> None:
         """Charges a round (counted from 1) everywhere, on disk before it returns; what was charged before is not again.
+
+        `start` identifies what the round starts from; see `Ledger.charge`.
 
         Raises:
           PrivacyError: if that would pass a budget: the round must not be run.
         """
-        # When the run began, its budgets were seen to last; that holds until somebody else charges.
+        # When the run began, its budgets were seen to last. That holds until somebody else charges, or a round that was
+        # charged is run again from something else.
         others = [len(ledger.entries()) != size for (ledger, _), size in zip(self._accounts, self._sizes, strict=True)]
+        charge = self._charge | {"round_number": round_number, "start": start}
         for (ledger, budget), changed in zip(self._accounts, others, strict=True):
-            if changed and budget is not None and not ledger.charged(round_number=round_number, **self._charge):
-                self._require_room(ledger, budget, round_number)
-        for place, (ledger, _) in enumerate(self._accounts):
-            ledger.charge(round_number=round_number, **self._charge)
-            self._sizes[place] = -1 if others[place] else len(ledger.entries())
+            if budget is None or ledger.charged(**charge):
+                continue
+            again = ledger.has_charged(run=charge["run"], round_number=round_number, draw=charge["draw"])
+            if changed or again:
+                self._require_room(ledger, budget, round_number, again=again)
+        for position, (ledger, _) in enumerate(self._accounts):
+            ledger.charge(**charge)
+            self._sizes[position] = -1 if others[position] else len(ledger.entries())
 
-    def _require_room(self, ledger: Ledger, budget: float, round_number: int) -> None:
+    def _require_room(self, ledger: Ledger, budget: float, round_number: int, *, again: bool) -> None:
         delta = self._plan.delta
-        assert delta is not None
+        if delta is None:
+            raise PrivacyError(
+                f"{ledger.path}: has a budget of epsilon {budget:g}, and the run has no delta to state epsilon at; expected privacy.delta."
+            )
         left = ledger.rounds_left(
             budget,
             delta,
             planned=self._charge["event"],
             rounds=round_number,
+            done=round_number - 1,
             run=self._charge["run"],
             draw=self._charge["draw"],
+            again=again,
         )
         if left < round_number:
+            why = (
+                "it has been charged before, and starts from something else now"
+                if again
+                else "others have been charged after this run began"
+            )
             raise PrivacyError(
-                f"{ledger.path}: round {round_number} would pass the budget of epsilon {budget:g} at delta {delta:g}, since others have been charged after this run began; "
+                f"{ledger.path}: round {round_number} would pass the budget of epsilon {budget:g} at delta {delta:g}, since {why}; "
                 f"the run stops before it. The model after round {round_number - 1} is kept. Raise the budget to go on."
             )
 
@@ -83,14 +100,15 @@ def exclusively(config: Config) -> Iterator[None]:
         yield
 
 
-def opened(config: Config, plan: PrivacyPlan, *, run: str, draw: str) -> Account:
+def opened(config: Config, plan: PrivacyPlan, *, run: str, draw: str, done: int = 0) -> Account:
     """The account of a run that may start (or go on).
 
     Args:
       config: names the population, the silos and their budgets.
       plan: what a round is charged as, and how many there will be.
       run: its id.
-      draw: identifies the run's secrets; see `Ledger.charge`.
+      draw: identifies the run's draw; see `Ledger.charge`.
+      done: how many of its rounds are done.
 
     Raises:
       PrivacyError: if a ledger is damaged, lacks charges that another one holds, or has no room for all rounds.
@@ -101,7 +119,9 @@ def opened(config: Config, plan: PrivacyPlan, *, run: str, draw: str) -> Account
         require_same_charges(population, ledger)
     for ledger, budget in accounts:
         if budget is not None and plan.delta is not None:
-            ledger.require_budget(budget, plan.delta, planned=plan.round_event, rounds=plan.rounds, run=run, draw=draw)
+            ledger.require_budget(
+                budget, plan.delta, planned=plan.round_event, rounds=plan.rounds, done=done, run=run, draw=draw
+            )
     return Account(accounts, plan, run=run, draw=draw)
 
 

@@ -259,7 +259,7 @@ class _Mechanism:
         shares = None
         if self.plan.integers:
             own = dict(zip(self._silos, noise, strict=True))
-            state, shares = self._state, lambda silo, _: own[silo]
+            state, shares = self._state, lambda silo: own[silo]
         else:
             state = with_noise(self._compiled, self._state, noise)
         result = self._runtime.run_round(state, cohorts, round_number=self._rounds, shares=shares)

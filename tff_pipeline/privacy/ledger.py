@@ -69,20 +69,22 @@ class Ledger:
             self._checked = looks
         return self._entries
 
-    def charge(self, *, run: str, round_number: int, event: Mapping[str, Any], draw: str) -> bool:
+    def charge(self, *, run: str, round_number: int, event: Mapping[str, Any], draw: str, start: str = "") -> bool:
         """Charges one round, synced to disk before it returns. Returns False where exactly this draw was charged already.
 
         Args:
           run: its id.
           round_number: counted from 1.
           event: what is charged; see privacy.accounting.
-          draw: identifies the secrets from which cohort and noise follow. The same round under other secrets (a key was
-            lost) is another release, and is charged again.
+          draw: identifies the secrets from which cohort and noise follow, and what the run began with. The same round under
+            another draw (a key was lost) is another release, and is charged again.
+          start: identifies what the round starts from. The same round of the same draw that starts from something else (the
+            state was restored, or edited) has another cohort and other noise: another release, charged again.
 
         Raises:
           PrivacyError: if the round was charged before with another event.
         """
-        if self.charged(run=run, round_number=round_number, event=event, draw=draw):
+        if self.charged(run=run, round_number=round_number, event=event, draw=draw, start=start):
             return False
         entry: dict[str, Any] = {
             "population": self.population,
@@ -94,6 +96,8 @@ class Ledger:
             "version": __version__,
             "previous": self.head,
         }
+        if start:
+            entry["start"] = start
         if self.silo:
             entry["silo"] = self.silo
         entry["hash"] = _hash(entry)
@@ -111,8 +115,8 @@ class Ledger:
         self._checked = (_looks(self.path), _looks(self.head_path))
         return True
 
-    def charged(self, *, run: str, round_number: int, event: Mapping[str, Any], draw: str) -> bool:
-        """Whether exactly this draw has been charged.
+    def charged(self, *, run: str, round_number: int, event: Mapping[str, Any], draw: str, start: str = "") -> bool:
+        """Whether exactly this draw of the round has been charged.
 
         Raises:
           PrivacyError: if the round was charged with another event.
@@ -127,8 +131,17 @@ class Ledger:
                     f"{self.path}: round {round_number} of run {run} was charged as {entry['event']}, and is now {dict(event)}; "
                     "a run's settings cannot change under way. Start a new run."
                 )
-            found = found or entry["draw"] == draw
+            found = found or (entry["draw"], entry.get("start", "")) == (draw, start)
         return found
+
+    def has_charged(self, *, run: str, round_number: int, draw: str) -> bool:
+        """Whether a round has been charged under a draw, whatever it started from."""
+        self.entries()
+        return any(entry["draw"] == draw for entry in self._drawn.get((run, round_number), ()))
+
+    def charges_of(self, *, run: str, draw: str) -> list[dict[str, Any]]:
+        """What a run has been charged under one draw, oldest first."""
+        return [entry for entry in self.entries() if (entry["run"], entry["draw"]) == (run, draw)]
 
     def epsilon(
         self,
@@ -136,42 +149,87 @@ class Ledger:
         *,
         planned: Mapping[str, Any] | None = None,
         rounds: int = 0,
+        done: int = 0,
         run: str = "",
         draw: str = "",
+        again: bool = False,
         step: float = accounting.FINE,
     ) -> float:
-        """Epsilon at `delta` of everything charged so far, and of `rounds` planned ones; events are composed.
+        """Epsilon at `delta` of everything charged so far, and of a run's planned rounds; events are composed.
 
-        What `run` has been charged already under the secrets of `draw` is among the planned rounds.
+        Args:
+          delta: that of the guarantee.
+          planned: the event of a planned round.
+          rounds: up to which round of the run it is planned, counted from 1. What the run has been charged for a round under
+            `draw` is that round, and not one more; what it was charged for it a second time, because it started from
+            something else, is.
+          done: how many of the run's rounds are done; those are not planned any more, under whatever draw they were charged.
+          run, draw: whose rounds are planned, and under which draw.
+          again: whether round `rounds` is about to be charged once more although it has been charged under `draw`.
+          step: of the accountant.
         """
-        counts: Counter[str] = Counter()
-        trees: dict[tuple[str, str, str], int] = {}  # every run has trees of its own, and so has every draw of it
+        lineages: dict[tuple[str, str, str], Counter[int]] = {}
         for entry in self.entries():
-            if planned is None or (entry["run"], entry["draw"]) != (run, draw):
-                event = canonical_json(entry["event"]).decode()
-                if entry["event"].get("kind") == "tree":
-                    # The newest round stands for all before it: some of them may be another draw's, which is too much.
-                    place = (event, entry["run"], entry["draw"])
-                    trees[place] = max(entry["round"], trees.get(place, 0))
-                else:
-                    counts[event] += 1
-        if planned is not None:
-            event = canonical_json(dict(planned)).decode()
-            if planned.get("kind") == "tree":
-                trees[event, run, draw] = rounds
+            lineage = canonical_json(entry["event"]).decode(), entry["run"], entry["draw"]
+            lineages.setdefault(lineage, Counter())[entry["round"]] += 1
+        own = (canonical_json(dict(planned)).decode(), run, draw) if planned is not None else None
+        if own:
+            lineages.setdefault(own, Counter())
+        charges: list[tuple[str, int]] = []
+        for lineage, times in lineages.items():
+            event = lineage[0]
+            if again and lineage == own:
+                times = times + Counter({rounds: 1})
+            if json.loads(event).get("kind") == "tree":
+                # The newest round stands for all before it: trees begin with the run, and if some of these rounds were another
+                # draw's that is too much. A round charged twice is one of two lines of trees, and so are those that follow.
+                longest = [max(number for number in times if times[number] > copy) for copy in range(_most(times))]
+                charges += [(event, rounds if lineage == own and not copy else n) for copy, n in enumerate(longest)]
+                if lineage == own and not longest:
+                    charges.append((event, rounds))
+            elif lineage == own:
+                repeated = sum(count - 1 for count in times.values())
+                charges.append((event, repeated + sum(number <= done for number in times) + max(0, rounds - done)))
             else:
-                counts[event] += rounds
-        charges = [*counts.items(), *((event, count) for (event, _, _), count in trees.items())]
-        events = [(json.loads(event), count) for event, count in charges]
+                charges.append((event, times.total()))
+        together: Counter[str] = Counter()
+        trees: list[tuple[str, int]] = []
+        for event, count in charges:
+            if json.loads(event).get("kind") == "tree":
+                trees.append((event, count))  # each has levels of its own
+            else:
+                together[event] += count
+        events = [(json.loads(event), count) for event, count in (*together.items(), *trees)]
         return accounting.epsilon(events, delta, unit=self.unit, step=step)
 
     def rounds_left(
-        self, budget: float, delta: float, *, planned: Mapping[str, Any], rounds: int, run: str = "", draw: str = ""
+        self,
+        budget: float,
+        delta: float,
+        *,
+        planned: Mapping[str, Any],
+        rounds: int,
+        done: int = 0,
+        run: str = "",
+        draw: str = "",
+        again: bool = False,
     ) -> int:
-        """How many of a run's `rounds` fit the budget, counting those it has been charged; -1 if the budget is passed already."""
+        """How many of a run's `rounds` fit the budget, counting those it has been charged; -1 if the budget is passed already.
+
+        The arguments are those of `epsilon`.
+        """
 
         def fits(count: int, step: float) -> bool:
-            spent = self.epsilon(delta, planned=planned, rounds=count, run=run, draw=draw, step=step)
+            spent = self.epsilon(
+                delta,
+                planned=planned,
+                rounds=count,
+                done=done,
+                run=run,
+                draw=draw,
+                again=again and count == rounds,
+                step=step,
+            )
             return spent <= budget
 
         # Coarse steps are quick and give a little too much; what they leave open is settled finely.
@@ -184,25 +242,33 @@ class Ledger:
         return low
 
     def require_budget(
-        self, budget: float, delta: float, *, planned: Mapping[str, Any], rounds: int, run: str, draw: str
+        self,
+        budget: float,
+        delta: float,
+        *,
+        planned: Mapping[str, Any],
+        rounds: int,
+        run: str,
+        draw: str,
+        done: int = 0,
     ) -> None:
         """Refuses a run that could pass the budget.
 
         Raises:
           PrivacyError: saying what has been spent and how many of the planned rounds are left.
         """
-        left = self.rounds_left(budget, delta, planned=planned, rounds=rounds, run=run, draw=draw)
+        left = self.rounds_left(budget, delta, planned=planned, rounds=rounds, done=done, run=run, draw=draw)
         if left == rounds:
             return
 
         def total(count: int) -> float:
-            return self.epsilon(delta, planned=planned, rounds=count, run=run, draw=draw)
+            return self.epsilon(delta, planned=planned, rounds=count, done=done, run=run, draw=draw)
 
         key = "silos[].budget_epsilon" if self.silo else "privacy.budget_epsilon"
         who = f"silo {self.silo!r}" if self.silo else f"population {self.population!r}"
         raise PrivacyError(
             f"{self.path}: the run's {rounds} rounds would bring {who} to epsilon {total(rounds):.4g} at delta {delta:g}, over {key} {budget:g} "
-            f"(spent so far by other runs: {total(0):.4g}); rounds left at these settings: {max(left, 0)}. Plan fewer rounds or more noise."
+            f"(spent so far otherwise: {total(0):.4g}); rounds left at these settings: {max(left, 0)}. Plan fewer rounds or more noise."
         )
 
     @contextmanager
@@ -293,7 +359,11 @@ def require_same_charges(population: Ledger, silo: Ledger) -> None:
 
 
 def _charge_of(entry: Mapping[str, Any]) -> tuple[Any, ...]:
-    return entry["run"], entry["round"], entry["draw"], canonical_json(entry["event"])
+    return entry["run"], entry["round"], entry["draw"], entry.get("start", ""), canonical_json(entry["event"])
+
+
+def _most(times: Counter[int]) -> int:
+    return max(times.values(), default=0)
 
 
 def _hash(entry: Mapping[str, Any]) -> str:

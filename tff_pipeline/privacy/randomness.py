@@ -1,9 +1,7 @@
 """Random numbers that a guarantee rests on: a ChaCha20 keystream under a key from the operating system.
 
-Every draw of a run follows from a 32-byte secret: the server's for the noise, each silo's for its sampling. The secret
-is made once a run and kept until the run is finished, so that a run that was killed draws again what it drew before:
-the same round is the same release and is charged once. In a seeded run the secrets follow from the seed, and the
-guarantee holds only against someone who does not know it.
+What a run draws, and from which secrets, is `draws`; here are the generators. In a seeded run the secrets follow from the
+seed, and the guarantee holds only against someone who does not know it.
 """
 
 import collections
@@ -104,7 +102,13 @@ def metrics_noise(secret: bytes, *, round_number: int, stddev: float) -> list[fl
 
 
 def tree_noise(
-    secret: bytes, *, round_number: int, rounds_per_tree: int, stddev: float, shapes: Sequence[Sequence[int]]
+    secret: bytes,
+    *,
+    round_number: int,
+    rounds_per_tree: int,
+    stddev: float,
+    shapes: Sequence[Sequence[int]],
+    starts: Sequence[str] = (),
 ) -> list[np.ndarray]:
     """What a round adds to the noise of its tree, float64, one array a weight. The same arguments give the same noise.
 
@@ -120,11 +124,16 @@ def tree_noise(
       rounds_per_tree: E.
       stddev: of a node.
       shapes: of the weights.
+      starts: what every round of the run started from, up to this one; a node's noise is bound to that of the round which
+        finishes it, so that another sum gets other noise. Where the list is not the one of the earlier rounds, noise that was
+        added is not taken away again: more noise, never less.
     """
     tree, before = divmod(round_number, rounds_per_tree)
 
     def node(level: int, index: int) -> list[np.ndarray]:
-        return gaussian(derive(secret, f"tree/{tree}/{level}/{index}"), stddev, shapes)
+        finished = tree * rounds_per_tree + (index << level) - 1
+        bound = f"/{starts[finished]}" if starts else ""
+        return gaussian(derive(secret, f"tree/{tree}/{level}/{index}{bound}"), stddev, shapes)
 
     level = ((before + 1) & -(before + 1)).bit_length() - 1  # of the highest node that this round finishes
     noise = node(level, (before + 1) >> level)

@@ -16,9 +16,11 @@ from tff_pipeline.integer_aggregation import ROTATION, SHARES
 from tff_pipeline.learning import Compiled
 
 State = list[np.ndarray]
-Cohorts = Mapping[str, Sequence[int]]
-# A silo's share of the round's noise, int64, for its name and the sum that it will be added to; None in a simulation.
-Shares = Callable[[str, np.ndarray | None], np.ndarray]
+Cohorts = Mapping[str, Sequence[int] | np.ndarray]
+# A silo's share of the round's noise, int64 [length], for its name.
+Shares = Callable[[str], np.ndarray]
+# Called in a silo with its name and its sums, before noise and masks; raises where they must not be reported.
+OnSum = Callable[[str, Sequence[np.ndarray]], None]
 # Parts of the names of operations that a BERT's time goes to.
 _ARITHMETIC = ("MatMul", "Softmax", "BiasAdd", "Erf", "Tanh", "L2Loss", "ResourceGather", "SegmentSum", "Einsum")
 
@@ -53,12 +55,14 @@ class Runtime(Protocol):
         *,
         round_number: int,
         shares: Shares | None = None,
+        on_sum: OnSum | None = None,
         on_client: Callable[[], None] = ...,
     ) -> RoundResult:
         """One round. `on_client` is called as each client's work ends.
 
         `shares` is asked in every silo, its cohort empty or not, where the process is one whose noise the silos add;
-        without it nothing is released.
+        without it nothing is released. `on_sum` is called in every silo before anything leaves it; a simulation, which has no
+        silos, does not call it.
         """
         ...
 

@@ -23,6 +23,7 @@ from tff_pipeline.learning import Compiled
 from tff_pipeline.runtime.allocator import keep_freed_memory
 from tff_pipeline.runtime.base import (
     Cohorts,
+    OnSum,
     RoundResult,
     Shares,
     State,
@@ -117,6 +118,7 @@ class LocalRuntime:
         *,
         round_number: int,
         shares: Shares | None = None,
+        on_sum: OnSum | None = None,
         on_client: Callable[[], None] = lambda: None,
     ) -> RoundResult:
         sent = self._broadcast(state)
@@ -124,7 +126,9 @@ class LocalRuntime:
         def reports() -> Iterator[list[np.ndarray]]:
             for name, party in self._parties.items():
                 total = self._silo_sum(self._silos[name], cohorts.get(name, ()), on_client)
-                noise = {place: shares(name, total[place]) for place in self._noised} if shares else {}
+                if on_sum:
+                    on_sum(name, total)
+                noise = {place: shares(name) for place in self._noised} if shares else {}
                 yield party.mask(total, round_number, noise)
 
         total = add_up(reports())
@@ -162,7 +166,9 @@ class LocalRuntime:
             worker.hold(broadcast)
         return sum(part.nbytes for part in broadcast)
 
-    def _silo_sum(self, silo: Clients, rows: Sequence[int], on_client: Callable[[], None]) -> list[np.ndarray]:
+    def _silo_sum(
+        self, silo: Clients, rows: Sequence[int] | np.ndarray, on_client: Callable[[], None]
+    ) -> list[np.ndarray]:
         """What happens inside a silo: the sum of its cohort's reports, in the ring. Integer addition: no order matters."""
         total = [np.zeros(shape, ring) for (_, shape), ring in zip(self._slots, self._rings, strict=True)]
 
@@ -197,7 +203,7 @@ class LocalRuntime:
 
 
 def _bounded_map(
-    threads: ThreadPoolExecutor, function: Callable[[int], Any], items: Sequence[int], *, ahead: int
+    threads: ThreadPoolExecutor, function: Callable[[int], Any], items: Sequence[int] | np.ndarray, *, ahead: int
 ) -> Any:
     """`map` on threads that never has more than `ahead` results waiting; the first error cancels the rest."""
     pending: list[Any] = []

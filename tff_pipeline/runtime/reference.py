@@ -27,7 +27,16 @@ from tensorflow_federated.python.core.impl.types import type_conversions
 
 from tff_pipeline.errors import TrainingError
 from tff_pipeline.learning import Compiled
-from tff_pipeline.runtime.base import Cohorts, RoundResult, Shares, State, named_metrics, share_places, with_shares
+from tff_pipeline.runtime.base import (
+    Cohorts,
+    OnSum,
+    RoundResult,
+    Shares,
+    State,
+    named_metrics,
+    share_places,
+    with_shares,
+)
 from tff_pipeline.runtime.clients import Clients
 from tff_pipeline.runtime.graphs import rings
 
@@ -64,12 +73,13 @@ class ReferenceRuntime:
         *,
         round_number: int,
         shares: Shares | None = None,
+        on_sum: OnSum | None = None,
         on_client: Callable[[], None] = lambda: None,
     ) -> RoundResult:
         if shares and share_places(self._compiled):
             # There are no silos here to add their shares; the simulated server is given their sum. Forgotten, the state
             # holds what it holds until then, and nothing comes out.
-            state = with_shares(self._compiled, state, np.sum([shares(name, None) for name in self._silos], axis=0))
+            state = with_shares(self._compiled, state, np.sum([shares(name) for name in self._silos], axis=0))
         chosen = [(name, row) for name in self._silos for row in cohorts.get(name, ())]
         data = [self._dataset(name, int(row)) for name, row in chosen]
         signature: Any = self._compiled.process.next.type_signature
