@@ -4,7 +4,6 @@ Keys are fixed, so nothing here can flake.
 """
 
 import dataclasses
-import hashlib
 import json
 import math
 import shutil
@@ -25,13 +24,14 @@ from tff_pipeline.artifacts import Workdir, read_json
 from tff_pipeline.cli import main
 from tff_pipeline.config import load
 from tff_pipeline.errors import PrivacyError
-from tff_pipeline.privacy import accounting, discrete, distributed, shares, statement
+from tff_pipeline.privacy import accounting, discrete, distributed, statement
 from tff_pipeline.privacy import plan as planning
 from tff_pipeline.privacy.discrete import discrete_gaussian
 from tff_pipeline.privacy.distributed import Integers, integers
 from tff_pipeline.privacy.plan import PrivacyPlan
+from tff_pipeline.runtime.local import LocalRuntime
 from tff_pipeline.state import StateStore
-from tff_pipeline.training import _Secrets, job, train
+from tff_pipeline.training import train
 
 KEY = b"k" * 32
 SETTINGS = (
@@ -406,12 +406,12 @@ def reference(case: Case) -> Iterator[Any]:
         yield runtime
 
 
-def share(silo: str, total: Any = None) -> np.ndarray:
+def share(silo: str) -> np.ndarray:
     assert PLAN.integers is not None
     return discrete_gaussian(silo.encode().ljust(32), PLAN.integers.log2_share, PLAN.integers.length)
 
 
-def silence(silo: str, total: Any = None) -> np.ndarray:
+def silence(silo: str) -> np.ndarray:
     return np.zeros_like(share(silo))
 
 
@@ -622,73 +622,34 @@ def test_a_run_that_was_killed_draws_the_same_shares_and_is_charged_once(tiny, u
 
 
 def test_a_run_whose_repeated_round_has_another_sum_sends_nothing(tiny, tmp_path, monkeypatch):
-    """As on a device whose arithmetic is not repeatable; when the silo's secret is removed the round is charged again."""
+    """As on a device whose arithmetic is not repeatable; when its keys are abandoned everything is drawn anew, and charged."""
     folder = tmp_path / "tiny"
     shutil.copytree(tiny, folder)
     (folder / "config.toml").write_text((folder / "config.toml").read_text().replace("seed = 3", ""))
-    saved, drawn = StateStore.save, shares.share
+    summed = LocalRuntime._silo_sum
 
     def killed(store: StateStore, *rest: Any) -> None:
         raise KeyboardInterrupt
 
-    def other(key: Path, secret: bytes, total: np.ndarray, **rest: Any) -> np.ndarray:
-        return drawn(key, secret, total + np.uint32(1), **rest)
+    def other(runtime: LocalRuntime, *rest: Any) -> list[np.ndarray]:
+        sums = summed(runtime, *rest)
+        sums[-1][0] += 1
+        return sums
 
     with monkeypatch.context() as patched:
         patched.setattr(StateStore, "save", killed)
         with pytest.raises(KeyboardInterrupt):
             trained(folder)
-        patched.setattr(StateStore, "save", saved)
-        patched.setattr(shares, "share", other)
-        with pytest.raises(PrivacyError, match="silo bank: round 1 is repeated"):
+        patched.undo()
+        patched.setattr(LocalRuntime, "_silo_sum", other)
+        with pytest.raises(
+            PrivacyError, match=r"silo bank: round 1 is repeated, .* Nothing was sent\. .*tff-pipeline abandon"
+        ):
             trained(folder)
-    for key in (folder / "workdir").glob("silos/*/keys/sampling-*.key"):
-        key.unlink()
+    config = ["--config", str(folder / "config.toml"), *(word for change in SETTINGS for word in ("--set", change))]
+    assert main(["abandon", *config, "--all"]) == 0
     trained(folder)
     assert [entry["round"] for entry in charges(folder)] == [1, 1, 2]
-
-
-def test_shares_follow_from_the_silos_own_secret(tiny, tmp_path):
-    """The same round is the same share; another silo's, another round's, or under another secret, is another. A lost secret
-    makes another draw, which the ledger charges again (tests/test_ledger.py)."""
-    folder = tmp_path / "tiny"
-    shutil.copytree(tiny, folder)
-    (folder / "config.toml").write_text((folder / "config.toml").read_text().replace("seed = 3", ""))
-    work = job(load(folder / "config.toml", SETTINGS))
-    made = plan(dimension=51, silos=2).integers
-    assert made is not None
-
-    def drawn(silo: str, number: int) -> bytes:
-        return _Secrets(work).share(silo, None, number=number, integers=made).tobytes()
-
-    first, draw = drawn("shop", 0), _Secrets(work).draw
-    assert drawn("shop", 0) == first
-    assert len({first, drawn("bank", 0), drawn("shop", 1)}) == 3
-    next((folder / "workdir" / "silos" / "shop" / "keys").glob("sampling-*")).unlink()
-    assert drawn("shop", 0) != first
-    assert _Secrets(work).draw != draw
-    assert (_Secrets(work).rotation(0) != _Secrets(work).rotation(1)).all()
-
-
-def test_one_share_is_never_drawn_for_two_sums(tmp_path):
-    """For the same sum it is the same again, also after a restart; under a new secret it may be drawn for any."""
-    made = plan(dimension=51).integers
-    assert made is not None
-    key, sums = tmp_path / "sampling.key", [np.arange(64, dtype=np.uint32), np.arange(1, 65, dtype=np.uint32)]
-
-    def drawn(secret: bytes, number: int, total: np.ndarray) -> bytes:
-        return shares.share(key, secret, total, silo="bank", round_number=number, integers=made).tobytes()
-
-    first = drawn(KEY, 0, sums[0])
-    assert drawn(KEY, 0, sums[0]) == first
-    with pytest.raises(
-        PrivacyError, match=r"silo bank: round 1 is repeated, .* Nothing was sent. Remove .*sampling.key"
-    ):
-        drawn(KEY, 0, sums[1])
-    assert drawn(b"l" * 32, 0, sums[1]) != first
-    assert len({first, drawn(KEY, 1, sums[1]), drawn(KEY, 2, sums[1])}) == 3
-    # What is remembered tells nothing of the sum to who lacks the secret.
-    assert hashlib.sha256(sums[1].tobytes()).hexdigest() not in shares.memory(key).read_text()
 
 
 def test_calibration_stays_under_the_target(tiny):

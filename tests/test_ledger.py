@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 
 import pytest
-from test_privacy import plan as a_plan
 from tiny import Row, prepared, quiet
 
 from tff_pipeline.artifacts import Workdir, is_complete
@@ -321,35 +320,3 @@ def test_a_run_without_privacy_uses_up_its_population(tiny, tmp_path):
     train(load(config.path), progress=quiet())
     with pytest.raises(PrivacyError, match="would bring population 'tiny' to epsilon inf"):
         train(load(config.path, [*PRIVATE, "privacy.budget_epsilon=50"]), progress=quiet())
-
-
-# -- seeded runs
-
-
-def test_runs_of_one_seed_share_no_noise_unless_they_are_the_same(tiny):
-    """Two models with the same noise in them differ by their clients alone: whoever has both has no noise to fight."""
-    from tff_pipeline.training import _Secrets, job
-
-    def noise(*changes: str) -> list[float]:
-        work = job(load(tiny.path, [*PRIVATE, *changes]))
-        return _Secrets(work).noise(0, a_plan(), [(3,)])[0].tolist()
-
-    assert tiny.pipeline.seed is not None
-    assert noise() == noise("runtime.kind=reference") == noise("training.keep_states=1")
-    assert noise() != noise("training.client_learning_rate=0.4")
-    assert noise() != noise("pipeline.seed=4")
-
-
-def test_where_a_silos_key_was_lost_the_noise_is_another_too(tiny, tmp_path):
-    """The round that is done again has another cohort: with the old noise the two sums' difference would be without any."""
-    from tff_pipeline.training import _sampling_key, _Secrets, job
-
-    work = job(load(again(tiny, tmp_path).path, [*PRIVATE, "pipeline.seed="]))
-
-    def noise() -> list[float]:
-        return _Secrets(work).noise(0, a_plan(), [(3,)])[0].tolist()
-
-    before = noise()
-    assert noise() == before
-    _sampling_key(work, work.snapshots[0].silo).unlink()
-    assert noise() != before

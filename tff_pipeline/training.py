@@ -202,8 +202,9 @@ def _run(work: Job, progress: Progress) -> None:
             numbers=drawn,
         )
 
-    with _compiled_runtime(work, network, plan, initial, progress) as (compiled, runtime):
-        _rounds(work, store, draws, charges, compiled, runtime, initial, progress)
+    if not is_complete(run / "trained"):
+        with _compiled_runtime(work, network, plan, initial, progress) as (compiled, runtime):
+            _rounds(work, store, draws, charges, compiled, runtime, initial, progress)
     _finish(work, facts, progress)
 
 

@@ -36,6 +36,7 @@ class Account:
         self._accounts, self._plan = accounts, plan
         self._charge: dict[str, Any] = {"run": run, "draw": draw, "event": plan.round_event}
         self._sizes = [len(ledger.entries()) for ledger, _ in accounts]
+        self._reasons = [""] * len(accounts)  # why a budget has to be looked at again, once there is a reason
 
     def charge(self, round_number: int, *, start: str = "") -> None:
         """Charges a round (counted from 1) everywhere, on disk before it returns; what was charged before is not again.
@@ -46,20 +47,23 @@ class Account:
           PrivacyError: if that would pass a budget: the round must not be run.
         """
         # When the run began, its budgets were seen to last. That holds until somebody else charges, or a round that was
-        # charged is run again from something else.
-        others = [len(ledger.entries()) != size for (ledger, _), size in zip(self._accounts, self._sizes, strict=True)]
+        # charged is run again from something else; from then on every round is looked at.
         charge = self._charge | {"round_number": round_number, "start": start}
-        for (ledger, budget), changed in zip(self._accounts, others, strict=True):
-            if budget is None or ledger.charged(**charge):
-                continue
-            again = ledger.has_charged(run=charge["run"], round_number=round_number, draw=charge["draw"])
-            if changed or again:
-                self._require_room(ledger, budget, round_number, again=again)
+        for position, (ledger, budget) in enumerate(self._accounts):
+            again = not ledger.charged(**charge) and ledger.has_charged(
+                run=charge["run"], round_number=round_number, draw=charge["draw"]
+            )
+            if len(ledger.entries()) != self._sizes[position]:
+                self._reasons[position] = "others have been charged after this run began"
+            elif again:
+                self._reasons[position] = "a round that was charged before starts from something else now"
+            if budget is not None and self._reasons[position] and not ledger.charged(**charge):
+                self._require_room(ledger, budget, round_number, again=again, reason=self._reasons[position])
         for position, (ledger, _) in enumerate(self._accounts):
             ledger.charge(**charge)
-            self._sizes[position] = -1 if others[position] else len(ledger.entries())
+            self._sizes[position] = len(ledger.entries())
 
-    def _require_room(self, ledger: Ledger, budget: float, round_number: int, *, again: bool) -> None:
+    def _require_room(self, ledger: Ledger, budget: float, round_number: int, *, again: bool, reason: str) -> None:
         delta = self._plan.delta
         if delta is None:
             raise PrivacyError(
@@ -76,13 +80,8 @@ class Account:
             again=again,
         )
         if left < round_number:
-            why = (
-                "it has been charged before, and starts from something else now"
-                if again
-                else "others have been charged after this run began"
-            )
             raise PrivacyError(
-                f"{ledger.path}: round {round_number} would pass the budget of epsilon {budget:g} at delta {delta:g}, since {why}; "
+                f"{ledger.path}: round {round_number} would pass the budget of epsilon {budget:g} at delta {delta:g}, since {reason}; "
                 f"the run stops before it. The model after round {round_number - 1} is kept. Raise the budget to go on."
             )
 

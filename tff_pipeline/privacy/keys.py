@@ -99,17 +99,18 @@ class PartyKey:
             write_atomic(self.path, json.dumps({"secret": secret.hex()}).encode() + b"\n", mode=0o600)
             return secret, {}
         whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            # A kill cut the last line short: that report never left.
-            os.truncate(self.path, len(whole))
         try:
             first, *lines = [json.loads(line) for line in whole.splitlines()]
             secret = bytes.fromhex(first["secret"])
             if len(secret) != 32:
                 raise ValueError
-            return secret, {str(line["round"]): str(line["report"]) for line in lines}
+            reports = {str(line["round"]): str(line["report"]) for line in lines}
         except (ValueError, KeyError, TypeError):
             raise ArtifactError(
                 f"{self.path}: is not a key as this version writes it; expected a line with a secret of 32 bytes, and a line for every round reported. "
                 "Run `tff-pipeline abandon` for its run: everything is then drawn anew, and what was charged stays charged."
             ) from None
+        if len(whole) < len(content):
+            # A kill cut the last line short: that report never left.
+            os.truncate(self.path, len(whole))
+        return secret, reports
