@@ -11,7 +11,7 @@ import argparse
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,18 +94,19 @@ def silo_key(workdir: Workdir, silo: str, run: str) -> Path:
 
 def remove(workdir: Workdir, run: str) -> list[Path]:
     """Removes the keys of a run and what was computed for it alone; returns what was there. Can be done again."""
-    removed = [path for path in _files_of(workdir, run) if path.exists()]
+    removed = unfinished_files(workdir, run)
     for path in removed:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     return removed
 
 
-def _files_of(workdir: Workdir, run: str) -> Iterator[Path]:
-    yield workdir.runs / run / "keys"
-    yield frozen_folder(workdir, run)
-    for silo in _folders(workdir.root / "silos"):
-        yield from silo.glob(f"keys/sampling-{run}.*")
-        yield features_folder(workdir, silo.name, run)
+def unfinished_files(workdir: Workdir, run: str) -> list[Path]:
+    """What a run keeps only until it is finished: its keys, and what was computed for it alone."""
+    paths = [workdir.runs / run / "keys", frozen_folder(workdir, run)]
+    for silo in sorted(workdir.root.glob("silos/*/")):
+        paths += sorted(silo.glob(f"keys/sampling-{run}.*"))
+        paths.append(features_folder(workdir, silo.name, run))
+    return [path for path in paths if path.exists()]
 
 
 def frozen_folder(workdir: Workdir, run: str) -> Path:
@@ -125,10 +126,6 @@ def unfinished(workdir: Workdir) -> list[str]:
         if match := _SILO_KEY.match(path.name):
             runs.add(match["run"])
     return sorted(run for run in runs if not is_complete(workdir.runs / run))
-
-
-def _folders(parent: Path) -> list[Path]:
-    return sorted(path for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []
 
 
 def abandon(config: Config, runs: Sequence[str]) -> dict[str, list[str]]:
