@@ -154,10 +154,22 @@ def test_a_kill_at_any_byte_of_a_record_loses_only_a_report_that_never_left(tmp_
     for cut in range(len(before), len(whole)):
         path.write_bytes(whole[:cut])
         key = PartyKey(path)
-        assert key.has_reported("round 0")
-        assert not key.has_reported("round 1")
+        assert key.knows("round 0")
+        assert not key.knows("round 1")
         record(key, "round 1", SUMS)
         assert path.read_bytes() == whole
+
+
+def test_a_round_that_was_begun_is_known_and_may_still_be_reported_once(tmp_path):
+    path = tmp_path / "bank.key"
+    for _ in range(2):
+        PartyKey(path).begin("round", where="silo bank: round 1")
+    assert PartyKey(path).knows("round")
+    record(PartyKey(path), "round", SUMS)
+    PartyKey(path).begin("round", where="silo bank: round 1")
+    assert len(path.read_text().splitlines()) == 3
+    with pytest.raises(PrivacyError, match="is repeated"):
+        record(PartyKey(path), "round", [SUMS[0] + 1, SUMS[1]])
 
 
 def test_a_key_that_is_damaged_is_refused_and_one_that_was_removed_is_not_made_again_by_a_record(tmp_path):

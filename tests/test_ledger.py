@@ -53,6 +53,49 @@ def test_the_same_round_under_other_secrets_is_another_release(ledger):
     )
 
 
+def test_the_same_round_from_another_start_is_another_release(ledger):
+    """The state before round 2 was edited: cohort and noise are others. A repetition from the same start is not charged."""
+    assert charged(ledger, 3) == [True] * 3
+    again = {"run": "r1", "round_number": 2, "event": EVENT, "draw": "d"}
+    assert [ledger.charge(**again, start=start) for start in ("x", "y", "x")] == [True, True, False]
+    assert ledger.epsilon(1e-5) == pytest.approx(accounting.epsilon([(EVENT, 5)], 1e-5))
+    # Four rounds are planned: three of them are charged, and two releases more have been.
+    assert ledger.epsilon(1e-5, planned=EVENT, rounds=4, run="r1", draw="d") == pytest.approx(
+        accounting.epsilon([(EVENT, 6)], 1e-5)
+    )
+
+
+def test_rounds_of_a_tree_from_another_start_are_a_second_line_of_trees(ledger):
+    """Six rounds, and rounds 3 and 4 once more: trees of six rounds and trees of four, which begin with the run."""
+    tree = {"kind": "tree", "noise_multiplier": 5.0, "rounds_per_tree": 3}
+    for number in range(1, 7):
+        ledger.charge(run="r1", round_number=number, event=tree, draw="d", start="a")
+    for number in (3, 4):
+        ledger.charge(run="r1", round_number=number, event=tree, draw="d", start="b")
+    both = accounting.epsilon([(tree, 6), (tree, 4)], 1e-5)
+    assert ledger.epsilon(1e-5) == pytest.approx(both)
+    assert ledger.epsilon(1e-5, planned=tree, rounds=6, run="r1", draw="d") == pytest.approx(both)
+    assert ledger.epsilon(1e-5, planned=tree, rounds=9, run="r1", draw="d") == pytest.approx(
+        accounting.epsilon([(tree, 9), (tree, 4)], 1e-5)
+    )
+    assert ledger.epsilon(1e-5, planned=tree, rounds=4, run="r1", draw="d", again=True) == pytest.approx(
+        accounting.epsilon([(tree, 4), (tree, 4), (tree, 4)], 1e-5)
+    )
+
+
+def test_rounds_that_are_done_are_not_planned_again_under_new_keys(ledger):
+    """A key was lost after round 3 of 5: three were charged under the old draw, and two are left to charge."""
+    charged(ledger, 3, draw="old")
+    assert ledger.epsilon(1e-5, planned=EVENT, rounds=5, done=3, run="r1", draw="new") == pytest.approx(
+        accounting.epsilon([(EVENT, 5)], 1e-5)
+    )
+    # One of them was charged before a kill.
+    ledger.charge(run="r1", round_number=4, event=EVENT, draw="new")
+    assert ledger.epsilon(1e-5, planned=EVENT, rounds=5, done=3, run="r1", draw="new") == pytest.approx(
+        accounting.epsilon([(EVENT, 5)], 1e-5)
+    )
+
+
 def test_a_run_done_again_with_new_keys_pays_again(ledger):
     """Its folder and keys were removed: ten rounds were charged, ten more will be, and the budget has room for 15."""
     charged(ledger, 10, draw="lost")

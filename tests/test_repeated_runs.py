@@ -251,18 +251,19 @@ def test_keys_of_another_run_are_another_draw(begun):
     sampled_anew(observer)
 
 
-def test_an_older_copy_of_a_silos_key_is_noticed_and_drawn_anew(begun):
-    """What it would refuse to repeat it has forgotten."""
+@pytest.mark.parametrize("place", ["charged", "one reported", "before saved", "saved"])
+def test_an_older_copy_of_a_silos_key_is_noticed_and_drawn_anew(begun, place):
+    """What it would refuse to repeat it has forgotten, be it only the round that is repeated now."""
     observer = begun("distributed")
     assert not observer.train("saved", 0)
     key = next(observer.folder.glob("workdir/silos/shop/keys/sampling-*"))
     older = key.read_bytes()
-    assert not observer.train("saved", 2)
+    assert not observer.train(place, 1)
     key.write_bytes(older)
     assert observer.train()
     observer.check()
     assert len({draw for draw, _, _ in observer.charges()}) == 2
-    assert len(observer.charges()) == 3 + 1
+    assert len(observer.charges()) == 2 + (2 if place == "saved" else 3)
 
 
 def test_a_budget_counts_a_round_that_starts_from_something_else_once_more(begun):

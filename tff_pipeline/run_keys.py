@@ -36,8 +36,8 @@ _SILO_KEY = re.compile(r"sampling-(?P<run>[0-9a-f]{16})\.")
 def draws_of(work: "Job", plan: PrivacyPlan, base: Sequence[np.ndarray], progress: Progress) -> Draws:
     """The draws of a run, from the keys that are there, or new ones.
 
-    A silo's key that lacks a report which the silo's ledger was charged for is an older copy: what it would refuse to repeat
-    it has forgotten. It is drawn anew, and with it everything.
+    A silo's key file that lacks a round which the silo's ledger was charged for is an older copy: what it would refuse to
+    repeat it has forgotten. The key is drawn anew, and with it everything.
 
     Raises:
       ArtifactError, PrivacyError: if a key or a ledger is damaged.
@@ -46,9 +46,8 @@ def draws_of(work: "Job", plan: PrivacyPlan, base: Sequence[np.ndarray], progres
     ledgers = {ledger.silo: ledger for ledger, _ in account.ledgers(work.config)}
     for silo, key in draws.silos.items() if plan.private and work.config.runtime.kind == "local" else ():
         charges = ledgers[silo].charges_of(run=work.id, draw=draws.name)
-        # A kill may fall between the newest charge and its report.
-        names = (round_name(draws.digest, entry["round"] - 1, entry.get("start", "")) for entry in charges[:-1])
-        missing = sum(not key.has_reported(name) for name in names)
+        names = (round_name(draws.digest, entry["round"] - 1, entry.get("start", "")) for entry in charges)
+        missing = sum(not key.knows(name) for name in names)
         if missing:
             progress.event(
                 "keys",

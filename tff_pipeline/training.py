@@ -393,6 +393,7 @@ def _rounds(
             started = time.monotonic()
             starts.append(digest_of([state[place] for place in kept], *names, fed))
             drawn = draws.round(starts)
+            drawn.begin()
             charges.charge(number + 1, start=drawn.start)
             clip = clip_of(compiled, state)
             result, cohorts = rounds.play(compiled, runtime, state, drawn, clients)

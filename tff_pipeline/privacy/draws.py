@@ -107,6 +107,11 @@ class RoundDraws:
         key = randomness.derive(self.draws.silos[silo].secret, f"share/{self._bound}/{self.number}")
         return discrete_gaussian(key, integers.log2_share, integers.length)
 
+    def begin(self) -> None:
+        """Has every silo note that the round is about to be charged; see `PartyKey.begin`."""
+        for silo, key in self.draws.silos.items() if self.draws.plan.private else ():
+            key.begin(self.name, where=f"silo {silo}: round {self.number + 1}")
+
     def record(self, silo: str, sums: Sequence[np.ndarray]) -> None:
         """Has the silo record what it is about to report; see `PartyKey.record`.
 

@@ -3,9 +3,11 @@
 Both are one file, so that they are lost, copied and restored together:
 
     {"secret": "<64 hex digits>"}                                    the first line
-    {"report": "<keyed digest>", "round": "<name of the round's draw>"}   a line for every round reported
+    {"round": "<name of the round's draw>"}                          a line for every round begun
+    {"report": "<keyed digest>", "round": "<name>"}                  and for every round reported
 
-A line is on disk before the report leaves the silo. A round that is repeated after a crash must be the same report byte for
+The first is on disk before the round is charged, the second before the report leaves the silo. So a file that lacks a round
+which the silo's ledger was charged for is an older copy. A round that is repeated after a crash must be the same report byte for
 byte: the same noise on two sums would show their difference, and the same cohort under new noise is not what the
 accountant was told. Where the arithmetic of a device is not repeatable, or the software was changed in between, the silo
 sees it here and refuses.
@@ -15,7 +17,7 @@ import hashlib
 import hmac
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +37,7 @@ class PartyKey:
 
     def __init__(self, path: Path, seeded: Callable[[], bytes] | None = None):
         self.path, self._seeded = path, seeded
-        self.secret, self._reports = self._read()
+        self.secret, self._reports = self._read()  # None for a round that was begun
 
     @property
     def commitment(self) -> str:
@@ -47,8 +49,19 @@ class PartyKey:
         self.path.unlink(missing_ok=True)
         self.secret, self._reports = self._read()
 
-    def has_reported(self, round_name: str) -> bool:
+    def knows(self, round_name: str) -> bool:
+        """Whether a round was begun or reported under this key."""
         return round_name in self._reports
+
+    def begin(self, round_name: str, *, where: str) -> None:
+        """Notes that a round is about to be charged, on disk before it returns.
+
+        Raises:
+          PrivacyError: if the file was removed meanwhile.
+        """
+        if not self.knows(round_name):
+            self._append({"round": round_name}, where)
+            self._reports[round_name] = None
 
     def record(self, round_name: str, sums: Sequence[np.ndarray], *, where: str) -> None:
         """Records what is about to be reported, on disk before it returns.
@@ -76,7 +89,10 @@ class PartyKey:
                 "Is the device's arithmetic repeatable, and were software, device and features left as they were? Nothing was sent. "
                 f"To go on, draw everything anew with `tff-pipeline abandon`: the round is then charged again. ({self.path})"
             )
-        line = json.dumps({"report": report, "round": round_name}, sort_keys=True).encode() + b"\n"
+        self._append({"report": report, "round": round_name}, where)
+        self._reports[round_name] = report
+
+    def _append(self, line: Mapping[str, str], where: str) -> None:
         try:
             handle = os.open(
                 self.path, os.O_WRONLY | os.O_APPEND
@@ -86,12 +102,11 @@ class PartyKey:
                 f"{where}: {self.path} was removed while the run was under way; expected it to stay until the run is finished. Nothing was sent. Start the run again: it draws everything anew."
             ) from None
         with open(handle, "ab") as file:
-            file.write(line)
+            file.write(json.dumps(line, sort_keys=True).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        self._reports[round_name] = report
 
-    def _read(self) -> tuple[bytes, dict[str, str]]:
+    def _read(self) -> tuple[bytes, dict[str, str | None]]:
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
@@ -104,10 +119,10 @@ class PartyKey:
             secret = bytes.fromhex(first["secret"])
             if len(secret) != 32:
                 raise ValueError
-            reports = {str(line["round"]): str(line["report"]) for line in lines}
-        except (ValueError, KeyError, TypeError):
+            reports = {str(line["round"]): line.get("report") for line in lines}
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise ArtifactError(
-                f"{self.path}: is not a key as this version writes it; expected a line with a secret of 32 bytes, and a line for every round reported. "
+                f"{self.path}: is not a key as this version writes it; expected a line with a secret of 32 bytes, and lines for the rounds begun and reported. "
                 "Run `tff-pipeline abandon` for its run: everything is then drawn anew, and what was charged stays charged."
             ) from None
         if len(whole) < len(content):
