@@ -5,6 +5,9 @@ others add, so that has to be nothing at all, also in the last bit of a float32.
 """
 
 import collections
+import dataclasses
+import functools
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -171,7 +174,7 @@ class Reports:
         def noted(graph: Any, parameters: Sequence[Any] = (), fed: Sequence[Any] = ()) -> list[Any]:
             results = call(graph, parameters, fed)
             if fed:
-                client = b"".join(part if isinstance(part, bytes) else part.tobytes() for part in fed)
+                client = b"".join(part if isinstance(part, bytes) else np.asarray(part).tobytes() for part in fed)
                 self.of[client].add(b"".join(part.tobytes() for part in results))
                 self.count += 1
             return results
@@ -189,13 +192,33 @@ def wild_head_case() -> Case:
     return case
 
 
-@pytest.mark.parametrize("make", [wild_head_case, lora_case, full_case], ids=["head", "lora", "full"])
+def silo_case() -> Case:
+    """The silos of the head's case as one client each, its features in a file."""
+    from tff_pipeline.runtime.clients import FeatureSilo
+
+    case, silos = head_case(), []
+    for silo in case.silos:
+        path = Path(tempfile.mkdtemp()) / "features.npy"
+        np.save(path, silo._features)
+        features = np.load(path, mmap_mode="r")
+        silos.append(FeatureSilo(silo.name, features, silo._labels, silo._starts, batch_size=8, epochs=2))
+    return dataclasses.replace(case, silos=silos)
+
+
+@functools.cache
+def shared(make: Callable[[], Case]) -> Case:
+    return make()
+
+
+@pytest.mark.parametrize(
+    "make", [wild_head_case, lora_case, full_case, silo_case], ids=["head", "lora", "full", "silo"]
+)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_update_is_the_same_bits_without_each_other_client(make: Callable[[], Case], workers, monkeypatch):
     """The integers that a client's work returns: with everybody, without each other client, in another order, and alone."""
     from tff_pipeline.runtime.local import LocalRuntime
 
-    case = make()
+    case = shared(make)
     everybody = {silo.name: list(range(len(silo))) for silo in case.silos}
     reports = Reports(monkeypatch)
     with LocalRuntime(case.compiled, case.silos, clients_in_parallel=workers, session="test") as runtime:
@@ -210,8 +233,7 @@ def test_an_update_is_the_same_bits_without_each_other_client(make: Callable[[],
     assert reports.count == clients * (2 + (clients - 1) + 1)
     answers = list(reports.of.values())
     assert all(len(answer) == 1 for answer in answers), [len(answer) for answer in answers]
-    # Texts are the same in both silos.
-    assert len({next(iter(answer)) for answer in answers}) == len(answers) >= 4
+    assert len({next(iter(answer)) for answer in answers}) == len(answers) >= 2, "unequal clients answer differently"
 
 
 @pytest.mark.parametrize("shift", [1, 4, 20, 32])
