@@ -137,7 +137,10 @@ class Snapshot:
     def examples(
         self, split: str, label_map: np.ndarray, *, pad_id: int, batch_size: int = 256, window: int = 32_768
     ) -> Iterator[Batch]:
-        """All examples of a split once, in batches for inference.
+        """All examples of a split once, in batches for evaluation.
+
+        Clients share batches, so what a model says about one client's text depends, in its last bits, on the others'.
+        Nothing that enters a round of training may be computed from these batches: its sensitivity would not be bounded.
 
         Examples are sorted by length within windows of about `window` of them, so that little is padding and memory
         stays bounded.

@@ -29,6 +29,7 @@ from tff_pipeline.tokenization import Tokenizer, checkpoint_folder
 
 Task = Literal["sequence_classification", "token_classification"]
 _NORM_EPSILON = 1e-6
+_NOT_ATTENDED = -10_000.0  # added to a score by transformers too: its softmax is 0 in float32
 
 
 def bert_config(model: ModelSection, tokenizer: Tokenizer) -> Any:
@@ -153,8 +154,50 @@ class Network:
             return outputs[1]
         weights = tf.cast(mask, tf.float32)[:, :, tf.newaxis]
         mean = tf.reduce_sum(outputs[0] * weights, axis=1) / tf.maximum(tf.reduce_sum(weights, axis=1), 1.0)
-        centre, variance = tf.nn.moments(mean, axes=[-1], keepdims=True)
-        return (mean - centre) * tf.math.rsqrt(variance + _NORM_EPSILON)
+        return _normalized(mean)
+
+    def packed_features(self, tokens: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+        """`features` of texts that lie one after the other, without padding.
+
+        They go through the encoder as one sequence, in which a token attends to its own text only and positions count from
+        the text's beginning. Attention takes time and memory with the square of `t`.
+
+        Args:
+          tokens: int32 [t], of all texts.
+          lengths: int32 [n], of each text; at least 1.
+
+        Returns:
+          float32 [n, hidden], or [t, hidden] for token classification; equal to `features` but for rounding.
+        """
+        text = tf.repeat(tf.range(tf.size(lengths)), lengths)
+        starts = tf.cumsum(lengths, exclusive=True)
+        mask = tf.not_equal(tokens, self.pad_id)
+        attended = tf.logical_and(tf.equal(text[:, tf.newaxis], text), mask)
+        bert: Any = self.transformer.bert
+        # Attention between texts needs a mask of two dimensions, which the layer as a whole does not take.
+        embedded = bert.embeddings(
+            input_ids=tokens[tf.newaxis], position_ids=(tf.range(tf.size(tokens)) - tf.gather(starts, text))[tf.newaxis]
+        )
+        encoded = bert.encoder(
+            hidden_states=embedded,
+            attention_mask=tf.where(attended, 0.0, _NOT_ATTENDED)[tf.newaxis, tf.newaxis],
+            head_mask=[None] * len(bert.encoder.layer),
+            encoder_hidden_states=None,
+            encoder_attention_mask=None,
+            past_key_values=None,
+            use_cache=False,
+            output_attentions=False,
+            output_hidden_states=False,
+            return_dict=False,
+            training=False,
+        )[0][0]
+        if self.task == "token_classification":
+            return encoded
+        if self.pooling == "pooler":
+            return bert.pooler(hidden_states=tf.gather(encoded, starts)[:, tf.newaxis])
+        weights = tf.cast(mask, tf.float32)[:, tf.newaxis]
+        total, count = tf.math.segment_sum(encoded * weights, text), tf.math.segment_sum(weights, text)
+        return _normalized(total / tf.maximum(count, 1.0))
 
     def head(self, features: tf.Tensor) -> tf.Tensor:
         """float32 [..., hidden] to logits, float32 [..., C]."""
@@ -174,6 +217,12 @@ class Network:
             )
         for variable, value in zip(self.variables, values, strict=True):
             variable.assign(value)
+
+
+def _normalized(vectors: tf.Tensor) -> tf.Tensor:
+    """Each of float32 [n, hidden] with mean 0 and variance 1."""
+    mean, variance = tf.nn.moments(vectors, axes=[-1], keepdims=True)
+    return (vectors - mean) * tf.math.rsqrt(variance + _NORM_EPSILON)
 
 
 @contextmanager

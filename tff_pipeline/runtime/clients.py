@@ -82,7 +82,8 @@ class _Texts:
 class TextClients(_Texts):
     """Clients whose serialized records are fed; parsing, padding and batching are in the graph.
 
-    Texts are padded to the client's longest here; the learner cuts a batch to its own longest.
+    Texts are padded to the client's longest here; the learner cuts a batch to its own longest. Neither depends on another
+    client, as nothing here may: what a client returns has to be the same, to the last bit, whoever else takes part.
 
     Args:
       label_map: int64 [labels of the silo], the global index of each.

@@ -34,6 +34,7 @@ from tff_pipeline.runtime.base import (
 )
 from tff_pipeline.runtime.clients import Clients
 from tff_pipeline.runtime.graphs import SessionGraph, rings
+from tff_pipeline.runtime.threads import bounded_map
 from tff_pipeline.secagg.masking import Party, add_up, introduce
 
 # The learner's sums; everything else the client work overwrites before it reads.
@@ -179,7 +180,7 @@ class LocalRuntime:
             finally:
                 self._workers.put(worker)
 
-        for report in _bounded_map(self._threads, work, rows, ahead=2 * len(self._all_workers)):
+        for report in bounded_map(self._threads, work, map(int, rows), ahead=2 * len(self._all_workers)):
             for place, part in zip(total, report, strict=True):
                 # Of one size, it is reinterpreted, not converted: negative numbers are the ring's upper half.
                 same = part.dtype.itemsize == place.dtype.itemsize
@@ -200,24 +201,6 @@ class LocalRuntime:
             for place in range(len(state))
         ]
         return after, named_metrics(self._compiled, results[len(state) :])
-
-
-def _bounded_map(
-    threads: ThreadPoolExecutor, function: Callable[[int], Any], items: Sequence[int] | np.ndarray, *, ahead: int
-) -> Any:
-    """`map` on threads that never has more than `ahead` results waiting; the first error cancels the rest."""
-    pending: list[Any] = []
-    remaining = iter(items)
-    try:
-        for item in remaining:
-            pending.append(threads.submit(function, int(item)))
-            if len(pending) >= ahead:
-                yield pending.pop(0).result()
-        while pending:
-            yield pending.pop(0).result()
-    finally:
-        for future in pending:
-            future.cancel()
 
 
 def choose_devices(asked: str | Sequence[str]) -> list[str]:
