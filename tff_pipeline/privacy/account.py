@@ -2,17 +2,24 @@
 
 A round is charged everywhere before anything of it is computed. Where a budget would be passed the run does not start;
 and if others have charged meanwhile, it stops before the round that would pass it.
+
+Before a run charges anything all ledgers of the workdir are compared, and a charge that a kill cut short is completed.
+What a person decides about silos and ledgers (`admit`, `leave`, `recover`) is recorded here too.
 """
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tff_pipeline.artifacts import Workdir
 from tff_pipeline.config import Config
-from tff_pipeline.errors import PrivacyError
-from tff_pipeline.privacy.ledger import Ledger, require_same_charges
+from tff_pipeline.errors import ConfigError, PrivacyError
+from tff_pipeline.privacy.comparison import Comparison, Record, compare
+from tff_pipeline.privacy.ledger import Ledger, charge_of
 from tff_pipeline.privacy.plan import PrivacyPlan
+
+_ATTEMPTS = 3  # to compare ledgers that change meanwhile
 
 
 def ledgers(config: Config) -> list[tuple[Ledger, float | None]]:
@@ -29,11 +36,67 @@ def ledgers(config: Config) -> list[tuple[Ledger, float | None]]:
     return [(population, config.privacy.budget_epsilon), *own]
 
 
-class Account:
-    """What one run charges, in every ledger it concerns. Made by `opened`."""
+def shelf(config: Config) -> tuple[dict[str, Ledger], dict[str, Ledger]]:
+    """Every ledger of the workdir, populations' and silos', by name; the configuration's also where nothing is on disk yet."""
+    (population, _), *silos = ledgers(config)
+    populations = {
+        name: Ledger(population.path.with_name(f"{name}.jsonl"), name)
+        for name in _names(population.path.parent, ".jsonl", ".head.json")
+    }
+    own = {silo.silo: silo for silo, _ in silos}
+    folders = Workdir(config.workdir).silo("any").parent
+    for folder in sorted(folders.iterdir()) if folders.is_dir() else ():
+        silo = Ledger(folder / "ledger.jsonl", config.population, silo=folder.name)
+        if folder.name not in own and silo.exists:
+            own[folder.name] = silo
+    return {**populations, config.population: population}, own
 
-    def __init__(self, accounts: Sequence[tuple[Ledger, float | None]], plan: PrivacyPlan, *, run: str, draw: str):
-        self._accounts, self._plan = accounts, plan
+
+def _names(folder: Path, *endings: str) -> list[str]:
+    """The names of a folder's files that end in one of `endings`, without it; what is written aside starts with a dot."""
+    files = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(
+        {
+            name.removesuffix(ending)
+            for name in files
+            for ending in endings
+            if name.endswith(ending) and not name.startswith(".")
+        }
+    )
+
+
+def compared(config: Config) -> Comparison:
+    """All ledgers of the workdir, held against each other; read again where another run charged while they were compared."""
+    configured = [silo.name for silo in config.silos]
+    attempts = 0
+    while True:
+        attempts += 1
+        populations, silos = shelf(config)
+        shelved = [*populations.values(), *silos.values()]
+        before = [ledger.looks() for ledger in shelved]
+        comparison = compare(populations, silos, population=config.population, configured=configured)
+        unchanged = before == [ledger.looks() for ledger in shelved]
+        if not comparison.problems or unchanged or attempts == _ATTEMPTS:
+            return comparison
+
+
+class Account:
+    """What one run charges, in every ledger it concerns. Made by `opened`.
+
+    Attributes:
+      notes: sentences about the ledgers for a person to know, such as which silo is new.
+    """
+
+    def __init__(
+        self,
+        accounts: Sequence[tuple[Ledger, float | None]],
+        plan: PrivacyPlan,
+        *,
+        run: str,
+        draw: str,
+        notes: Sequence[str] = (),
+    ):
+        self._accounts, self._plan, self.notes = accounts, plan, notes
         self._charge: dict[str, Any] = {"run": run, "draw": draw, "event": plan.round_event}
         self._sizes = [len(ledger.entries()) for ledger, _ in accounts]
 
@@ -48,9 +111,22 @@ class Account:
         for (ledger, budget), changed in zip(self._accounts, others, strict=True):
             if changed and budget is not None and not ledger.charged(round_number=round_number, **self._charge):
                 self._require_room(ledger, budget, round_number)
-        for place, (ledger, _) in enumerate(self._accounts):
-            ledger.charge(round_number=round_number, **self._charge)
-            self._sizes[place] = -1 if others[place] else len(ledger.entries())
+        self._write(round_number)
+        self._sizes = [
+            -1 if changed else len(ledger.entries())
+            for (ledger, _), changed in zip(self._accounts, others, strict=True)
+        ]
+
+    def _write(self, round_number: int) -> None:
+        """The population's line, which names every silo and counts its lines; then each silo's, which names that line."""
+        population, *silos = (ledger for ledger, _ in self._accounts)
+        population.charge(
+            round_number=round_number, silos={silo.silo: silo.position() for silo in silos}, **self._charge
+        )
+        counterpart = population.find(round_number=round_number, **self._charge)
+        for silo in silos:
+            members = [ledger.silo for ledger in silos]
+            silo.charge(round_number=round_number, counterpart=counterpart, members=members, **self._charge)
 
     def _require_room(self, ledger: Ledger, budget: float, round_number: int) -> None:
         delta = self._plan.delta
@@ -93,16 +169,17 @@ def opened(config: Config, plan: PrivacyPlan, *, run: str, draw: str) -> Account
       draw: identifies the run's secrets; see `Ledger.charge`.
 
     Raises:
-      PrivacyError: if a ledger is damaged, lacks charges that another one holds, or has no room for all rounds.
+      PrivacyError: if a ledger is damaged, missing or lacks charges that another one holds, if a silo is not known, or if a
+        budget has no room for all rounds.
     """
+    comparison = compared(config)
+    comparison.require_sound()
+    _complete(config, comparison)
     accounts = ledgers(config)
-    population = accounts[0][0]
-    for ledger, _ in accounts[1:]:
-        require_same_charges(population, ledger)
     for ledger, budget in accounts:
         if budget is not None and plan.delta is not None:
             ledger.require_budget(budget, plan.delta, planned=plan.round_event, rounds=plan.rounds, run=run, draw=draw)
-    return Account(accounts, plan, run=run, draw=draw)
+    return Account(accounts, plan, run=run, draw=draw, notes=comparison.notes)
 
 
 def spent(ledger: Ledger, delta: float | None) -> float | None:
@@ -113,3 +190,153 @@ def spent(ledger: Ledger, delta: float | None) -> float | None:
     if any(entry["event"]["kind"] == "none" for entry in charges):
         return float("inf")
     return None if delta is None else ledger.epsilon(delta)
+
+
+def admit(config: Config, silo: str, *, formerly: str | None = None) -> str:
+    """Records that a silo is new to the population; or, with `formerly`, that it took over another's charges, or its own again.
+
+    With `formerly` the silo is charged everything that it lacks of what populations' ledgers, and the other silo's, say of
+    that name. Its name may be the silo's own, where the ledger was lost.
+
+    Returns:
+      What was recorded, as a sentence.
+
+    Raises:
+      ConfigError: if the configuration does not have the silo, or has the former one too.
+      PrivacyError: if a population's ledger is not sound, or the silo is not new.
+    """
+    names = [part.name for part in config.silos]
+    if silo not in names:
+        raise ConfigError(
+            f"--silo {silo}: expected a silo of {config.path}: {', '.join(names)}. For one that is no longer there, use `tff-pipeline ledger leave`."
+        )
+    if formerly not in (None, silo) and formerly in names:
+        raise ConfigError(
+            f"--formerly {formerly}: is a silo of {config.path} too; expected the name that silo {silo!r} had before."
+        )
+    with exclusively(config), contextlib.ExitStack() as stack:
+        comparison = compared(config)
+        _require_usable(comparison)
+        _complete(config, comparison)
+        populations, silos = shelf(config)
+        records = {name: Record(ledger) for name, ledger in populations.items()}
+        known = records[config.population].known
+        if formerly is None:
+            if silo in known:
+                raise PrivacyError(
+                    f"{populations[config.population].path}: names silo {silo!r} already; expected one that is new. If its ledger was lost, run `tff-pipeline ledger admit --silo {silo} --formerly {silo}`."
+                )
+            concerned, copied = [config.population], 0
+        else:
+            concerned = [
+                name for name, record in records.items() if name == config.population or formerly in record.known
+            ]
+            if formerly not in known and not records[config.population].unnamed and formerly not in silos:
+                raise PrivacyError(
+                    f"{populations[config.population].path}: does not name silo {formerly!r}; expected one that was charged: {', '.join(sorted(known)) or 'there is none'}."
+                )
+            copied = _take_over(silos[silo], silos.get(formerly), formerly, records, config.population)
+        for name in concerned:
+            if name != config.population:
+                stack.enter_context(populations[name].exclusively())
+            decision = {"kind": "admit", "silo": silo, "position": silos[silo].position()}
+            populations[name].decide(decision | ({} if formerly is None else {"formerly": formerly}))
+    if formerly is None:
+        return f"silo {silo!r} is admitted to population {config.population!r} as a new one"
+    return f"silo {silo!r}, formerly {formerly!r}, is admitted to {', '.join(map(repr, concerned))}; {copied} charges were added to {silos[silo].path}"
+
+
+def leave(config: Config, silo: str) -> str:
+    """Records that a silo left the population, so that one that joins later is not taken for it under a new name.
+
+    Returns:
+      What was recorded, as a sentence.
+
+    Raises:
+      ConfigError: if the configuration still has the silo.
+      PrivacyError: if the population does not know it, or its ledger is not sound.
+    """
+    if silo in [part.name for part in config.silos]:
+        raise ConfigError(f"--silo {silo}: is a silo of {config.path}; expected one that is no longer there.")
+    with exclusively(config):
+        comparison = compared(config)
+        _require_usable(comparison)
+        population, _ = ledgers(config)[0]
+        if silo not in Record(population).absent([]):
+            raise PrivacyError(
+                f"{population.path}: does not name silo {silo!r}, or says already that it left; expected a silo that was charged. Look at `tff-pipeline ledger show`."
+            )
+        _complete(config, comparison)
+        population.decide({"kind": "leave", "silo": silo})
+    return f"silo {silo!r} left population {config.population!r}"
+
+
+def recover(config: Config) -> str:
+    """Charges the population again what silos' ledgers hold of it and its own lacks: it was lost, or is an older copy.
+
+    Returns:
+      What was recorded, as a sentence.
+
+    Raises:
+      PrivacyError: if the population's ledger cannot be read, or lacks nothing.
+    """
+    with exclusively(config):
+        populations, silos = shelf(config)
+        population = populations[config.population]
+        known = {charge_of(entry) for entry in population.entries()}
+        copied, positions = 0, {}
+        for silo in silos.values():
+            for entry in silo.entries():
+                if entry["population"] != config.population:
+                    continue
+                positions[silo.silo] = dict(silo.position())
+                if charge_of(entry) not in known:
+                    population.copy_charge(entry, source=silo.owner)
+                    known.add(charge_of(entry))
+                    copied += 1
+        if not copied:
+            raise PrivacyError(
+                f"{population.path}: lacks no charge of {population.owner} that a silo's ledger holds; there is nothing to recover."
+            )
+        population.decide({"kind": "recover", "silos": positions})
+    return f"{copied} charges were added to {population.path} from the ledgers of {', '.join(map(repr, positions))}"
+
+
+def _complete(config: Config, comparison: Comparison) -> None:
+    """Completes charges that a kill cut short, in the ledgers that this configuration's lock covers, and their counterparts."""
+    configured = [silo.name for silo in config.silos]
+    for pending in comparison.pending:
+        if pending.silo.silo in configured:
+            pending.complete()
+        elif pending.population.population == config.population:
+            with pending.silo.exclusively():
+                pending.complete()
+
+
+def _require_usable(comparison: Comparison) -> None:
+    """A decision is about silos: what is wrong with a population's ledger, or damaged, is put right before it."""
+    for problem in comparison.problems:
+        if problem.kind in ("population", "damaged"):
+            raise PrivacyError(f"nothing can be decided before this is put right. {problem.text}")
+
+
+def _take_over(
+    silo: Ledger, other: Ledger | None, formerly: str, records: Mapping[str, Record], population: str
+) -> int:
+    """Charges a silo all that it lacks of another's charges, and returns how many. Those that name nobody count as the other's."""
+    held = {charge_of(entry) for entry in silo.entries()}
+    before = len(held)
+    for name, record in records.items():
+        named = [entry for _, entry in record.charged.get(formerly, ())]
+        unnamed = [entry for _, entry in record.unnamed] if name == population else []
+        for entry in (*unnamed, *named):
+            if charge_of(entry) not in held:
+                number = record.population.number_of(entry["hash"])
+                position = {"lines": number, "hash": entry["hash"]}
+                silo.copy_charge(entry, source=record.population.owner, counterpart=position)
+                held.add(charge_of(entry))
+    for entry in other.entries() if other is not None and other is not silo else ():
+        if charge_of(entry) not in held:
+            silo.copy_charge(entry, source=other.owner, counterpart=entry.get("counterpart"))
+            held.add(charge_of(entry))
+    return len(held) - before
