@@ -335,8 +335,9 @@ def _take_over(
                 position = {"lines": number, "hash": entry["hash"]}
                 silo.copy_charge(entry, source=record.population.owner, counterpart=position)
                 held.add(charge_of(entry))
-    for entry in other.entries() if other is not None and other is not silo else ():
-        if charge_of(entry) not in held:
-            silo.copy_charge(entry, source=other.owner, counterpart=entry.get("counterpart"))
-            held.add(charge_of(entry))
+    if other is not None and other is not silo:
+        for entry in other.entries():
+            if charge_of(entry) not in held:
+                silo.copy_charge(entry, source=other.owner, counterpart=entry.get("counterpart"))
+                held.add(charge_of(entry))
     return len(held) - before

@@ -209,7 +209,7 @@ def _lacking_in_populations(
         elif (counterpart := charged[name].get(charge_of(entry))) is None:
             text = f"{records[name].population.path}: lacks {what}; expected every charge of a silo there too. Was an older copy put in its place? {restore}"
         elif not _fit(entry, counterpart, records[name].population):
-            text = f"{records[name].population.path}: the line for {what}, is not the one that the silo names; expected line {entry['counterpart']['lines']} with hash {entry['counterpart']['hash']}. Was the ledger written anew? Restore the newest; if there is none, move this one and its head away, and run `tff-pipeline ledger recover --set privacy.population={name}`."
+            text = f"{records[name].population.path}: the line for {what}, is not the one that the silo names; expected line {entry['counterpart']['lines']} with hash {entry['counterpart']['hash']}. One of the two was written anew. Restore the right one; if there is none of this one, move it and its head away, and run `tff-pipeline ledger recover --set privacy.population={name}`."
         else:
             continue
         blamed.add(name)
