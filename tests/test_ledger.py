@@ -159,6 +159,24 @@ def test_a_kill_before_the_first_head_is_legal(ledger):
     assert len(anew(ledger).entries()) == 2
 
 
+def test_kills_between_line_and_head_again_and_again_leave_a_sound_ledger(ledger, monkeypatch):
+    """Each charge is killed before it writes the head; the next one first counts the line that is there."""
+    from tff_pipeline.privacy import ledger as module
+
+    write = module.write_atomic
+
+    def killed(path: Path, data: bytes) -> None:
+        if json.loads(data)["entries"] == number:
+            raise KeyboardInterrupt
+        write(path, data)
+
+    monkeypatch.setattr(module, "write_atomic", killed)
+    for number in range(1, 5):
+        with pytest.raises(KeyboardInterrupt):
+            anew(ledger).charge(run="r1", round_number=number, event=EVENT, draw="d")
+        assert len(anew(ledger).entries()) == number
+
+
 # -- damage
 
 

@@ -1,14 +1,19 @@
 """Ledgers held against each other: whoever resets, renames or copies one is found out by those that were left alone."""
 
 import json
+import random
+import re
 import shutil
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_privacy import plan as a_plan
 from tiny import configured
 
+from tff_pipeline.artifacts import canonical_json
 from tff_pipeline.cli import main
 from tff_pipeline.config import Config
 from tff_pipeline.errors import ConfigError, PrivacyError
@@ -78,17 +83,9 @@ def copied(paths: list[Path]) -> Callable[[], None]:
 
 def first_format(paths: list[Path]) -> None:
     """Rewrites a ledger as version 0.1 wrote it: without counterparts."""
-    from tff_pipeline.artifacts import canonical_json
-    from tff_pipeline.privacy.ledger import _hash
-
-    lines, previous = [], "0" * 64
-    for text in paths[0].read_text().splitlines():
-        line = {key: value for key, value in json.loads(text).items() if key not in NEW_FIELDS}
-        line["previous"] = previous
-        previous = line["hash"] = _hash({key: value for key, value in line.items() if key != "hash"})
-        lines.append(line)
-    paths[0].write_bytes(b"".join(canonical_json(line) + b"\n" for line in lines))
-    paths[1].write_bytes(canonical_json({"entries": len(lines), "hash": previous}) + b"\n")
+    lines = [json.loads(text) for text in paths[0].read_text().splitlines()]
+    old = [{key: value for key, value in line.items() if key not in NEW_FIELDS} for line in lines]
+    paths[0].write_bytes(rechained(paths[0], old))
 
 
 NEW_FIELDS = ("silos", "counterpart", "members")
@@ -103,8 +100,6 @@ def refused(folder: Folder, config: Config, capsys: pytest.CaptureFixture[str], 
     with pytest.raises(PrivacyError, match=words):
         folder.charge(config, 1, run="next")
     assert main(["ledger", "verify", "--config", config.path]) == PrivacyError.exit_code
-    import re
-
     assert re.search(words, json.loads(capsys.readouterr().err.splitlines()[-1])["message"])
 
 
@@ -145,7 +140,6 @@ def test_a_silos_ledger_that_was_written_anew_is_refused(folder, capsys):
 
 def test_a_charge_that_was_made_weaker_in_a_silos_ledger_is_refused(folder, capsys):
     """The line and its hash are forged, and the head too; the last line has no successor that would tell."""
-    from tff_pipeline.artifacts import canonical_json
     from tff_pipeline.privacy.ledger import _hash
 
     config = folder.config("bank", "shop")
@@ -172,7 +166,7 @@ def test_a_silo_that_was_renamed_in_the_configuration_only_is_refused(folder, ca
     folder.charge(folder.config("bank", "shop"), 3)
     renamed = folder.config("acme", "shop")
     refused(
-        folder, renamed, capsys, r"names 'bank', which the configuration does not have, and does not know silo 'acme'"
+        folder, renamed, capsys, r"does not know silo 'acme', while 'bank', charged before, is not in the configuration"
     )
 
 
@@ -180,6 +174,13 @@ def test_a_silo_whose_folder_was_removed_and_whose_name_was_changed_is_refused(f
     folder.charge(folder.config("bank", "shop"), 3)
     shutil.rmtree(folder.silo("bank"))
     refused(folder, folder.config("acme", "shop"), capsys, "does not know silo 'acme'")
+
+
+def test_a_silo_whose_ledger_is_gone_does_not_start_anew_in_another_population(folder, capsys):
+    """Under a new name, where nothing that the new population knows would tell."""
+    folder.charge(folder.config("bank", "shop"), 3)
+    shutil.rmtree(folder.silo("bank"))
+    refused(folder, folder.config("acme", population="friends"), capsys, "does not know silo 'acme', while 'bank'")
 
 
 def test_a_populations_ledger_that_is_deleted_with_its_head_is_refused(folder, capsys):
@@ -549,6 +550,15 @@ def test_a_charge_that_was_killed_is_completed_in_a_silo_that_left_meanwhile(fol
     assert rounds(both) == [4, 4, 3]
 
 
+def test_a_charge_that_was_killed_before_a_silos_first_line_is_completed_though_the_silo_left(folder, monkeypatch):
+    both, one = folder.config("bank", "shop"), folder.config("bank")
+    assert killed(monkeypatch, both, write=2, run="r1", draw="d", number=1)
+    assert not folder.of_silo("shop")[0].exists()
+    folder.charge(one, 2, run="r2")
+    folder.charge(both, 1, run="r3")
+    assert rounds(both) == [4, 4, 2]
+
+
 def test_a_charge_that_was_killed_is_completed_by_a_run_on_another_population(folder, monkeypatch):
     """Before that one charges the silo, so that the silo's lines stay in order."""
     people, friends = folder.config("bank", "shop"), folder.config("bank", population="friends")
@@ -624,3 +634,184 @@ def test_an_anchor_is_printed_and_its_key_is_kept(folder, capsys):
         keys.add(json.loads(capsys.readouterr().out)["public_key"])
     assert len(keys) == 1
     assert (folder.workdir / "anchor.key").stat().st_mode & 0o777 == 0o600
+
+
+# -- everything at once
+
+
+def rechained(path: Path, lines: list[dict[str, Any]]) -> bytes:
+    """Lines with hashes that fit again: what somebody writes who can compute them."""
+    from tff_pipeline.privacy.ledger import _hash
+
+    previous = "0" * 64
+    for line in lines:
+        line["previous"] = previous
+        previous = line["hash"] = _hash({key: value for key, value in line.items() if key != "hash"})
+    path.with_suffix(".head.json").write_bytes(canonical_json({"entries": len(lines), "hash": previous}) + b"\n")
+    return b"".join(canonical_json(line) + b"\n" for line in lines)
+
+
+class Walk:
+    """Honest runs, kills and joining silos on one workdir; attacks on a part of its ledgers; and what was truly charged."""
+
+    SILOS, POPULATIONS = ("bank", "shop", "care"), ("people", "friends")
+
+    def __init__(self, folder: Folder, seed: int, monkeypatch: pytest.MonkeyPatch):
+        self.folder, self.random, self.monkeypatch = folder, random.Random(seed), monkeypatch
+        self.true: list[tuple[str, tuple[str, ...], str, int, str]] = []  # population, members, run, round, draw
+        self.older: list[dict[str, bytes]] = []
+        self.outcomes: Counter[str] = Counter()
+        self.configs: dict[tuple[str, ...], Config] = {}
+
+    def parties(self) -> dict[str, list[Path]]:
+        """Every ledger with its head, by a name of its own."""
+        return {name: self.folder.of_silo(name) for name in self.SILOS} | {
+            f"/{name}": self.folder.of_population(name) for name in self.POPULATIONS
+        }
+
+    def config(self, population: str, silos: tuple[str, ...]) -> Config:
+        key = (population, *silos)
+        if key not in self.configs:
+            self.configs[key] = self.folder.config(*silos, population=population)
+        return self.configs[key]
+
+    def some_config(self) -> tuple[str, tuple[str, ...], Config]:
+        population = self.random.choice(self.POPULATIONS)
+        silos = tuple(sorted(self.random.sample(self.SILOS, self.random.randint(1, 3))))
+        return population, silos, self.config(population, silos)
+
+    def contents(self) -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for paths in self.parties().values() for path in paths if path.exists()}
+
+    def restore(self, contents: dict[str, bytes]) -> None:
+        for leftover in self.folder.workdir.glob("silos/acme"):
+            shutil.rmtree(leftover)
+        for paths in self.parties().values():
+            for path in paths:
+                path.unlink(missing_ok=True)
+                if str(path) in contents:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(contents[str(path)])
+
+    def opened(self, config: Config, run: str, draw: str) -> account.Account:
+        """Honest: refused only where a new silo comes while another is away, until it is admitted."""
+        for _ in range(3):
+            try:
+                return account.opened(config, PLAN, run=run, draw=draw)
+            except PrivacyError as error:
+                silo = re.search(r"does not know silo '(\w+)'", str(error))
+                if not silo:
+                    raise
+                account.admit(config, silo[1])
+        return account.opened(config, PLAN, run=run, draw=draw)
+
+    def honest(self) -> None:
+        population, silos, config = self.some_config()
+        run, draw = f"r{self.random.randint(1, 3)}-{'-'.join(silos)}", self.random.choice("de")
+        first = self.random.randint(1, 3)
+        for number in range(first, first + self.random.randint(1, 3)):
+            charges = self.opened(config, run, draw)
+            if self.random.random() < 0.3:
+                write = self.random.randint(0, 2 * len(silos) + 1)
+                if killed(self.monkeypatch, config, write=write, run=run, draw=draw, number=number):
+                    self.outcomes["killed"] += 1
+                    return
+            else:
+                charges.charge(number)
+            if (charge := (population, silos, run, number, draw)) not in self.true:
+                self.true.append(charge)
+
+    def tamper(self, name: str, paths: list[Path]) -> None:
+        path, head = paths
+        match self.random.choice(("delete", "ledger", "head", "older", "mixed", "swap", "cut", "drop")):
+            case "delete":
+                delete(paths)
+            case "ledger":
+                delete([path])
+            case "head":
+                delete([head])
+            case "older" if self.older:
+                contents = self.random.choice(self.older)
+                for file in paths:
+                    file.write_bytes(contents[str(file)]) if str(file) in contents else delete([file])
+            case "mixed" if self.older:
+                file, contents = self.random.choice(paths), self.random.choice(self.older)
+                file.write_bytes(contents[str(file)]) if str(file) in contents else delete([file])
+            case "swap":
+                for source, file in zip(self.parties()[self.random.choice([*self.parties()])], paths, strict=True):
+                    if source.exists() and source != file:
+                        shutil.copy(source, file)
+            case "cut" | "drop" as how if path.exists():
+                lines = [json.loads(text) for text in path.read_text().splitlines() if text.endswith("}")]
+                count = self.random.choice((self.random.randint(0, len(lines)), max(0, len(lines) - 1)))
+                kept = lines[:count] if how == "cut" else lines[:count] + lines[count + 1 :]
+                path.write_bytes(rechained(path, kept))
+
+    def attack(self) -> None:
+        """Changes some ledgers, never all; then opens a run, which is refused or has every charge that a ledger left alone knew."""
+        before = self.contents()
+        parties = {name: paths for name, paths in self.parties().items() if str(paths[0]) in before}
+        if not parties:
+            return
+        most = self.random.choice((1, 1, 2, max(1, len(parties) - 1)))
+        touched = self.random.sample([*parties], self.random.randint(1, min(most, len(parties))))
+        for name in touched:
+            self.tamper(name, parties[name])
+        population, silos, _ = self.some_config()
+        renamed = None
+        if self.random.random() < 0.25 and (hit := [name for name in silos if name in touched]):
+            renamed = hit[0]
+            if self.random.random() < 0.5 and self.folder.silo(renamed).exists():
+                self.folder.silo(renamed).rename(self.folder.silo("acme"))
+        names = tuple("acme" if name == renamed else name for name in silos)
+        config = self.config(population, names)
+        try:
+            account.opened(config, PLAN, run="after", draw="d")
+        except PrivacyError:
+            self.outcomes["refused"] += 1
+        else:
+            self.outcomes["went on"] += 1
+            witnessed = [charge for charge in self.true if {f"/{charge[0]}", *charge[1]} - set(touched)]
+            self.require(config, population, dict(zip(silos, names, strict=True)), witnessed)
+        self.restore(before)
+
+    def require(
+        self,
+        config: Config,
+        population: str,
+        silos: dict[str, str],
+        charges: list[tuple[str, tuple[str, ...], str, int, str]],
+    ) -> None:
+        """The ledgers of a configuration have all these charges, each silo's those that it took part in."""
+        (own, _), *others = account.ledgers(config)
+        held = {
+            ledger.silo or "/": Counter(map(identity, ledger.entries())) for ledger, _ in (*((own, None),), *others)
+        }
+        for charge in charges:
+            if charge[0] == population:
+                assert held["/"][charge[0], *charge[2:]] == 1, (charge, "population")
+            for name, called in silos.items():
+                # Under a new name in another population it looks like any new silo there, as long as the old ledger lies here.
+                if name in charge[1] and (name == called or population == charge[0]):
+                    assert held[called][charge[0], *charge[2:]] == 1, (charge, called)
+
+
+def identity(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    return entry["population"], entry["run"], entry["round"], entry["draw"]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_is_done_to_some_ledgers_a_run_is_refused_or_charges_are_complete(folder, monkeypatch, seed):
+    """Seeds 0 to 5, 25 honest steps and as many attacks each; 2,000 other seeds were tried once."""
+    walk = Walk(folder, seed, monkeypatch)
+    for _ in range(25):
+        walk.honest()
+        if walk.random.random() < 0.3:
+            walk.older.append(walk.contents())
+        walk.attack()
+        # Put back as it was, everything is well: no honest state is refused, and no charge was lost in it.
+        population, silos, config = walk.some_config()
+        walk.opened(config, "check", "d")
+        walk.require(config, population, {name: name for name in silos}, walk.true)
+    assert walk.outcomes["refused"] > 5
+    assert walk.outcomes["went on"] > 0

@@ -8,7 +8,7 @@ What a person decides about silos and ledgers (`admit`, `leave`, `recover`) is r
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from tff_pipeline.artifacts import Workdir
 from tff_pipeline.config import Config
 from tff_pipeline.errors import ConfigError, PrivacyError
 from tff_pipeline.privacy.comparison import Comparison, Record, compare
-from tff_pipeline.privacy.ledger import Ledger, charge_of
+from tff_pipeline.privacy.ledger import Ledger, charge_of, members_of
 from tff_pipeline.privacy.plan import PrivacyPlan
 
 _ATTEMPTS = 3  # to compare ledgers that change meanwhile
@@ -49,7 +49,20 @@ def shelf(config: Config) -> tuple[dict[str, Ledger], dict[str, Ledger]]:
         silo = Ledger(folder / "ledger.jsonl", config.population, silo=folder.name)
         if folder.name not in own and silo.exists:
             own[folder.name] = silo
-    return {**populations, config.population: population}, own
+    populations[config.population] = population
+    for name in _newest_members(populations.values()) - own.keys():
+        own[name] = Ledger(folders / name / "ledger.jsonl", config.population, silo=name)
+    return populations, own
+
+
+def _newest_members(populations: Iterable[Ledger]) -> set[str]:
+    """The silos that the newest charges name; of a ledger that is damaged, which the comparison says, none."""
+    members: set[str] = set()
+    for population in populations:
+        with contextlib.suppress(PrivacyError):
+            for entry in population.entries()[-1:]:
+                members.update(members_of(entry) or ())
+    return members
 
 
 def _names(folder: Path, *endings: str) -> list[str]:

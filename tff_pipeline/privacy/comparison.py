@@ -63,11 +63,15 @@ class Pending:
 
 @dataclasses.dataclass
 class Comparison:
-    """What was found: `problems` forbid charges, `notes` are for a person to know, `pending` charges can be completed."""
+    """What was found: `problems` forbid charges, `notes` are for a person to know, `pending` charges can be completed.
+
+    Silos that are `gone` are named by a population, and have neither a place in the configuration nor a ledger.
+    """
 
     problems: list[Problem] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
     pending: list[Pending] = dataclasses.field(default_factory=list)
+    gone: set[str] = dataclasses.field(default_factory=set)
 
     def require_sound(self) -> None:
         """Raises PrivacyError with the first problem, if there is any."""
@@ -237,7 +241,10 @@ def _compare_silos(
     for name in sorted(record.known):
         silo = silos.get(name)
         if silo is None or (name not in configured and not silo.exists):
-            if name not in record.left:
+            if silo is not None and _never_written(record, name):
+                _note_pending(Pending(record.population, silo, record.population.entries()[-1]), result)
+            elif name not in record.left:
+                result.gone.add(name)
                 result.notes.append(
                     f"silo {name!r}, which {record.population.path} names, has no ledger here and is not in the configuration; if it comes back, it has to bring its ledger."
                 )
@@ -245,6 +252,16 @@ def _compare_silos(
             result.problems.append(problem)
         elif name in own:
             _compare_charges(record, silo, result)
+
+
+def _never_written(record: Record, silo: str) -> bool:
+    """Whether the silo's first charge ever is the newest one of the population: a kill kept the ledger from being made."""
+    charged = [entry for _, entry in record.charged.get(silo, ())]
+    return (
+        len(charged) == 1
+        and charged[0] is record.population.entries()[-1]
+        and all(mention.position["lines"] == 0 for mention in record.mentions.get(silo, ()))
+    )
 
 
 def _set_back(record: Record, silo: Ledger) -> Problem | None:
@@ -319,8 +336,8 @@ def _compare_members(
             result.problems.append(Problem("unknown", name, _undecidable(record, own[name], lacking)))
         elif name in record.known:
             continue
-        elif not taken and absent:
-            result.problems.append(Problem("unknown", name, _renamed(population, own[name], absent)))
+        elif not taken and (missing := absent or ([] if own[name].lines() else sorted(result.gone))):
+            result.problems.append(Problem("unknown", name, _renamed(population, own[name], missing)))
         elif not taken and population.entries():
             result.notes.append(
                 f"silo {name!r} is new to {population.owner}; the next charge names it ({own[name].path})."
@@ -343,7 +360,7 @@ def _undecidable(record: Record, silo: Ledger, lacking: Sequence[Mapping[str, An
 def _renamed(population: Ledger, silo: Ledger, absent: Sequence[str]) -> str:
     names = ", ".join(map(repr, absent))
     return (
-        f"{population.path}: names {names}, which the configuration does not have, and does not know silo {silo.silo!r}; expected to know whether that is a new silo. "
+        f"{population.path}: does not know silo {silo.silo!r}, while {names}, charged before, is not in the configuration; expected to know whether {silo.silo!r} is new. "
         f"If {silo.silo!r} is another name for {absent[0]!r}, use the old name, or run `tff-pipeline ledger admit --silo {silo.silo} --formerly {absent[0]}`, which charges it what the old name was charged. "
         f"If it is new, run `tff-pipeline ledger admit --silo {silo.silo}`; where a silo left for good, `tff-pipeline ledger leave --silo {absent[0]}` says so."
     )

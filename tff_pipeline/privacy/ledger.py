@@ -62,6 +62,7 @@ class Ledger:
         self._entries: list[dict[str, Any]] = []
         self._drawn: dict[tuple[str, int], list[dict[str, Any]]] = {}
         self._numbers: dict[str, int] = {}  # of lines, from 1, by hash
+        self._counted = 0  # lines, by the head
         self._checked: tuple[Any, ...] | None = None  # what the files looked like when they were last found sound
 
     @property
@@ -183,6 +184,8 @@ class Ledger:
 
     def _append(self, line: dict[str, Any]) -> None:
         """Completes a line with its place in the chain and writes it, then the head."""
+        if self._counted < len(self.lines()):
+            self._write_head()  # A kill kept it from counting the last line; one more would leave it two behind.
         line |= {"time": now(), "version": __version__, "previous": self.head}
         if self.silo:
             line["silo"] = self.silo
@@ -197,7 +200,12 @@ class Ledger:
         if created:
             sync_directory(self.path.parent)
         self._take(line)
-        write_atomic(self.head_path, canonical_json({"entries": len(self._lines), "hash": line["hash"]}) + b"\n")
+        self._write_head()
+
+    def _write_head(self) -> None:
+        self._counted = len(self._lines)
+        head = {"entries": self._counted, "hash": self._lines[-1]["hash"]}
+        write_atomic(self.head_path, canonical_json(head) + b"\n")
         self._checked = self.looks()
 
     def charged(self, *, run: str, round_number: int, event: Mapping[str, Any], draw: str) -> bool:
@@ -375,6 +383,7 @@ class Ledger:
             raise PrivacyError(
                 f"{self.path}: line {counted} is not the one that its head ({self.head_path.name}) stands for; {_RESTORE}"
             )
+        self._counted = counted
 
     def _take(self, line: dict[str, Any]) -> None:
         self._lines.append(line)
