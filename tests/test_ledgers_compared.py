@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_ledger import PRIVATE
 from test_privacy import plan as a_plan
 from tiny import configured
 
@@ -240,6 +241,33 @@ def test_both_older_copies_agree_and_only_an_anchor_tells(folder, tmp_path, caps
     assert "the ledger of population 'people' is not in this workdir" in capsys.readouterr().err
 
 
+def test_no_command_states_what_was_spent_by_ledgers_that_do_not_agree(folder, capsys):
+    config = folder.config("bank", "shop")
+    folder.charge(config, 3)
+    delete(folder.of_silo("bank"))
+    private = [word for key in PRIVATE for word in ("--set", key)]
+    assert main(["ledger", "budget", "--config", config.path, *private]) == PrivacyError.exit_code
+    assert "ends after 0 lines" in capsys.readouterr().err
+    assert main(["ledger", "show", "--config", config.path]) == 0
+    assert "not to be relied on: " in capsys.readouterr().out
+    assert main(["privacy", "--config", config.path, "--clients", "9", *private]) == 0
+    assert "That may be too little" in capsys.readouterr().out
+    assert main(["ledger", "verify", "--json", "--config", config.path]) == PrivacyError.exit_code
+    said = json.loads(capsys.readouterr().out)
+    assert said["sound"] is False
+    assert len(said["problems"]) == 1
+
+
+def test_a_charge_reads_no_ledger_again(folder, monkeypatch):
+    """What it costs does not grow with what was charged before."""
+    from tff_pipeline.privacy.ledger import Ledger
+
+    charges = account.opened(folder.config("bank", "shop"), PLAN, run="r1", draw="d")
+    monkeypatch.setattr(Ledger, "_read", lambda self: pytest.fail(f"{self.path} was read again"))
+    for number in range(1, 6):
+        charges.charge(number)
+
+
 # -- more than one population
 
 
@@ -273,6 +301,10 @@ def test_where_one_of_two_populations_is_reset_both_are_refused(folder, capsys):
             capsys,
             r"lacks round 1 of run r1, which silo 'bank' was charged .*recover --set privacy\.population=friends",
         )
+    assert main(["ledger", "recover", "--config", people.path, "--set", "privacy.population=friends"]) == 0
+    for config in (people, friends):
+        folder.charge(config, 1, run="next")
+    assert rounds(friends) == [3, 6]
 
 
 def test_a_silo_set_back_together_with_one_population_is_found_out_by_another_silo(folder, capsys):

@@ -68,9 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_atomic(Path(arguments.plot), svg(plan, epsilon).encode())
     population, _ = account.ledgers(config)[0]
     charged, spent = len(population.entries()), account.spent(population, config.privacy.delta)
+    problems = [problem.text for problem in account.compared(config).problems]
     said = [] if plan is None else _said(config, plan)
     if arguments.json:
-        print(json.dumps(_numbers(config, plan, epsilon, missing, said, population, charged, spent)))
+        numbers = _numbers(config, plan, epsilon, missing, said, population, charged, spent)
+        numbers["ledger"]["problems"] = problems
+        print(json.dumps(numbers))
         return 0
     for sentence in said:
         print(f"* {sentence}")
@@ -79,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(
         f"* Charged so far: {charged} rounds by all runs on population {config.population!r}, together {_together(spent, config.privacy.unit)} ({population.path})."
     )
+    for problem in problems:
+        print(f"* That may be too little, and no run starts before it is put right: {problem}")
     return 0
 
 
@@ -249,11 +254,14 @@ def _show(config: Config) -> tuple[dict[str, Any], list[str]]:
         if "decision" in line
     ]
     lines += [f"  decided {decision['time']}, line {decision['line']}: {_decision(decision)}" for decision in decisions]
+    doubts = [problem.text for problem in account.compared(config).problems]
+    lines += [f"  not to be relied on: {doubt}" for doubt in doubts]
     return {
         "population": config.population,
         "path": str(population.path),
         "entries": list(entries),
         "decisions": decisions,
+        "doubts": doubts,
     }, lines
 
 
@@ -331,6 +339,7 @@ def _budget(config: Config) -> tuple[dict[str, Any], list[str]]:
         raise PrivacyError(
             f'{config.path}: there is no privacy.delta to state a budget at (mechanism = "{config.privacy.mechanism}"); set one with --set, together with a mechanism.'
         )
+    account.compared(config).require_sound()
     try:
         plan, missing = plan_of(config), None
     except ArtifactError as error:
