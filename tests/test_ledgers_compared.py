@@ -444,6 +444,47 @@ def test_decisions_forged_into_a_populations_ledger_free_no_silo_of_its_charges(
         before()
 
 
+@pytest.mark.parametrize("write", range(7))
+def test_an_admission_that_was_killed_is_done_by_doing_it_again(folder, monkeypatch, write):
+    """Killed before any of the files that it writes: three charges and two decisions, with their heads."""
+    from tff_pipeline.privacy import ledger as module
+
+    people, friends = folder.config("bank", "shop"), folder.config("bank", population="friends")
+    folder.charge(people, 2)
+    folder.charge(friends, 1)
+    delete(folder.of_silo("bank"))
+    left, atomic = write, module.write_atomic
+
+    def write_or_die(path: Path, data: bytes) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        atomic(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_atomic", write_or_die)
+        try:
+            account.admit(people, "bank", formerly="bank")
+        except KeyboardInterrupt:
+            assert write < 5
+    account.admit(people, "bank", formerly="bank")
+    assert rounds(people) == [2, 3, 2]
+    for config in (people, friends):
+        folder.charge(config, 1, run="next")
+
+
+def test_a_decision_of_a_newer_version_is_refused_by_its_line(folder, capsys):
+    config = folder.config("bank")
+    folder.charge(config, 1)
+    (population, _), _ = account.ledgers(config)
+    for decision in ({"kind": "forget"}, {"kind": "admit", "silo": "bank"}):
+        before = copied(folder.of_population("people"))
+        population.decide(decision)
+        refused(folder, config, capsys, r"people\.jsonl: line 2 is a decision that this version does not know")
+        before()
+
+
 def test_decisions_are_refused_where_they_make_no_sense(folder):
     config = folder.config("bank", "shop")
     folder.charge(config, 1)
@@ -834,7 +875,7 @@ def identity(entry: Mapping[str, Any]) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_whatever_is_done_to_some_ledgers_a_run_is_refused_or_charges_are_complete(folder, monkeypatch, seed):
-    """Seeds 0 to 5, 25 honest steps and as many attacks each; 2,000 other seeds were tried once."""
+    """Seeds 0 to 5, 25 honest steps and as many attacks each; some 300 other seeds were tried once."""
     walk = Walk(folder, seed, monkeypatch)
     for _ in range(25):
         walk.honest()

@@ -36,7 +36,7 @@ def ledgers(config: Config) -> list[tuple[Ledger, float | None]]:
     return [(population, config.privacy.budget_epsilon), *own]
 
 
-def shelf(config: Config) -> tuple[dict[str, Ledger], dict[str, Ledger]]:
+def workdir_ledgers(config: Config) -> tuple[dict[str, Ledger], dict[str, Ledger]]:
     """Every ledger of the workdir, populations' and silos', by name; the configuration's also where nothing is on disk yet."""
     (population, _), *silos = ledgers(config)
     populations = {
@@ -84,11 +84,11 @@ def compared(config: Config) -> Comparison:
     attempts = 0
     while True:
         attempts += 1
-        populations, silos = shelf(config)
-        shelved = [*populations.values(), *silos.values()]
-        before = [ledger.looks() for ledger in shelved]
+        populations, silos = workdir_ledgers(config)
+        ledgers_read = [*populations.values(), *silos.values()]
+        before = [ledger.looks() for ledger in ledgers_read]
         comparison = compare(populations, silos, population=config.population, configured=configured)
-        unchanged = before == [ledger.looks() for ledger in shelved]
+        unchanged = before == [ledger.looks() for ledger in ledgers_read]
         if not comparison.problems or unchanged or attempts == _ATTEMPTS:
             return comparison
 
@@ -231,7 +231,7 @@ def admit(config: Config, silo: str, *, formerly: str | None = None) -> str:
         comparison = compared(config)
         _require_usable(comparison)
         _complete(config, comparison)
-        populations, silos = shelf(config)
+        populations, silos = workdir_ledgers(config)
         records = {name: Record(ledger) for name, ledger in populations.items()}
         known = records[config.population].known
         if formerly is None:
@@ -294,7 +294,7 @@ def recover(config: Config) -> str:
       PrivacyError: if the population's ledger cannot be read, or lacks nothing.
     """
     with exclusively(config):
-        populations, silos = shelf(config)
+        populations, silos = workdir_ledgers(config)
         population = populations[config.population]
         known = {charge_of(entry) for entry in population.entries()}
         copied, positions = 0, {}

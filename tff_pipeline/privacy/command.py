@@ -190,13 +190,13 @@ def ledger(argv: Sequence[str] | None = None) -> int:
         "leave": lambda: _decided(account.leave(config, arguments.silo)),
         "recover": lambda: _decided(account.recover(config)),
     }
-    found, lines = actions[arguments.action]()
+    result, lines = actions[arguments.action]()
     if arguments.json:
-        print(json.dumps(found))
+        print(json.dumps(result))
     elif lines:
         print("\n".join(lines))
-    if found.get("problems"):
-        raise PrivacyError("\n".join(found["problems"]))
+    if result.get("problems"):
+        raise PrivacyError("\n".join(result["problems"]))
     return 0
 
 
@@ -284,25 +284,27 @@ def _verify(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, An
         )
     comparison = account.compared(config)
     problems = [problem.text for problem in comparison.problems]
-    shelved = _shelved(config)
+    ledgers = _workdir_ledgers(config)
     if arguments.anchor is not None:
         path = Path(arguments.anchor)
         anchored = anchor.read(path, key=Path(arguments.key))
         if all(problem.kind != "damaged" for problem in comparison.problems):
-            problems += anchor.set_back(anchored, shelved, path=path)
+            problems += anchor.set_back(anchored, ledgers, path=path)
     if problems:
         return {"sound": False, "problems": problems, "notes": comparison.notes}, []
-    found = [
+    positions = [
         {
-            "ledger": str(each.path),
-            "population": None if each.silo else each.population,
-            "silo": each.silo or None,
-            "entries": len(each.lines()),
-            "head": each.head,
+            "ledger": str(ledger.path),
+            "population": None if ledger.silo else ledger.population,
+            "silo": ledger.silo or None,
+            "entries": len(ledger.lines()),
+            "head": ledger.head,
         }
-        for each in shelved
+        for ledger in ledgers
     ]
-    lines = [f"sound: {part['ledger']}, {part['entries']} lines, the last with hash {part['head']}" for part in found]
+    lines = [
+        f"sound: {part['ledger']}, {part['entries']} lines, the last with hash {part['head']}" for part in positions
+    ]
     lines += [f"note: {note}" for note in comparison.notes]
     if arguments.anchor is not None:
         lines.append(f"all that {arguments.anchor} saw is still there")
@@ -310,21 +312,22 @@ def _verify(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, An
         lines.append(
             "Who can write to all of these files can set all of them back; to notice, keep an anchor elsewhere (`tff-pipeline ledger anchor`)."
         )
-    return {"sound": True, "ledgers": found, "notes": comparison.notes, "problems": []}, lines
+    return {"sound": True, "ledgers": positions, "notes": comparison.notes, "problems": []}, lines
 
 
-def _shelved(config: Config) -> list[Ledger]:
+def _workdir_ledgers(config: Config) -> list[Ledger]:
     """All ledgers of the workdir: the configuration's first, in its order."""
-    own = [each for each, _ in account.ledgers(config)]
-    paths = {each.path for each in own}
-    populations, silos = account.shelf(config)
-    return [*own, *(each for each in (*populations.values(), *silos.values()) if each.path not in paths)]
+    own = [ledger for ledger, _ in account.ledgers(config)]
+    paths = {ledger.path for ledger in own}
+    populations, silos = account.workdir_ledgers(config)
+    others = (*populations.values(), *silos.values())
+    return [*own, *(ledger for ledger in others if ledger.path not in paths)]
 
 
 def _anchor(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     account.compared(config).require_sound()
     key = Path(arguments.key) if arguments.key else Workdir(config.workdir).root / "anchor.key"
-    signed = anchor.make(_shelved(config), population=config.population, key=key)
+    signed = anchor.make(_workdir_ledgers(config), population=config.population, key=key)
     if not arguments.out:
         return json.loads(signed), [signed.decode().rstrip("\n")]
     write_atomic(Path(arguments.out), signed)

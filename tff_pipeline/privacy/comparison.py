@@ -77,7 +77,7 @@ class Comparison:
         """Raises PrivacyError with the first problem, if there is any."""
         if self.problems:
             more = len(self.problems) - 1
-            rest = f" There are {more} more problems; `tff-pipeline ledger verify` prints them all." if more else ""
+            rest = f" Problems beside this one: {more}; `tff-pipeline ledger verify` prints them all." if more else ""
             raise PrivacyError(self.problems[0].text + rest)
 
 
@@ -130,24 +130,33 @@ class Record:
         return sorted(self.known - self.left - set(configured))
 
     def _decide(self, number: int, decision: Mapping[str, Any]) -> None:
-        match decision["kind"]:
-            case "admit":
-                silo, formerly = decision["silo"], decision.get("formerly")
-                self.mentions[silo] = [_Mention(number, decision["position"])]
-                self.admitted[silo] = number
-                self.left.discard(silo)
-                if formerly is not None and formerly != silo:
-                    self.charged.setdefault(silo, []).extend(self.charged.get(formerly, []))
-                    self.left.add(formerly)
-            case "leave":
-                self.left.add(decision["silo"])
-            case "recover":
-                for silo, position in decision["silos"].items():
-                    self.mentions.setdefault(silo, []).append(_Mention(number, position))
-            case unknown:
-                raise PrivacyError(
-                    f"{self.population.path}: line {number} is a decision of kind {unknown!r}; expected admit, leave or recover. Was the ledger written by a newer version? Use that one."
-                )
+        try:
+            match decision["kind"]:
+                case "admit":
+                    self._admit(number, decision["silo"], decision["position"], decision.get("formerly"))
+                case "leave":
+                    self.left.add(decision["silo"])
+                case "recover":
+                    for silo, position in decision["silos"].items():
+                        self.mentions.setdefault(silo, []).append(_mention(number, position))
+                case _:
+                    raise ValueError
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise PrivacyError(
+                f"{self.population.path}: line {number} is a decision that this version does not know; expected admit, leave or recover. Was the ledger written by a newer version? Use that one."
+            ) from None
+
+    def _admit(self, number: int, silo: str, position: Position, formerly: str | None) -> None:
+        self.mentions[silo] = [_mention(number, position)]
+        self.admitted[silo] = number
+        self.left.discard(silo)
+        if formerly is not None and formerly != silo:
+            self.charged.setdefault(silo, []).extend(self.charged.get(formerly, []))
+            self.left.add(formerly)
+
+
+def _mention(number: int, position: Position) -> _Mention:
+    return _Mention(number, {"lines": int(position["lines"]), "hash": str(position["hash"])})
 
 
 def compare(
@@ -168,10 +177,10 @@ def compare(
       configured: the names of the configuration's silos.
     """
     result = Comparison()
-    own = {name: ledger for name, ledger in silos.items() if _readable(ledger, "silo", name, result)}
+    own = {name: ledger for name, ledger in silos.items() if _readable(ledger, name, result)}
     records: dict[str, Record] = {}
     for name, ledger in populations.items():
-        if _readable(ledger, "population", name, result):
+        if _readable(ledger, name, result):
             try:
                 records[name] = Record(ledger)
             except PrivacyError as error:
@@ -185,7 +194,7 @@ def compare(
     return result
 
 
-def _readable(ledger: Ledger, kind: str, name: str, result: Comparison) -> bool:
+def _readable(ledger: Ledger, name: str, result: Comparison) -> bool:
     try:
         ledger.lines()
     except PrivacyError as error:
