@@ -485,6 +485,18 @@ def test_a_decision_of_a_newer_version_is_refused_by_its_line(folder, capsys):
         before()
 
 
+def test_a_silo_name_that_is_a_path_leads_nowhere(folder):
+    """Forged into a population's newest line, whose missing counterparts are completed."""
+    config = folder.config("bank")
+    folder.charge(config, 1)
+    (population, _), (bank, _) = account.ledgers(config)
+    silos = {"bank": bank.position(), "../../out": {"lines": 0, "hash": "0" * 64}}
+    population.charge(run="r2", round_number=1, event=PLAN.round_event, draw="d", silos=silos)
+    account.opened(config, PLAN, run="r3", draw="d")
+    assert rounds(config) == [2, 2]
+    assert not (folder.root / "out").exists()
+
+
 def test_decisions_are_refused_where_they_make_no_sense(folder):
     config = folder.config("bank", "shop")
     folder.charge(config, 1)

@@ -61,21 +61,15 @@ def _newest_members(populations: Iterable[Ledger]) -> set[str]:
     for population in populations:
         with contextlib.suppress(PrivacyError):
             for entry in population.entries()[-1:]:
-                members.update(members_of(entry) or ())
+                # A name that is a path leads out of the workdir; no configuration has such a silo.
+                members.update(name for name in members_of(entry) or () if Path(name).name == name)
     return members
 
 
 def _names(folder: Path, *endings: str) -> list[str]:
-    """The names of a folder's files that end in one of `endings`, without it; what is written aside starts with a dot."""
+    """The names of a folder's files that end in one of `endings`, without it."""
     files = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(
-        {
-            name.removesuffix(ending)
-            for name in files
-            for ending in endings
-            if name.endswith(ending) and not name.startswith(".")
-        }
-    )
+    return sorted({name.removesuffix(ending) for name in files for ending in endings if name.endswith(ending)})
 
 
 def compared(config: Config) -> Comparison:
