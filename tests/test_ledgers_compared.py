@@ -181,7 +181,18 @@ def test_a_silo_whose_ledger_is_gone_does_not_start_anew_in_another_population(f
     """Under a new name, where nothing that the new population knows would tell."""
     folder.charge(folder.config("bank", "shop"), 3)
     shutil.rmtree(folder.silo("bank"))
-    refused(folder, folder.config("acme", population="friends"), capsys, "does not know silo 'acme', while 'bank'")
+    friends = folder.config("acme", population="friends")
+    refused(folder, friends, capsys, "does not know silo 'acme', while 'bank'")
+    before = copied(folder.of_population("people"))
+    account.leave(friends, "bank")
+    folder.charge(friends, 1)
+    assert rounds(friends) == [1, 1]
+    before()
+    delete([*folder.of_population("friends"), *folder.of_silo("acme")])
+    account.admit(friends, "acme", formerly="bank")
+    folder.charge(friends, 1)
+    folder.charge(folder.config("acme", "shop"), 1, run="r2")
+    assert rounds(friends) == [1, 5]
 
 
 def test_a_populations_ledger_that_is_deleted_with_its_head_is_refused(folder, capsys):

@@ -221,7 +221,7 @@ def admit(config: Config, silo: str, *, formerly: str | None = None) -> str:
         raise ConfigError(
             f"--formerly {formerly}: is a silo of {config.path} too; expected the name that silo {silo!r} had before."
         )
-    with exclusively(config), contextlib.ExitStack() as stack:
+    with exclusively(config):
         comparison = compared(config)
         _require_usable(comparison)
         _complete(config, comparison)
@@ -235,47 +235,56 @@ def admit(config: Config, silo: str, *, formerly: str | None = None) -> str:
                 )
             concerned, copied = [config.population], 0
         else:
+            charged = {name for record in records.values() for name in record.known} | silos.keys()
+            if formerly not in charged and not records[config.population].unnamed:
+                raise PrivacyError(
+                    f"{populations[config.population].path}: does not name silo {formerly!r}, nor does another ledger; expected one that was charged: {', '.join(sorted(charged))}."
+                )
             concerned = [
                 name for name, record in records.items() if name == config.population or formerly in record.known
             ]
-            if formerly not in known and not records[config.population].unnamed and formerly not in silos:
-                raise PrivacyError(
-                    f"{populations[config.population].path}: does not name silo {formerly!r}; expected one that was charged: {', '.join(sorted(known)) or 'there is none'}."
-                )
             copied = _take_over(silos[silo], silos.get(formerly), formerly, records, config.population)
-        for name in concerned:
-            if name != config.population:
-                stack.enter_context(populations[name].exclusively())
-            decision = {"kind": "admit", "silo": silo, "position": silos[silo].position()}
-            populations[name].decide(decision | ({} if formerly is None else {"formerly": formerly}))
+        decision = {"kind": "admit", "silo": silo, "position": dict(silos[silo].position())}
+        _decide(config, populations, concerned, decision | ({} if formerly is None else {"formerly": formerly}))
     if formerly is None:
         return f"silo {silo!r} is admitted to population {config.population!r} as a new one"
     return f"silo {silo!r}, formerly {formerly!r}, is admitted to {', '.join(map(repr, concerned))}; {copied} charges were added to {silos[silo].path}"
 
 
 def leave(config: Config, silo: str) -> str:
-    """Records that a silo left the population, so that one that joins later is not taken for it under a new name.
+    """Records that a silo left every population that has it, so that one that joins later is not taken for it under a new name.
 
     Returns:
       What was recorded, as a sentence.
 
     Raises:
       ConfigError: if the configuration still has the silo.
-      PrivacyError: if the population does not know it, or its ledger is not sound.
+      PrivacyError: if no population knows it, or a population's ledger is not sound.
     """
     if silo in [part.name for part in config.silos]:
         raise ConfigError(f"--silo {silo}: is a silo of {config.path}; expected one that is no longer there.")
     with exclusively(config):
         comparison = compared(config)
         _require_usable(comparison)
-        population, _ = ledgers(config)[0]
-        if silo not in Record(population).absent([]):
-            raise PrivacyError(
-                f"{population.path}: does not name silo {silo!r}, or says already that it left; expected a silo that was charged. Look at `tff-pipeline ledger show`."
-            )
         _complete(config, comparison)
-        population.decide({"kind": "leave", "silo": silo})
-    return f"silo {silo!r} left population {config.population!r}"
+        populations, _ = workdir_ledgers(config)
+        concerned = [name for name, ledger in populations.items() if silo in Record(ledger).absent([])]
+        if not concerned:
+            raise PrivacyError(
+                f"{populations[config.population].path}: does not name silo {silo!r}, or says already that it left; expected a silo that was charged. Look at `tff-pipeline ledger show`."
+            )
+        _decide(config, populations, concerned, {"kind": "leave", "silo": silo})
+    return f"silo {silo!r} left: {', '.join(map(repr, concerned))}"
+
+
+def _decide(
+    config: Config, populations: Mapping[str, Ledger], concerned: Iterable[str], decision: Mapping[str, Any]
+) -> None:
+    """Records a decision with every population that it concerns; the configuration's own is locked already."""
+    for name in concerned:
+        own = name == config.population
+        with contextlib.nullcontext() if own else populations[name].exclusively():
+            populations[name].decide(decision)
 
 
 def recover(config: Config) -> str:
