@@ -6,6 +6,7 @@ manifest. What lacks either, or does not match, is not used.
 
     <workdir>/
       silos/<silo>/keys/            the silo's secrets (of client ids; of each run, until it is finished); never leave the silo
+      silos/<silo>/ledger.jsonl     what the silo's clients have been charged, in all populations
       silos/<silo>/snapshots/<id>/  prepared data; snapshot.json beside them names the current one
       runs/<id>/                    base weights, state by round, metrics, evaluation; run.json in runs/ names the newest
       ledgers/<population>.jsonl    what every population has been charged

@@ -37,7 +37,7 @@ _COMMANDS = {
     ),
     "ledger": (
         "tff_pipeline.privacy.command:ledger",
-        "show, verify or budget: what a population has been charged, and what is left",
+        "what a population and its silos have been charged: show, verify, budget, anchor; and who joined or left",
     ),
     "audit": ("tff_pipeline.privacy.audit:main", "attack a trained run's mechanism, and compare with what it claims"),
     "abandon": ("tff_pipeline.run_keys:main", "list unfinished runs, or remove the keys of some: they draw anew"),

@@ -183,6 +183,8 @@ def _run(work: Job, progress: Progress) -> None:
     store = StateStore(run, keep=config.training.keep_states)
     draws = run_keys.draws_of(work, plan, base, progress)
     charges = account.opened(config, plan, run=run.name, draw=draws.name, done=store.rounds_done())
+    for note in charges.notes:
+        progress.event("ledger", note)
     facts = _describe(work, plan)
     progress.event(
         "privacy",

@@ -6,8 +6,14 @@ draws the same round again) appends nothing; a line that a kill cut short was ne
 Every line carries its own hash and that of the line before, so that an edit anywhere is seen, in the last line too. How
 many lines there are, and the hash of the last, is kept in a second file, the head, so that lines missing at the end are
 seen as well. The line is written first and the head after it: a kill in between leaves the ledger one line ahead of its
-head, which is legal; a ledger behind its head has lost charges, and is refused. Who can write both files can forge both:
-each silo therefore keeps a ledger of its own, and the two are compared.
+head, which is legal; a ledger behind its head has lost charges, and is refused.
+
+Who can write both files can forge both. Each silo therefore keeps a ledger of its own, and the ledgers name and count each
+other: a population's line says how long the ledger of every silo of the run was, and a silo's line says which line of
+the population it belongs to. `privacy.comparison` holds them against each other.
+
+Beside charges a population's ledger has lines that record what a person decided: that a silo is admitted, that it left,
+that charges were recovered. Lines of the first format have neither counterparts nor decisions; they are read as they are.
 """
 
 import fcntl
@@ -28,6 +34,11 @@ from tff_pipeline.privacy import accounting
 _START = "0" * 64
 _RESTORE = "nothing can be charged on top of it. Restore the ledger and its head from a backup."
 
+Position = Mapping[
+    str, Any
+]  # {"lines": how many, "hash": of the last of them}: one state of a ledger, and all before it
+Charge = tuple[Any, ...]  # what makes a charge the same charge in two ledgers; see charge_of
+
 
 class Ledger:
     """One ledger, in one file: a population's, or a silo's, which holds what its clients were charged in any population.
@@ -47,8 +58,11 @@ class Ledger:
 
     def __init__(self, path: Path, population: str, *, silo: str = "", unit: str = "client"):
         self.path, self.population, self.silo, self.unit = path, population, silo, unit
+        self._lines: list[dict[str, Any]] = []
         self._entries: list[dict[str, Any]] = []
         self._drawn: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        self._numbers: dict[str, int] = {}  # of lines, from 1, by hash
+        self._counted = 0  # lines, by the head
         self._checked: tuple[Any, ...] | None = None  # what the files looked like when they were last found sound
 
     @property
@@ -56,20 +70,64 @@ class Ledger:
         return self.path.with_suffix(".head.json")
 
     @property
+    def owner(self) -> str:
+        """Whose ledger it is, as messages name it."""
+        return f"silo {self.silo!r}" if self.silo else f"population {self.population!r}"
+
+    @property
+    def exists(self) -> bool:
+        """Whether anything of it is on disk."""
+        return self.path.exists() or self.head_path.exists()
+
+    @property
     def head(self) -> str:
         """The hash of the last line, after checking; it stands for everything above it."""
-        entries = self.entries()
-        return entries[-1]["hash"] if entries else _START
+        return self.position()["hash"]
+
+    def position(self) -> Position:
+        """How many lines there are and the hash of the last, after checking."""
+        lines = self.lines()
+        return {"lines": len(lines), "hash": lines[-1]["hash"] if lines else _START}
+
+    def extends(self, position: Position) -> bool:
+        """Whether the ledger was once as long as `position` says, with the same last line, and so with all above it."""
+        count, lines = position["lines"], self.lines()
+        return count <= len(lines) and position["hash"] == (lines[count - 1]["hash"] if count else _START)
+
+    def number_of(self, line_hash: str) -> int | None:
+        """The number, from 1, of the line with this hash."""
+        self.lines()
+        return self._numbers.get(line_hash)
 
     def entries(self) -> Sequence[dict[str, Any]]:
         """All charges, oldest first, after checking the chain of hashes and the head."""
-        looks = (_looks(self.path), _looks(self.head_path))
+        self.lines()
+        return self._entries
+
+    def lines(self) -> Sequence[dict[str, Any]]:
+        """All lines, charges and decisions, after checking."""
+        looks = self.looks()
         if self._checked is None or looks != self._checked:
             self._read()
             self._checked = looks
-        return self._entries
+        return self._lines
 
-    def charge(self, *, run: str, round_number: int, event: Mapping[str, Any], draw: str, start: str = "") -> bool:
+    def looks(self) -> tuple[Any, ...]:
+        """Differs whenever the files were written in between."""
+        return _looks(self.path), _looks(self.head_path)
+
+    def charge(
+        self,
+        *,
+        run: str,
+        round_number: int,
+        event: Mapping[str, Any],
+        draw: str,
+        start: str = "",
+        silos: Mapping[str, Position] | None = None,
+        counterpart: Position | None = None,
+        members: Sequence[str] | None = None,
+    ) -> bool:
         """Charges one round, synced to disk before it returns. Returns False where exactly this draw was charged already.
 
         Args:
@@ -80,6 +138,9 @@ class Ledger:
             another draw (a key was lost) is another release, and is charged again.
           start: identifies what the round starts from. The same round of the same draw that starts from something else (the
             state was restored, or edited) has another cohort and other noise: another release, charged again.
+          silos: in a population's ledger, the position of every silo's ledger before this charge, by the silo's name.
+          counterpart: in a silo's ledger, the position of the population's line for the same round.
+          members: in a silo's ledger, the names of all silos of the run, so that each is a witness of the others' charges.
 
         Raises:
           PrivacyError: if the round was charged before with another event.
@@ -92,28 +153,69 @@ class Ledger:
             "round": round_number,
             "event": dict(event),
             "draw": draw,
-            "time": now(),
-            "version": __version__,
-            "previous": self.head,
         }
         if start:
             entry["start"] = start
+        if silos is not None:
+            entry["silos"] = {name: dict(position) for name, position in silos.items()}
+        if counterpart is not None:
+            entry["counterpart"] = dict(counterpart)
+        if members is not None:
+            entry["members"] = sorted(members)
+        self._append(entry)
+        return True
+
+    def copy_charge(self, entry: Mapping[str, Any], *, source: str, counterpart: Position | None = None) -> None:
+        """Charges what another ledger was charged, as `admit --formerly` and `recover` do. `source` names that ledger's owner."""
+        copied = {
+            name: entry[name] for name in ("population", "run", "round", "event", "draw", "start") if name in entry
+        }
+        copied["copied_from"] = source
+        if (members := members_of(entry)) is not None:
+            copied["members"] = members
+        if counterpart is not None:
+            copied["counterpart"] = dict(counterpart)
+        self._append(copied)
+
+    def decide(self, decision: Mapping[str, Any]) -> None:
+        """Records in a population's ledger what a person decided; see privacy.comparison for what decisions there are."""
+        self._append({"population": self.population, "decision": dict(decision)})
+
+    def find(
+        self, *, run: str, round_number: int, event: Mapping[str, Any], draw: str, start: str = ""
+    ) -> Position | None:
+        """The position of the line that charges exactly this draw on this population."""
+        self.entries()
+        for entry in self._drawn.get((run, round_number), ()):
+            if charge_of(entry) == (self.population, run, round_number, draw, start, canonical_json(dict(event))):
+                return {"lines": self._numbers[entry["hash"]], "hash": entry["hash"]}
+        return None
+
+    def _append(self, line: dict[str, Any]) -> None:
+        """Completes a line with its place in the chain and writes it, then the head."""
+        if self._counted < len(self.lines()):
+            self._write_head()  # A kill kept it from counting the last line; one more would leave it two behind.
+        line |= {"time": now(), "version": __version__, "previous": self.head}
         if self.silo:
-            entry["silo"] = self.silo
-        entry["hash"] = _hash(entry)
+            line["silo"] = self.silo
+        line["hash"] = _hash(line)
         created = not self.path.exists()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
             file.truncate(_whole_bytes(self.path))
-            file.write(canonical_json(entry) + b"\n")
+            file.write(canonical_json(line) + b"\n")
             file.flush()
             os.fsync(file.fileno())
         if created:
             sync_directory(self.path.parent)
-        self._take(entry)
-        write_atomic(self.head_path, canonical_json({"entries": len(self._entries), "hash": entry["hash"]}) + b"\n")
-        self._checked = (_looks(self.path), _looks(self.head_path))
-        return True
+        self._take(line)
+        self._write_head()
+
+    def _write_head(self) -> None:
+        self._counted = len(self._lines)
+        head = {"entries": self._counted, "hash": self._lines[-1]["hash"]}
+        write_atomic(self.head_path, canonical_json(head) + b"\n")
+        self._checked = self.looks()
 
     def charged(self, *, run: str, round_number: int, event: Mapping[str, Any], draw: str, start: str = "") -> bool:
         """Whether exactly this draw of the round has been charged.
@@ -265,9 +367,8 @@ class Ledger:
             return self.epsilon(delta, planned=planned, rounds=count, done=done, run=run, draw=draw)
 
         key = "silos[].budget_epsilon" if self.silo else "privacy.budget_epsilon"
-        who = f"silo {self.silo!r}" if self.silo else f"population {self.population!r}"
         raise PrivacyError(
-            f"{self.path}: the run's {rounds} rounds would bring {who} to epsilon {total(rounds):.4g} at delta {delta:g}, over {key} {budget:g} "
+            f"{self.path}: the run's {rounds} rounds would bring {self.owner} to epsilon {total(rounds):.4g} at delta {delta:g}, over {key} {budget:g} "
             f"(spent so far otherwise: {total(0):.4g}); rounds left at these settings: {max(left, 0)}. Plan fewer rounds or more noise."
         )
 
@@ -291,18 +392,18 @@ class Ledger:
 
     def _read(self) -> None:
         """Reads and checks everything."""
-        self._entries, self._drawn = [], {}
+        self._lines, self._entries, self._drawn, self._numbers = [], [], {}, {}
+        self._checked = None
         whole = self.path.read_bytes()[: _whole_bytes(self.path)] if self.path.exists() else b""
-        for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
-            entry: dict[str, Any] = {}
+        for number, text in enumerate(whole.split(b"\n")[:-1], start=1):
+            line: dict[str, Any] = {}
             try:
-                entry = json.loads(line)
+                line = json.loads(text)
                 sound = (
-                    entry["previous"] == (self._entries[-1]["hash"] if self._entries else _START)
-                    and entry["hash"] == _hash({key: value for key, value in entry.items() if key != "hash"})
-                    and entry.get("silo", "") == self.silo
-                    and (bool(self.silo) or entry["population"] == self.population)
-                    and canonical_json(entry) == line
+                    line["previous"] == (self._lines[-1]["hash"] if self._lines else _START)
+                    and line["hash"] == _hash({key: value for key, value in line.items() if key != "hash"})
+                    and canonical_json(line) == text
+                    and _well_formed(line)
                 )
             except (ValueError, KeyError, TypeError, AttributeError):
                 sound = False
@@ -310,12 +411,28 @@ class Ledger:
                 raise PrivacyError(
                     f"{self.path}: line {number} is damaged, edited or out of order (its hash, or the chain of hashes, does not fit); {_RESTORE}"
                 )
-            self._take(entry)
+            self._require_own(line, number)
+            self._take(line)
         self._check_head()
+
+    def _require_own(self, line: Mapping[str, Any], number: int) -> None:
+        """Refuses a ledger that was copied or moved from another silo or population."""
+        silo = line.get("silo", "")
+        if silo == self.silo and (silo or line["population"] == self.population):
+            return
+        other = f"silo {silo!r}" if silo else f"population {line['population']!r}"
+        advice = (
+            f"Put it back where the ledger of {other} belongs. If that silo has a new name now, then run `tff-pipeline ledger admit --silo {self.silo} --formerly {silo}`."
+            if silo and self.silo
+            else f"Put it back where the ledger of {other} belongs, and restore this one from a backup."
+        )
+        raise PrivacyError(
+            f"{self.path}: line {number} belongs to the ledger of {other}; expected the ledger of {self.owner}. Was the file or its folder copied or renamed? {advice}"
+        )
 
     def _check_head(self) -> None:
         """The ledger may be one line ahead of its head (a kill between the two writes), and never behind it."""
-        found = len(self._entries)
+        found = len(self._lines)
         try:
             head = json.loads(self.head_path.read_bytes())
             counted, last = int(head["entries"]), str(head["hash"])
@@ -333,37 +450,53 @@ class Ledger:
             raise PrivacyError(
                 f"{self.head_path}: counts {counted} lines, the ledger has {found}; expected as many, or one fewer; {_RESTORE}"
             )
-        if last != (self._entries[counted - 1]["hash"] if counted else _START):
+        if last != (self._lines[counted - 1]["hash"] if counted else _START):
             raise PrivacyError(
                 f"{self.path}: line {counted} is not the one that its head ({self.head_path.name}) stands for; {_RESTORE}"
             )
+        self._counted = counted
 
-    def _take(self, entry: dict[str, Any]) -> None:
-        self._entries.append(entry)
-        self._drawn.setdefault((entry["run"], entry["round"]), []).append(entry)
-
-
-def require_same_charges(population: Ledger, silo: Ledger) -> None:
-    """Refuses a population's ledger that lacks what a silo was charged in that population: it has been set back.
-
-    Raises:
-      PrivacyError: naming the first charge that is missing.
-    """
-    known = {_charge_of(entry) for entry in population.entries()}
-    for number, entry in enumerate(silo.entries(), start=1):
-        if entry["population"] == population.population and _charge_of(entry) not in known:
-            raise PrivacyError(
-                f"{population.path}: lacks round {entry['round']} of run {entry['run']}, which silo {silo.silo!r} was charged ({silo.path}, line {number}); "
-                "expected every charge of a silo there too. Was an older copy put in its place? Restore the newest."
-            )
+    def _take(self, line: dict[str, Any]) -> None:
+        self._lines.append(line)
+        self._numbers[line["hash"]] = len(self._lines)
+        if "decision" not in line:
+            self._entries.append(line)
+            self._drawn.setdefault((line["run"], line["round"]), []).append(line)
 
 
-def _charge_of(entry: Mapping[str, Any]) -> tuple[Any, ...]:
-    return entry["run"], entry["round"], entry["draw"], entry.get("start", ""), canonical_json(entry["event"])
+def charge_of(entry: Mapping[str, Any]) -> Charge:
+    """What makes a charge the same charge in a population's ledger and in a silo's."""
+    start = entry.get("start", "")
+    return entry["population"], entry["run"], entry["round"], entry["draw"], start, canonical_json(entry["event"])
 
 
 def _most(times: Counter[int]) -> int:
     return max(times.values(), default=0)
+
+
+def members_of(entry: Mapping[str, Any]) -> list[str] | None:
+    """The silos of the run that a charge names; None for a charge of the first format."""
+    names = entry.get("silos", entry.get("members"))
+    return None if names is None else sorted(names)
+
+
+def _well_formed(line: Mapping[str, Any]) -> bool:
+    """Whether a line has what is read of it; lines of the first format name no silos and have no counterpart."""
+    if not isinstance(line["population"], str):
+        return False
+    if "decision" in line:
+        return isinstance(line["decision"], dict) and isinstance(line["decision"].get("kind"), str)
+    positions = [*line.get("silos", {}).values(), *([line["counterpart"]] if "counterpart" in line else [])]
+    return (
+        isinstance(line["run"], str)
+        and isinstance(line["round"], int)
+        and isinstance(line["event"], dict)
+        and isinstance(line["draw"], str)
+        and isinstance(line.get("start", ""), str)
+        and all(isinstance(name, str) for name in line.get("members", []))
+        and all(isinstance(position["lines"], int) and position["lines"] >= 0 for position in positions)
+        and all(isinstance(position["hash"], str) for position in positions)
+    )
 
 
 def _hash(entry: Mapping[str, Any]) -> str:
