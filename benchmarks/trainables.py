@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.multidogo import command
+from tff_pipeline.rounding import rounded_up
 
 SETTING = ("training.rounds=20", "training.clients_per_round=300")
 KINDS = {
@@ -39,7 +40,7 @@ def row(name: str, run: Path) -> str:
     cells = [
         name,
         f"{facts['plan']['dimension']:,}",
-        f"{epsilon:.3f}" if epsilon else "infinite",
+        rounded_up(epsilon) if epsilon else "infinite",
         f"{overall['accuracy']:.3f} / {overall['macro_f1']:.3f}",
         f"{down:,.0f}",
         f"{up:,.0f}",
