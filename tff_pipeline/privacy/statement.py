@@ -202,7 +202,7 @@ def _secure_sum(plan: PrivacyPlan, silos: int) -> str:
     said = (
         "Secure sum: there is one silo, so its masked sum is its sum. The server sees it."
         if silos == 1
-        else f"Secure sum: what a silo sends is masked with keys agreed pairwise among the {silos} silos; a server that follows the protocol learns the sum over all silos{' before the noise' if plan.private else ''}, and nothing more as long as no silo tells it its own."
+        else f"Secure sum: what a silo sends is masked with keys agreed pairwise among the {silos} silos; a server that follows the protocol learns the sums over all silos of their updates{', before the noise,' if plan.private else ''} and of their training metrics, and nothing more as long as no silo tells it its own."
     )
     if plan.private:
         said += (
@@ -255,6 +255,8 @@ def _training_metrics(plan: PrivacyPlan, metrics: str) -> Iterator[str]:
         return
     yield "Training metrics: the loss, the accuracy and the size of the cohort of every round are sums without noise, which no guarantee covers."
     yield "The server's operator has them: in memory, in the run's folder (rounds.csv, states and TensorBoard), and on standard error after every round, from where they reach whoever reads its log."
+    if plan.private:
+        yield "The guarantee does not hold against whoever has those of all rounds."
     yield "A run that stops because no update of a round was finite tells as much."
     if metrics == "released":
         yield "Those of the last round are released with every exported version, and the guarantee does not cover what they tell."
