@@ -88,6 +88,8 @@ class Job:
         parts["training"].pop("keep_states")
         # A run that its budget stopped goes on when the budget is raised.
         parts["privacy"]["budget_epsilon"] = None
+        # Whether a delta is refused says nothing about the runs that are not.
+        parts["privacy"].pop("allow_large_delta")
         return parts
 
     @property
