@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from tff_pipeline.rounding import rounded_up
+
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 10, 256, 1e-3
 WITHOUT_PRIVACY = (
     "privacy.mechanism=none",
@@ -98,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     guarantee = private["guarantee"]
     print(
-        f"epsilon {guarantee['epsilon']:.4g} at delta {guarantee['delta']:g}; accuracy / macro-F1 on the test files\n"
+        f"epsilon {rounded_up(guarantee['epsilon'])} at delta {guarantee['delta']!r}; accuracy / macro-F1 on the test files\n"
     )
     print(
         "| silo | test texts | majority class | private | without privacy | pooled |\n| --- | --- | --- | --- | --- | --- |"

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.multidogo import command
+from tff_pipeline.rounding import rounded_up
 
 SETTING = ("training.rounds=20", "training.clients_per_round=300")
 KINDS = {
@@ -33,13 +34,15 @@ def row(name: str, run: Path) -> str:
     with (run / "rounds.csv").open(newline="") as file:
         rounds = list(csv.DictReader(file))
     down, up, seconds = (
-        float(np.median([float(one[key]) for one in rounds])) for key in ("bytes_down", "bytes_up", "seconds")
+        # Where the silos add the noise, no round says how long it took.
+        float(np.median([float(one[key] or "nan") for one in rounds]))
+        for key in ("bytes_down", "bytes_up", "seconds")
     )
     overall, epsilon = scores["overall"], facts["guarantee"]["epsilon"]
     cells = [
         name,
         f"{facts['plan']['dimension']:,}",
-        f"{epsilon:.3f}" if epsilon else "infinite",
+        rounded_up(epsilon) if epsilon else "infinite",
         f"{overall['accuracy']:.3f} / {overall['macro_f1']:.3f}",
         f"{down:,.0f}",
         f"{up:,.0f}",

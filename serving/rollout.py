@@ -25,6 +25,7 @@ from serving.client import AVAILABLE, RestClient, ServerError
 from tff_pipeline.artifacts import model_versions, read_manifest, version_numbers, write_atomic
 from tff_pipeline.errors import ArtifactError, ConfigError, PipelineError
 from tff_pipeline.progress import Progress
+from tff_pipeline.rounding import rounded_up
 
 STABLE, CANARY, PREVIOUS = "stable", "canary", "previous"
 _POLL_S = 0.2
@@ -330,7 +331,7 @@ def list_main(argv: Sequence[str]) -> int:
         return 0
     for row in rows:
         accuracy = "-" if row["accuracy"] is None else f"{row['accuracy']:.3f}"
-        epsilon = "-" if row["epsilon"] is None else f"{row['epsilon']:.3g}"
+        epsilon = "-" if row["epsilon"] is None else rounded_up(row["epsilon"])
         print(
             f"{row['version']}\t{','.join(row['labels']) or '-'}\taccuracy {accuracy}\tepsilon {epsilon}\t{row['run']}\t{row['created']}"
         )

@@ -14,7 +14,8 @@ from tff_pipeline import cli
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("tff_pipeline", "beam_jobs", "serving")
 GROUND_FLOOR = {
-    f"tff_pipeline.{name}" for name in ("errors", "config", "artifacts", "tokenization", "records", "progress")
+    f"tff_pipeline.{name}"
+    for name in ("errors", "config", "artifacts", "tokenization", "records", "progress", "rounding")
 }
 
 # Who alone may import a heavy or delicate package: modules, or rooms with everything in them.

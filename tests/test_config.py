@@ -291,6 +291,10 @@ class TestPrivacyIsNeverLeftOutByAccident:
                 ["privacy.metrics=noised", "privacy.mechanism=tree"],
                 'metrics is .noised.; expected "withheld" or "released"',
             ),
+            (
+                ["privacy.metrics=released", "privacy.mechanism=distributed_discrete_gaussian"],
+                'metrics is .released.; expected "withheld" with "distributed_discrete_gaussian": there nothing leaves',
+            ),
             (["privacy.metrics_stddev=3"], 'metrics_stddev is 3.0; expected .* with metrics = "noised"'),
         ],
     )
@@ -321,6 +325,14 @@ class TestPrivacyIsNeverLeftOutByAccident:
 
     def test_delta_is_a_probability(self, write):
         assert "privacy.delta is 1.5; expected below 1" in failure(write(), "privacy.delta=1.5")
+
+    def test_without_privacy_there_is_no_delta_to_insist_on(self, write):
+        none = (
+            "privacy.mechanism=none",
+            *(f"privacy.{key}=" for key in ("noise_multiplier", "delta", "target_epsilon")),
+        )
+        said = failure(write(), *none, "privacy.allow_large_delta=true")
+        assert 'privacy.allow_large_delta is True; expected false with mechanism = "none"' in said
 
 
 # -- the files in configs/ -----------------------------------------------------------------------------------------------

@@ -3,7 +3,9 @@
 Keys are fixed, so nothing here can flake.
 """
 
+import csv
 import dataclasses
+import io
 import json
 import math
 import shutil
@@ -23,12 +25,13 @@ from tiny import prepared, quiet, trained_weights
 from tff_pipeline.artifacts import Workdir, read_json
 from tff_pipeline.cli import main
 from tff_pipeline.config import load
-from tff_pipeline.errors import PrivacyError
+from tff_pipeline.errors import InsecureProcessError, PrivacyError
 from tff_pipeline.privacy import accounting, discrete, distributed, statement
 from tff_pipeline.privacy import plan as planning
 from tff_pipeline.privacy.discrete import discrete_gaussian
 from tff_pipeline.privacy.distributed import Integers, integers
 from tff_pipeline.privacy.plan import PrivacyPlan
+from tff_pipeline.progress import Progress
 from tff_pipeline.runtime.local import LocalRuntime
 from tff_pipeline.state import StateStore
 from tff_pipeline.training import train
@@ -434,9 +437,90 @@ def test_the_update_is_the_only_modular_sum_and_the_oracles_integers_are_the_sam
     state = begun(case, local)
     ours, theirs = local.secure_sums(state, COHORT), reference.secure_sums(state, COHORT)
 
-    assert [total.size > 1 for total in ours] == [False] * (len(ours) - 1) + [True]
+    assert len(ours) == len(theirs) == 1
     assert np.abs(modular(ours) - modular(theirs)).max() <= 4
     assert np.abs(modular(ours)).max() > 1000
+
+
+def test_a_report_is_the_noised_sum_alone_whatever_the_cohort(case, monkeypatch):
+    """What the server receives of nobody, of two clients of each silo, and of one client that is nobody else's."""
+    from tff_pipeline.runtime.local import LocalRuntime
+    from tff_pipeline.secagg.masking import Party
+
+    assert PLAN.integers is not None
+    sent, mask = [], Party.mask
+
+    def watched(party: Party, *arguments: Any) -> list[np.ndarray]:
+        sent.append(mask(party, *arguments))
+        return sent[-1]
+
+    monkeypatch.setattr(Party, "mask", watched)
+    metrics = []
+    with LocalRuntime(case.compiled, case.silos) as runtime:
+        for number, cohort in enumerate(({}, COHORT, {"bank": [3]})):
+            result = runtime.run_round(begun(case, runtime), cohort, round_number=number, shares=share)
+            metrics.append((result.metrics, result.bytes_up, result.bytes_down))
+    assert len(sent) == 3 * len(case.silos)
+    assert {tuple((part.shape, part.dtype) for part in report) for report in sent} == {
+        (((PLAN.integers.length,), np.dtype(np.uint32)),)
+    }
+    # Nor does anything that the runtime gives back tell one cohort from another but the noised sum.
+    assert metrics[0] == metrics[1] == metrics[2]
+    assert list(metrics[0][0]) == ["update_non_finite"]
+
+
+def test_an_update_that_is_not_finite_counts_as_zero_and_nobody_is_told(case):
+    """As on a client whose training diverged: its integers are zeros, and the round ends as one without it."""
+    from tff_pipeline.runtime.clients import FeatureClients
+    from tff_pipeline.runtime.local import LocalRuntime
+
+    broken = FeatureClients(
+        "bank", np.full((2, 16), np.nan, np.float32), np.zeros(2, np.int32), np.array([0, 2]), batch_size=8, epochs=1
+    )
+    with LocalRuntime(case.compiled, [broken, case.silos[1]]) as runtime:
+        state, ends = begun(case, runtime), []
+        (total,) = runtime.secure_sums(state, {"bank": [0]})
+        for number, cohort in enumerate(({"bank": [0], "shop": [1]}, {"shop": [1]})):
+            ends.append(runtime.run_round(state, cohort, round_number=number, shares=share))
+    assert not total.any()
+    assert ends[0].metrics == ends[1].metrics
+    for one, other in zip(*(end.state for end in ends), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("planted", ["metrics", "another modular sum", "a sum without noise"])
+def test_a_sum_beside_the_noised_one_is_refused(planted):
+    """Each would tell the server how many clients took part; all are secure sums, so nothing else would refuse them."""
+    import tensorflow_federated as tff
+
+    from tff_pipeline import aggregation, learning
+    from tff_pipeline.model.learner import FeatureLearner
+
+    federated: Any = tff
+
+    def counted(_: Any) -> Any:
+        def count(values: Any) -> Any:
+            one = federated.federated_map(federated.tensorflow.computation(lambda _: 1), values)
+            if planted == "another modular sum":
+                return federated.backends.mapreduce.federated_secure_modular_sum(one, 2**16)
+            return federated.federated_secure_sum_bitwidth(one, 16)
+
+        return lambda metrics: count(metrics["instances"])
+
+    shapes = [(16, 3), (3,)]
+    process = tff.learning.algorithms.build_unweighted_fed_avg(
+        lambda: FeatureLearner(hidden_size=16, labels=3),
+        client_optimizer_fn=tff.learning.optimizers.build_sgdm(0.1),
+        server_optimizer_fn=tff.learning.optimizers.build_sgdm(1.0),
+        model_aggregator=aggregation.unweighted(PLAN, shapes),
+        metrics_aggregator=tff.learning.metrics.secure_sum_then_finalize if planted == "metrics" else counted,
+    )
+    seen = (0, 2) if planted == "another modular sum" else (r"\d+" if planted == "metrics" else 1, 1)
+    with pytest.raises(
+        InsecureProcessError,
+        match=rf"sends {seen[0]} sums without noise and {seen[1]} sums modulo .* expected one sum.* Nothing was run",
+    ):
+        learning.compile_process(process, shapes)
 
 
 def test_three_rounds_with_the_same_shares_end_in_the_oracles_weights(case, local, reference):
@@ -549,6 +633,8 @@ def test_the_statement_says_who_adds_the_noise_and_against_whom_it_holds():
     # Rounded up: 20 rounds of 16,384 coordinates, each within 2 e of the Gaussian, e = 2 exp(-8 pi**2).
     exact = 20 * 2**14 * 2 * 2 * math.exp(-8 * math.pi**2)
     assert f"a factor of 1 + 10^{math.ceil(math.log10(2 * exact))} over" in said
+    assert "no loss, no accuracy and no number of clients" in said
+    assert "Training metrics: there are none" in said
     none = " ".join(statement.sentences(plan(tolerated_silos=0), seeded=False, silos=3))
     assert "holds against the server. It does not hold against a silo" in none
     alone = " ".join(statement.sentences(plan(silos=1, tolerated_silos=0), seeded=False, silos=1))
@@ -589,6 +675,44 @@ def uninterrupted(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     folder = tmp_path_factory.mktemp("uninterrupted") / "tiny"
     shutil.copytree(tiny, folder)
     return trained(folder)
+
+
+# Of a round, what would tell how many clients took part in it, or how long their work took.
+TELLING = {"loss", "accuracy", "clients", "finite_clients", "examples", "instances", "client_accuracy", "seconds"}
+
+
+@pytest.mark.parametrize("interactive", [False, True], ids=["log", "terminal"])
+def test_a_run_tells_nobody_its_cohorts(tiny, tmp_path, interactive):
+    """No event, and no file of the run: not rounds.csv, not a state, not TensorBoard's, nor where operations ran."""
+    import tensorflow as tf
+    from tensorflow.core.util import event_pb2
+
+    folder, log = tmp_path / "tiny", io.StringIO()
+    shutil.copytree(tiny, folder)
+    run = train(load(folder / "config.toml", SETTINGS), progress=Progress(log, interactive=interactive))
+
+    assert " ".join(log.getvalue().split()).count("nothing leaves a silo but its noised sum") == 1
+    if not interactive:
+        events = [json.loads(line) for line in log.getvalue().splitlines()]
+        by_round = [event for event in events if "round" in event]
+        assert [event["round"] for event in by_round] == [1, 2]
+        assert not [event for event in by_round if TELLING & set(event)]
+        (said,) = [event["message"] for event in events if event["event"] == "metrics"]
+        assert "`tff-pipeline evaluate` says on held-out clients" in said
+    rounds = list(csv.DictReader((run / "rounds.csv").open()))
+    assert [each["round"] for each in rounds] == ["1", "2"]
+    assert not [name for each in rounds for name in TELLING if each.get(name)]
+    for state in (run / "states").iterdir():
+        history = read_json(state / "manifest.json")["history"]
+        assert not [name for entry in history for name in TELLING if entry.get(name) is not None]
+    tags = {
+        value.tag
+        for file in (run / "tensorboard").iterdir()
+        for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator()
+        for value in event_pb2.Event.FromString(record).summary.value
+    }
+    assert tags == {"epsilon", "bytes_down", "bytes_up"}
+    assert not (run / "placement.json").exists()
 
 
 def charges(folder: Path) -> list[dict[str, Any]]:

@@ -214,6 +214,28 @@ def test_an_empty_split_is_an_answer(run, capsys):
     assert ((run / "evaluation.json").read_bytes() if (run / "evaluation.json").exists() else None) == before
 
 
+def test_scores_on_training_clients_come_with_a_warning_and_are_kept_nowhere(run, capsys):
+    def files() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    before = files()
+    assert main(["--run", str(run), "--split", "train", "--json"]) == 0
+
+    out, err = capsys.readouterr()
+    (warning,) = [event for event in map(json.loads, err.splitlines()) if event["event"] == "warning"]
+    assert "no differential privacy guarantee covers them" in warning["message"]
+    printed = json.loads(out)
+    assert printed["split"] == "train"
+    assert printed["overall"]["examples"] > 0
+    assert printed["warning"] == warning["message"], "what is passed on in JSON says it too"
+    assert files() == before
+    # Held-out clients need no warning.
+    assert main(["--run", str(run), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "warning" not in json.loads(out)
+    assert "warning" not in err
+
+
 def test_token_classification(tmp_path):
     """Tokens are counted by their words: 9 words in 3 sentences, 3 entities in the truth."""
     run = make_run(tmp_path, task="token_classification")

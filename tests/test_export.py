@@ -70,6 +70,18 @@ def test_training_metrics_leave_only_where_they_are_released(run, tmp_path, metr
     assert _training_metrics(tmp_path) == expected.get(metrics)
 
 
+def test_an_evaluation_of_another_split_is_not_exported(run, tmp_path):
+    """As where somebody kept what `evaluate --split train` printed, in the held-out evaluation's place."""
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    copied = shutil.copytree(run, tmp_path / "run")
+    (copied / "evaluation.json").write_text(json.dumps({**evaluation, "split": "train"}))
+    with pytest.raises(ExportError, match=r"evaluation of the split 'train'; expected \"test\", the held-out clients"):
+        exporting._held_out_evaluation(copied)
+    assert exporting._held_out_evaluation(run) == evaluation
+    (copied / "evaluation.json").unlink()
+    assert exporting._held_out_evaluation(copied) is None
+
+
 def test_manifest_says_what_it_is(run, version):
     manifest = read_manifest(version, check_files=True)
 

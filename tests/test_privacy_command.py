@@ -10,6 +10,7 @@ from tiny import configured, prepared, quiet
 
 from tff_pipeline.cli import main
 from tff_pipeline.config import Config, load
+from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy import accounting, plot
 from tff_pipeline.privacy.plan import make
 
@@ -58,6 +59,31 @@ def test_a_population_that_is_not_prepared_gets_an_answer_that_says_what_is_miss
     assert "How many rounds are left cannot be said: silo bank" in ask(config, capsys, "ledger", "budget")
     assert main(["privacy", "--config", config.path, "--set", "privacy.mechanism=none", "--plot", "x.svg"]) == 4
     assert "how many there will be with --clients" in capsys.readouterr().err
+
+
+def test_a_delta_at_or_above_one_in_the_number_of_clients_is_refused_unless_insisted_upon(tiny, capsys):
+    """Of a hundred clients: a hundredth is refused, a little less is not; insisted upon, the statement says what it is worth."""
+
+    def plan(delta: str, *words: str) -> tuple[int, str, str]:
+        changes = [word for setting in (*SETTINGS, f"privacy.delta={delta}", *words) for word in ("--set", setting)]
+        code = main(["privacy", "--config", tiny.path, "--clients", "100", *changes])
+        return code, *capsys.readouterr()
+
+    code, _, refused = plan("0.01")
+    assert code == PrivacyError.exit_code
+    assert "privacy.delta is 0.01, and the population has 100 training clients; expected a delta below one" in refused
+    assert "publishing everything about one of the training clients, chosen at random" in refused
+    assert "privacy.allow_large_delta = true" in refused
+    code, said, _ = plan("0.0099")
+    assert code == 0
+    assert "Delta is not below" not in said
+    code, said, _ = plan("0.01", "privacy.allow_large_delta=true")
+    assert code == 0
+    assert "Delta is not below one in the number of clients, 100" in said
+    # Of silos there are two: no delta that anybody would set is refused for them, but this one is.
+    config = load(tiny.path, [*SETTINGS, "privacy.unit=silo", "training.clients_per_round=1", "privacy.delta=0.5"])
+    with pytest.raises(PrivacyError, match=r"delta is 0.5, and the population has 2 silos"):
+        make(config, clients=2, dimension=51)
 
 
 def test_the_plot_shows_both_curves_and_the_plan_on_them(tiny, tmp_path, capsys):

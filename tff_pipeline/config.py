@@ -103,6 +103,7 @@ class PrivacySection(_Section, frozen=True, kw_only=True):
     noise_multiplier: float | None = None
     target_epsilon: float | None = None
     delta: float | None = None
+    allow_large_delta: bool = False
     tolerated_silos: int | None = None
     population: str = ""
     budget_epsilon: float | None = None
@@ -468,6 +469,12 @@ def _check_privacy(config: Config, require: Any) -> None:
         privacy.clip_count_stddev,
         'a number of clients above 0 with clipping = "adaptive", and nothing with "fixed"',
     )
+    require(
+        not shares or privacy.metrics == "withheld",
+        "privacy.metrics",
+        privacy.metrics,
+        '"withheld" with "distributed_discrete_gaussian": there nothing leaves a silo but its noised sum, so that there are no metrics to release',
+    )
     noised = privacy.metrics == "noised"
     require(
         not noised or privacy.mechanism == "gaussian",
@@ -486,6 +493,12 @@ def _check_privacy(config: Config, require: Any) -> None:
         for key in ("clip_norm", "noise_multiplier", "target_epsilon", "delta", "budget_epsilon")
     }
     if privacy.mechanism == "none":
+        require(
+            not privacy.allow_large_delta,
+            "privacy.allow_large_delta",
+            privacy.allow_large_delta,
+            'false with mechanism = "none", which has no delta',
+        )
         for key, value in numbers.items():
             require(
                 value is None or key == "clip_norm",
@@ -507,7 +520,7 @@ def _check_privacy(config: Config, require: Any) -> None:
         privacy.delta is None or privacy.delta < 1,
         "privacy.delta",
         privacy.delta,
-        "below 1; usually well under one in the number of clients",
+        "below 1, and below one in the number of clients",
     )
     require(
         (privacy.noise_multiplier is None) != (privacy.target_epsilon is None),

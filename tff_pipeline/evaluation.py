@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 256
 CALIBRATION_BINS = 15
+ON_TRAINING_CLIENTS = (
+    "these are scores on clients that the model was trained on: no differential privacy guarantee covers them, they say how much it remembers, and not how good it is. "
+    "They are printed and kept in no file; do not pass them on. Scores to release are those of held-out clients (--split test)"
+)
 _Z_95 = 1.959964  # of the normal distribution, for two-sided 95 %
 _LARGEST_PRINTED_CONFUSION = 12
 _CONFUSIONS_PRINTED = 8
@@ -86,12 +90,13 @@ class Answers:
 def evaluate(run: Path, *, split: str = "test", progress: Progress) -> dict[str, Any]:
     """Asks the run's model about a split of the snapshots it was trained on.
 
-    The result is also written into the run: `evaluation.json` for the split "test", `evaluation-<split>.json` for
-    another, so that numbers on training data are never taken for held-out ones.
+    The result is also written into the run, `evaluation.json` for the split "test" and `evaluation-validation.json` for
+    "validation". That of "train" is not: the guarantee does not cover it, so that it lies nowhere from where it could be
+    released by mistake.
 
     Returns:
       run, split, snapshots, overall, silos, groups, labels and confusion; a part without examples has
-      {"examples": 0} and None for every number.
+      {"examples": 0} and None for every number. For the split "train" also `warning`, the sentence that was said.
 
     Raises:
       ArtifactError: if the run is not finished, or a snapshot is missing, damaged or does not fit the model.
@@ -99,6 +104,8 @@ def evaluate(run: Path, *, split: str = "test", progress: Progress) -> dict[str,
     from tff_pipeline.state import config_of, load_trained
 
     trained = load_trained(run)
+    if split == "train":
+        progress.event("warning", ON_TRAINING_CLIENTS)
     snapshots = [_snapshot(run, silo, facts) for silo, facts in trained.facts["snapshots"].items()]
     check_compatible(snapshots, trained.tokenizer, config_of(run))
     answers = {}
@@ -115,7 +122,10 @@ def evaluate(run: Path, *, split: str = "test", progress: Progress) -> dict[str,
             answers, {snapshot.silo: snapshot.groups for snapshot in snapshots}, trained.labels, trained.network.task
         ),
     }
-    write_json(evaluation_file(run, split), result)
+    if split == "train":
+        result["warning"] = ON_TRAINING_CLIENTS
+    else:
+        write_json(evaluation_file(run, split), result)
     overall = result["overall"]
     progress.event(
         "evaluate", split=split, **{key: overall[key] for key in ("examples", "clients", "accuracy", "macro_f1")}
@@ -160,6 +170,7 @@ def difference(
 
 
 def evaluation_file(run: Path, split: str = "test") -> Path:
+    """Where the evaluation on held-out clients is written."""
     return run / ("evaluation.json" if split == "test" else f"evaluation-{split}.json")
 
 
@@ -443,7 +454,12 @@ def main(argv: Sequence[str]) -> int:
         description="Accuracy, F1 and confusion of a trained model on clients it has not seen.",
     )
     add_run_arguments(parser)
-    parser.add_argument("--split", choices=SPLITS, default="test", help="which clients to ask about (default: test)")
+    parser.add_argument(
+        "--split",
+        choices=SPLITS,
+        default="test",
+        help="which clients to ask about (default: test); scores of train are not covered by the guarantee, and are printed but not kept",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
     run, _ = chosen_run(arguments)

@@ -241,7 +241,7 @@ def _manifest(run: Path, trained: "Trained", version: int, settings: "ExportSect
     """What a version says of itself. No silo is named in it: it goes where the model goes."""
     facts, tokenizer, network = trained.facts, trained.tokenizer, trained.network
     guarantee = facts["guarantee"]
-    evaluation = read_json(evaluation_file(run)) if evaluation_file(run).exists() else None
+    evaluation = _held_out_evaluation(run)
     held_out: dict[str, Any] = {}
     if evaluation is not None:
         overall = evaluation["overall"]
@@ -290,6 +290,25 @@ def _manifest(run: Path, trained: "Trained", version: int, settings: "ExportSect
         "code": code(),
         "intended_use": settings.intended_use,
     }
+
+
+def _held_out_evaluation(run: Path) -> dict[str, Any] | None:
+    """The run's evaluation on held-out clients, or None where it was not evaluated.
+
+    Raises:
+      ExportError: if the file holds that of another split: a version goes where the model goes, and no guarantee covers
+        scores on clients that it was trained on.
+    """
+    file = evaluation_file(run)
+    if not file.exists():
+        return None
+    evaluation = read_json(file)
+    if evaluation["split"] != "test":
+        raise ExportError(
+            f'{file}: holds an evaluation of the split {evaluation["split"]!r}; expected "test", the held-out clients, since a version carries it. '
+            "Remove the file and run `tff-pipeline evaluate` again. No version was made."
+        )
+    return evaluation
 
 
 def _training_metrics(run: Path) -> dict[str, float] | None:

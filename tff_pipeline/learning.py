@@ -19,6 +19,7 @@ from tensorflow_federated.python.learning import loop_builder
 from tff_pipeline import aggregation
 from tff_pipeline.config import TrainingSection
 from tff_pipeline.errors import InsecureProcessError
+from tff_pipeline.integer_aggregation import SHARES
 from tff_pipeline.privacy.plan import PrivacyPlan
 
 # DATASET_REDUCE, TFF's default, took two to three times as long when both were measured (TFF 0.87) and ignores tf.device.
@@ -80,7 +81,8 @@ def build(
         model_fn,
         **optimizers,
         model_aggregator=aggregator,
-        metrics_aggregator=tff.learning.metrics.secure_sum_then_finalize,
+        # Where the silos add the noise, the server must see nothing without it: a cohort's size would undo its sampling.
+        metrics_aggregator=_no_metrics if plan.integers else tff.learning.metrics.secure_sum_then_finalize,
         loop_implementation=_LOOP,
     )
     return compile_process(process, shapes)
@@ -100,7 +102,8 @@ def compile_process(process: tff.learning.templates.LearningProcess, shapes: Seq
     """Compiles a process to TFF's MapReduceForm, refusing one that leaks.
 
     Raises:
-      InsecureProcessError: if anything would travel to the server outside the secure sum.
+      InsecureProcessError: if anything would travel to the server outside the secure sum; or beside the one sum that has
+        noise, where the silos add the noise and the server is trusted with nothing else.
     """
     next_computation: Any = process.next
     try:
@@ -117,15 +120,35 @@ def compile_process(process: tff.learning.templates.LearningProcess, shapes: Seq
             f"the compiled process sends {plain.compact_representation()} to the server outside the secure sum; expected nothing. Nothing was run."
         )
     result: Any = form.update.type_signature.result
+    state_names = tuple(_leaf_names(result[0]))
+    if any(SHARES in name for name in state_names):
+        _require_nothing_beside_the_noised_sum(sent)
     initialize: Any = process.initialize
     return Compiled(
         process=process,
         form=form,
         initialize=tff.backends.mapreduce.get_state_initialization_computation(initialize),
         shapes=tuple(tuple(shape) for shape in shapes),
-        state_names=tuple(_leaf_names(result[0])),
+        state_names=state_names,
         metric_names=tuple(_leaf_names(result[1])),
     )
+
+
+def _require_nothing_beside_the_noised_sum(sent: Any) -> None:
+    """For what a client sends: (plain, two kinds of exact sums, modular sums). Only one modular sum is given noise."""
+    _, *exact, modular = sent
+    without_noise, modular_sums = sum(len(_leaf_names(part)) for part in exact), len(_leaf_names(modular))
+    if without_noise or modular_sums != 1:
+        raise InsecureProcessError(
+            f"the compiled process sends {without_noise} sums without noise and {modular_sums} sums modulo a power of two; expected one sum, the one that the silos add "
+            "their noise to, since the server is not trusted with any other. Nothing was run."
+        )
+
+
+def _no_metrics(_: Any) -> Callable[[Any], Any]:
+    """A metrics aggregator for TFF that has the clients send nothing."""
+    intrinsics: Any = tff
+    return lambda unfinalized: intrinsics.federated_value((), tff.SERVER)
 
 
 class Proximal(tff.learning.optimizers.Optimizer):

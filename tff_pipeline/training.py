@@ -29,6 +29,7 @@ from tff_pipeline.privacy import plan as planning
 from tff_pipeline.privacy.draws import Draws, digest_of
 from tff_pipeline.privacy.plan import PrivacyPlan
 from tff_pipeline.progress import Progress
+from tff_pipeline.rounding import rounded_up
 from tff_pipeline.silos import Snapshot, check_compatible, load_snapshot, union_labels
 from tff_pipeline.state import FORMAT, StateStore, load_arrays, save_arrays
 from tff_pipeline.tokenization import Tokenizer, checkpoint_identity
@@ -83,6 +84,8 @@ class Job:
         parts["training"].pop("keep_states")
         # A run that its budget stopped goes on when the budget is raised.
         parts["privacy"]["budget_epsilon"] = None
+        # Whether a delta is refused says nothing about the runs that are not.
+        parts["privacy"].pop("allow_large_delta")
         return parts
 
     @property
@@ -203,6 +206,9 @@ def _run(work: Job, progress: Progress) -> None:
             'fewer weights (model.trainable = "lora" or "head") take less',
             numbers=drawn,
         )
+
+    if plan.integers:
+        progress.event("metrics", statement.NO_METRICS)
 
     if not is_complete(run / "trained"):
         with _compiled_runtime(work, network, plan, initial, progress) as (compiled, runtime):
@@ -389,6 +395,7 @@ def _rounds(
     clients = {snapshot.silo: work.units_of(snapshot) for snapshot in work.snapshots}
     fed = _fed_from(work)
     board = _TensorBoard(run / "tensorboard")
+    seconds: list[float] = []  # of the rounds of this process
     with progress.bar("train", plan.rounds) as bar:
         bar.advance(len(history))
         for number in range(len(history), plan.rounds):
@@ -400,12 +407,14 @@ def _rounds(
             clip = clip_of(compiled, state)
             result, cohorts = rounds.play(compiled, runtime, state, drawn, clients)
             sampled = sum(len(rows) for rows in cohorts.values())
-            _note_placement(run, runtime, progress)
+            if not plan.integers:  # the first round with anybody in it would show
+                _note_placement(run, runtime, progress)
             # A silo that is a client and has no text takes its turn, and adds nothing.
             at_work = sum(len(cohorts[snapshot.silo]) for snapshot in work.snapshots if snapshot.count("train"))
             _require_usable(number + 1, at_work, result.metrics, weights_of(compiled, result.state), run)
             state = result.state
-            entry = _entry(number + 1, sampled, result, plan, time.monotonic() - started)
+            seconds.append(time.monotonic() - started)
+            entry = _entry(number + 1, sampled, result, plan, seconds[-1])
             if plan.metrics_stddev:
                 entry["released_accuracy"] = _released_accuracy(result.metrics, drawn.metrics_noise(), plan)
             if clip is not None:
@@ -421,7 +430,7 @@ def _rounds(
                     if entry[key] is not None
                 },
                 rounds=plan.rounds,
-                left_s=round(_left(history, plan.rounds)),
+                left_s=round(_left(seconds, plan.rounds - len(history))),
             )
     save_arrays(run / "trained", weights_of(compiled, state), kind="weights", rounds=plan.rounds)
 
@@ -458,7 +467,7 @@ def _require_usable(
 ) -> None:
     """Stops a run that diverged, with the last good state on disk."""
     kept = f"The state after round {number - 1} is kept in {run}. Lower training.client_learning_rate or training.server_learning_rate, which starts a new run."
-    if at_work and not metrics["finite_clients"]:
+    if at_work and not metrics.get("finite_clients", at_work):
         raise TrainingError(
             f"round {number}: none of the {at_work} clients' updates was finite (the loss is not a number). {kept}"
         )
@@ -467,19 +476,22 @@ def _require_usable(
 
 
 def _entry(number: int, sampled: int, result: Any, plan: PrivacyPlan, seconds: float) -> dict[str, Any]:
-    """One round as the history keeps it. Epsilon is worked out now and then, and after the last round."""
+    """One round as the history keeps it. Epsilon is worked out now and then, and after the last round.
+
+    Where the silos add the noise, nothing that tells how many clients took part is kept, nor how long their work took.
+    """
     due = plan.private and (number == plan.rounds or number % max(1, plan.rounds // _EPSILONS_SHOWN) == 0)
-    metrics = result.metrics
-    seen = metrics["instances"] > 0
+    metrics = {} if plan.integers else result.metrics
+    seen = metrics.get("instances", 0) > 0
     return {
         "round": number,
-        "clients": sampled,
-        "finite_clients": int(metrics["finite_clients"]),
-        "examples": int(metrics["instances"]),
+        "clients": None if plan.integers else sampled,
+        "finite_clients": int(metrics["finite_clients"]) if metrics else None,
+        "examples": int(metrics["instances"]) if metrics else None,
         "loss": metrics["loss"] if seen else None,
         "accuracy": metrics["accuracy"] if seen else None,
-        "epsilon": round(plan.epsilon(number), 4) if due else None,
-        "seconds": round(seconds, 3),
+        "epsilon": float(rounded_up(plan.epsilon(number))) if due else None,
+        "seconds": None if plan.integers else round(seconds, 3),
         # To and from each silo.
         "bytes_down": result.bytes_down,
         "bytes_up": result.bytes_up,
@@ -495,9 +507,9 @@ def _released_accuracy(metrics: Mapping[str, float], noise: Sequence[float], pla
     return round(min(1.0, max(0.0, accuracies / max(1.0, clients))), 4)
 
 
-def _left(history: Sequence[Mapping[str, Any]], rounds: int) -> float:
-    """Seconds left, from the median of the last ten rounds."""
-    return float(np.median([entry["seconds"] for entry in history[-10:]])) * (rounds - len(history))
+def _left(seconds: Sequence[float], rounds: int) -> float:
+    """Seconds left for `rounds` rounds, from the median of the last ten."""
+    return float(np.median(seconds[-10:])) * rounds
 
 
 def _write_history(path: Path, history: Sequence[Mapping[str, Any]]) -> None:

@@ -16,7 +16,8 @@ from tff_pipeline.privacy import account, anchor, distributed
 from tff_pipeline.privacy.comparison import Record
 from tff_pipeline.privacy.ledger import Ledger
 from tff_pipeline.privacy.plan import PrivacyPlan, make
-from tff_pipeline.privacy.statement import rounded_up, sentences
+from tff_pipeline.privacy.statement import sentences
+from tff_pipeline.rounding import rounded_up
 
 _HEAD = 2**14  # weights that are planned for where the labels are not known yet
 
@@ -368,7 +369,7 @@ def _budget(config: Config) -> tuple[dict[str, Any], list[str]]:
         limit = f"of a budget of {budget:g}" if budget is not None else "and no budget is set"
         room = "" if left is None else f"; {left} more rounds of this configuration fit"
         lines.append(
-            f"{name}: {len(each.entries())} rounds charged, {_together(spent, config.privacy.unit)} at delta {delta:g} {limit}{room}"
+            f"{name}: {len(each.entries())} rounds charged, {_together(spent, config.privacy.unit)} at delta {delta!r} {limit}{room}"
         )
     if missing:
         lines.append(f"How many rounds are left cannot be said: {missing}")

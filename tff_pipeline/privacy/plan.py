@@ -9,7 +9,7 @@ import functools
 import math
 from typing import Any
 
-from tff_pipeline.config import Config
+from tff_pipeline.config import Config, PrivacySection
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy import accounting, distributed
 from tff_pipeline.privacy.distributed import Integers
@@ -87,6 +87,11 @@ class PrivacyPlan:
     @property
     def private(self) -> bool:
         return self.mechanism != "none"
+
+    @property
+    def large_delta(self) -> bool:
+        """Whether delta is at or above one in the number of units: publishing one of them outright would satisfy it."""
+        return self.delta is not None and self.delta * self.clients >= 1
 
     @property
     def denominator(self) -> float:
@@ -341,7 +346,8 @@ def make(config: Config, *, clients: int, dimension: int) -> PrivacyPlan:
     With `target_epsilon` the smallest noise is found that stays at or under it.
 
     Raises:
-      PrivacyError: if the cohort is larger than the population, or no noise reaches the target.
+      PrivacyError: if the cohort is larger than the population, no noise reaches the target, or delta is too large for the
+        population and the configuration does not insist.
     """
     privacy, training = config.privacy, config.training
     if clients < 1:
@@ -359,6 +365,7 @@ def make(config: Config, *, clients: int, dimension: int) -> PrivacyPlan:
             )
             + "; expected at most that many."
         )
+    _require_small_delta(privacy, clients)
     # As many rounds as everybody has a turn in. The last clients may be left without, so that the expected cohort is exact.
     rounds_per_tree = math.floor(clients / training.clients_per_round) if privacy.mechanism == "tree" else 0
     noise_multiplier = 0.0
@@ -407,6 +414,17 @@ def make(config: Config, *, clients: int, dimension: int) -> PrivacyPlan:
         plan = dataclasses.replace(plan, noise_multiplier=round(plan.noise_multiplier + 0.001, 3))
     _ = plan.noise_stddev  # refuses a cohort that is too small for adaptive clipping
     return plan
+
+
+def _require_small_delta(privacy: PrivacySection, clients: int) -> None:
+    if privacy.delta is None or privacy.delta * clients < 1 or privacy.allow_large_delta:
+        return
+    units = "training clients" if privacy.unit == "client" else "silos"
+    raise PrivacyError(
+        f"privacy.delta is {privacy.delta!r}, and the population has {clients} {units}; expected a delta below one in their number, {1 / clients:.3g}. "
+        f"Delta is the probability with which the guarantee may fail: publishing everything about one of the {units}, chosen at random, would satisfy such a delta. "
+        f"A tenth of {1 / clients:.3g} or less is usual. Lower privacy.delta, or insist with privacy.allow_large_delta = true; the statement then says so."
+    )
 
 
 def _grain(stddev: float) -> float:

@@ -6,6 +6,7 @@ from xml.sax.saxutils import escape
 
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy.plan import PrivacyPlan
+from tff_pipeline.rounding import rounded_up
 
 _WIDTH, _HEIGHT, _MARGIN = 460, 320, 56
 _POINTS = 12
@@ -42,7 +43,7 @@ def svg(plan: PrivacyPlan, epsilon: float) -> str:
         if plan.trees
         else f"in a round with probability {plan.sampling_probability:.4g}"
     )
-    title = f"epsilon at delta {plan.delta:g}: {plan.clients} {plan.unit}s, each {part}"
+    title = f"epsilon at delta {plan.delta!r}: {plan.clients} {plan.unit}s, each {part}"
     panels = [
         _panel(found["rounds"], (plan.rounds, epsilon), "rounds", f"at noise multiplier {plan.noise_multiplier:g}", 0),
         _panel(
@@ -84,7 +85,7 @@ def _panel(
     centre = left + _WIDTH / 2
     parts += [
         f'<polyline points="{line}" fill="none" stroke="#1f6fb2" stroke-width="2"/>',
-        f'<circle cx="{mark_x:.1f}" cy="{mark_y:.1f}" r="4" fill="#c0392b"/><text x="{mark_x + 8:.1f}" y="{mark_y - 6:.1f}">{here[1]:.4g}</text>',
+        f'<circle cx="{mark_x:.1f}" cy="{mark_y:.1f}" r="4" fill="#c0392b"/><text x="{mark_x + 8:.1f}" y="{mark_y - 6:.1f}">{rounded_up(here[1])}</text>',
         f'<text x="{centre}" y="{30 + _HEIGHT - 12}" text-anchor="middle">{escape(label)}</text>',
         f'<text x="{centre}" y="46" text-anchor="middle" fill="#555">epsilon, {escape(subtitle)}</text>',
     ]

@@ -31,7 +31,8 @@ class RoundResult:
 
     Attributes:
       state: the server's state after it.
-      metrics: by the last parts of their TFF names ("loss", "accuracy", ...).
+      metrics: by the last parts of their TFF names ("loss", "accuracy", ...); of the clients none where the silos add the
+        noise.
       bytes_down, bytes_up: what the server sent to each silo, and each silo to the server; None for a simulation.
     """
 
