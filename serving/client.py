@@ -162,6 +162,15 @@ class RestClient:
         found = self._call("GET", "", b"")["model_version_status"]
         return {int(each["version"]): each["state"] for each in found}
 
+    def failures(self) -> dict[int, str]:
+        """Why versions could not be loaded, in the server's words; versions without a failure are not in it."""
+        found = self._call("GET", "", b"")["model_version_status"]
+        return {
+            int(each["version"]): each["status"].get("error_message") or each["status"]["error_code"]
+            for each in found
+            if each["state"] == "END" and each.get("status", {}).get("error_code", "OK") != "OK"
+        }
+
     def answering_version(self) -> int:
         """The version that answers what this client asks for, such as its label; a ServerError where none does."""
         return int(self._call("GET", "/metadata", b"")["model_spec"]["version"])
