@@ -8,7 +8,7 @@ import pytest
 from prepare_helpers import VOCABULARY
 
 from beam_jobs import steps
-from beam_jobs.formats import Columns, Fields
+from beam_jobs.formats import Columns, Fields, Reject
 from beam_jobs.rows import Rows, hashes_to_numbers, numbers_to_hashes
 from beam_jobs.spill import SegmentWriter, read_segments
 from tff_pipeline.tokenization import Tokenizer
@@ -162,10 +162,10 @@ def test_batches_end_by_rows_and_by_characters(monkeypatch):
 
 def test_rejects_keep_their_lines():
     (batch,) = batches(
-        [columns((2, "help", " x ", "anna", " g "), (3, "", "x", "anna", ""), rejects=[(1, "not JSON")])]
+        [columns((2, "help", " x ", "anna", " g "), (3, "", "x", "anna", ""), rejects=[Reject(1, "not JSON")])]
     )
 
-    assert batch.rejects == [(1, "not JSON"), (3, "empty text")]
+    assert batch.rejects == [Reject(1, "not JSON"), Reject(3, "empty text")]
     assert (batch.lines, batch.labels, batch.groups) == ([2], ["x"], ["g"])
     assert batch.clients == steps.client_hash(KEYS, "anna")
 
@@ -195,7 +195,7 @@ def test_many_rows_at_once_are_judged_as_each_by_itself(row, labels, has_client)
     reason = steps.check(Fields(text, label.strip(), client, group), labels, has_client=has_client)
 
     (batch,) = batches([columns(FINE, row, FINE)], labels, has_client=has_client)
-    assert batch.rejects == ([(line, reason)] if reason else [])
+    assert batch.rejects == ([Reject(line, reason)] if reason else [])
     assert batch.texts == (["help", "help"] if reason else ["help", text, "help"])
     assert set(batch.labels) <= {"x", label.strip()}
 
@@ -223,7 +223,7 @@ def test_tokenize_keeps_the_order_and_rejects_what_has_no_tokens():
     done = steps.tokenize(batch, TOKENIZER)
 
     assert (done.file, done.read) == (3, 4)
-    assert done.rejects == [(3, "empty text")]
+    assert done.rejects == [Reject(3, "empty text")]
     assert numbers_to_hashes(done.rows.clients) == [AB, bytes(16), AB]
     assert (done.rows.files.tolist(), done.rows.lines.tolist()) == ([3] * 3, [1, 2, 4])
     assert [example.labels for example in examples(done.rows)] == [("x",), ("y",), ("z",)]
