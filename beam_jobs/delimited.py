@@ -8,8 +8,8 @@ people's rows together into one field. What is done about it:
 - A record that breaks the rules of quoting is rejected with all of its lines, and so is one longer than the limit, of which
   only the state of its quotes is kept on the way to its end.
 - A quote still open at the end of the file stops the job.
-- The next row begins on the line after, unless the last rejected line, read as the beginning of a row, opens a quote itself:
-  then the lines up to its end are rejected too.
+- The next row begins on the line after, unless the quote that broke the rules opens another row's field of several lines: then
+  the lines up to its end are rejected too.
 """
 
 import csv
@@ -176,9 +176,10 @@ class _Reader:
         return ""
 
     def _reject(self, line: int, record: Sequence[str], reason: str) -> Columns:
-        """Rejects a record; and if its last line, read as the beginning of a row, opens a quote, the lines up to its end."""
+        """Rejects a record. One of broken quotes mostly ends at a quote that opens another row's field, not at its own closing
+        one: then, if the last line as the beginning of a row leaves a quote open, the lines up to its end are rejected too."""
         rejecting = _Rejecting(line, reason, self._quotes(), len(record))
-        if len(record) > 1:
+        if len(record) > 1 and reason == BROKEN_QUOTING:
             rejecting.quotes.feed(record[-1])
         if rejecting.quotes.open:
             self._rejecting = rejecting

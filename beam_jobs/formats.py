@@ -132,7 +132,7 @@ def _row_of(line: int, values: Sequence[Any], source: Source) -> RawRow:
     Raises:
       InputError: if the client is a value that cannot name a person, or may stand for several.
     """
-    texts = []
+    texts: list[Any] = []
     for value in values:
         if isinstance(value, str):
             texts.append(value)
@@ -444,7 +444,7 @@ class _Sentence:
         self.reason = ""
 
     def add(self, line: str, number: int, word_at: int, tag_at: int, limit: int) -> None:
-        self.count(number, len(line.encode("utf-8", "surrogateescape")), limit)
+        self.count(number, len(line) if line.isascii() else len(line.encode("utf-8", "surrogateescape")), limit)
         fields = line.split("\t") if "\t" in line else line.split()
         if len(fields) <= max(word_at, tag_at):
             self.reason = self.reason or WRONG_FIELDS

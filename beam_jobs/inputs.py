@@ -218,9 +218,9 @@ def _match_local(pattern: str, section: SiloSection, warnings: list[Warned]) -> 
         )
     candidates = [folder]
     if rest:
-        expression = re.compile(re.escape(folder.rstrip("/") + "/") + FileSystem.translate_pattern(rest))
-        everywhere = "/" in rest or "**" in rest
-        candidates = [path for path in _listed(folder, section, everywhere=everywhere) if expression.match(path)]
+        matches, begin = re.compile(FileSystem.translate_pattern(rest)).match, len(folder.rstrip("/")) + 1
+        listed = _listed(folder, section, everywhere="/" in rest or "**" in rest)
+        candidates = [path for path in listed if matches(path[begin:])]
     paths = []
     for path in candidates:
         if not os.path.lexists(path):

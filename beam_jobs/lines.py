@@ -66,7 +66,7 @@ def decompressed(file: BinaryIO, source: Source) -> io.BufferedReader:
     Raises:
       InputError: if there is nothing, or what is there is not what can be read: an archive, another encoding than UTF-8.
     """
-    buffered = file if isinstance(file, io.BufferedReader) else io.BufferedReader(file)  # type: ignore[arg-type]
+    buffered: Any = file if isinstance(file, io.BufferedReader) else io.BufferedReader(cast(io.RawIOBase, file))
     head = buffered.peek(16)
     if not head:
         raise InputError(

@@ -573,7 +573,7 @@ def test_a_list_of_labels_keeps_its_order(case):
         ("text,label,client\n", "data.csv: holds no rows, only a header or blank lines"),
         (
             "texts,label,client\nhelp,x,anna\n",
-            "there is no column 'text'; found 'texts', 'label', 'client'. Did you mean 'texts'?",
+            "there is no column 'text' in the first line; found 3 columns, among them 'label', 'client'. The column at position 1 is",
         ),
         (gzip.compress(GOOD.encode())[:-9], "data.csv: the compressed data is cut short or damaged"),
         (GOOD + '"help,x,anna\n', "a quote opened in the row that begins on line 6 is still open"),
@@ -657,7 +657,7 @@ def test_a_text_column_taken_for_labels_does_not_reach_the_manifest(case):
 
     message = refusal(case)
 
-    assert "silo 'bank': the label column 'client' has 1,001 different values; expected at most 1,000" in message
+    assert "silo 'bank': the label column 'client' has more than 1,000 different values (prepare.max_labels)" in message
     assert "Correct `label` of the silo, or list the labels in task.labels." in message
 
 
