@@ -67,6 +67,7 @@ class _Reader:
     """Takes a file's lines block by block, returns its rows. Between blocks it keeps the lines of a record without end."""
 
     def __init__(self, source: Source):
+        csv.field_size_limit(sys.maxsize)  # of the whole process; what is given to csv here is within the limit already
         self._source = source
         self._delimiter = "\t" if source.silo.format == "tsv" else ","
         self._table: _Table | None = None
@@ -129,7 +130,6 @@ class _Reader:
         return _Quotes(self._delimiter if self._source.silo.quoting else "")
 
     def _csv(self, lines: Sequence[str]) -> Any:
-        csv.field_size_limit(sys.maxsize)  # of the whole process; what comes here is within the limit already
         if not self._source.silo.quoting:
             return csv.reader(lines, delimiter=self._delimiter, quoting=csv.QUOTE_NONE)
         # strict: a quote that is still open at the end is an error, not one long last field.
@@ -148,6 +148,7 @@ class _Reader:
     def _one_by_one(self, lines: list[str]) -> tuple[int, Columns]:
         """Record by record, for SLICE_ROWS lines or until one has no end here: how many lines those were, and their rows."""
         rows, collected = self._csv(lines), _columns()
+        plain: list[list[str]] = []  # rows of one line each, the last ones before `at`
         at = 0
         while at < min(len(lines), SLICE_ROWS) and self._rejecting is None:
             try:
@@ -156,6 +157,11 @@ class _Reader:
                 if "unexpected end of data" in str(error):
                     break
                 row = None
+            if row is not None and rows.line_num == at + 1 and self._table is not None:
+                plain.append(row)
+                at += 1
+                continue
+            collected, plain = self._with(collected, self._line + at, plain), []
             record, line = lines[at : rows.line_num], self._line + at
             if reason := self._reason(record, row):
                 columns = self._reject(line, record, reason)
@@ -163,7 +169,11 @@ class _Reader:
                 columns = self._take(line, len(record), row or [])
             collected = _joined(collected, columns)
             at = rows.line_num
-        return at, collected
+        return at, self._with(collected, self._line + at, plain)
+
+    def _with(self, collected: Columns, line: int, plain: list[list[str]]) -> Columns:
+        """`collected`, with rows of one line each behind it, which end before `line`."""
+        return _joined(collected, cast(_Table, self._table).columns(line - len(plain), plain)) if plain else collected
 
     def _reason(self, record: Sequence[str], row: Sequence[str] | None) -> str:
         """Why the lines of a record cannot be trusted to be one row; "" if they can."""
@@ -254,7 +264,7 @@ class _Table:
     def columns(self, line: int, rows: list[list[str]]) -> Columns:
         """Rows of one line each, the first of them on `line`; a blank line is an empty row."""
         kept, rejects, blank = range(line, line + len(rows)), list[Reject](), 0
-        if any(len(row) != self._width for row in rows):
+        if set(map(len, rows)) != {self._width}:
             rejects = [
                 Reject(number, WRONG_FIELDS)
                 for number, row in zip(kept, rows, strict=True)
@@ -281,7 +291,7 @@ class _Table:
 
     def _remember(self, labels: list[str], rows: list[list[str]]) -> None:
         if self._listed is None and len(self._seen) < _SEEN_LABELS:
-            self._seen.update(map(str.strip, labels))
+            self._seen.update(map(str.strip, set(labels) - self._seen))
             self._seen.discard("")
         if self._styled < _STYLE_ROWS and self._width > 1:
             self._styled += len(rows)

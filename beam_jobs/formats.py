@@ -146,7 +146,7 @@ def _row_of(line: int, values: Sequence[Any], source: Source) -> RawRow:
             texts.append(_text_of(value))
         else:
             texts.append(None)
-    if type(values[2]) is not str and source.silo.client:
+    if type(values[2]) not in (str, bytes) and source.silo.client:
         _require_name(values[2], line, source)
     return RawRow(line, None, NOT_A_VALUE) if None in texts else RawRow(line, Fields(*texts))
 
@@ -230,7 +230,10 @@ def _json_row(number: int, line: bytes, keys: Sequence[bytes], source: Source) -
     value = _json_object(line)
     if isinstance(value, str):
         return RawRow(number, None, value)
-    if _repeats(line, keys, source):
+    for key in keys:
+        if line.count(key) > 1 and _repeats(line, source):
+            return RawRow(number, None, REPEATED_KEY)
+    if b"\\u" in line and _ESCAPED_KEY.search(line) and _repeats(line, source):
         return RawRow(number, None, REPEATED_KEY)
     try:
         values = [value[column] if column else "" for column in source.wanted]
@@ -255,10 +258,8 @@ def _json_object(line: bytes) -> dict[str, Any] | str:
 _ESCAPED_KEY = re.compile(rb'"(?:[^"\\]|\\.)*?\\u(?:[^"\\]|\\.)*"\s*:')
 
 
-def _repeats(line: bytes, keys: Sequence[bytes], source: Source) -> bool:
+def _repeats(line: bytes, source: Source) -> bool:
     """Whether an object has a configured key twice: readers of JSON differ in which value they take."""
-    if not any(line.count(key) > 1 for key in keys) and not (b"\\u" in line and _ESCAPED_KEY.search(line)):
-        return False
     try:
         pairs = json.loads(line.removeprefix(BYTE_ORDER_MARK), object_pairs_hook=list)
     except (ValueError, RecursionError):
@@ -345,12 +346,15 @@ def _parquet(content: BinaryIO, source: Source) -> Rows:
             for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=columns):
                 lists = {name: _values(batch.column(index)) for index, name in enumerate(batch.schema.names)}
                 empty = [""] * batch.num_rows
+                small = sum(map(_largest, batch.columns)) <= source.limit
                 for values in zip(*(lists[column] if column else empty for column in source.wanted), strict=True):
                     number += 1
-                    row = RawRow(number, None, TOO_LONG)
-                    if sum(len(value) for value in values if isinstance(value, bytes)) <= source.limit:
+                    if small or sum(len(value) for value in values if isinstance(value, bytes)) <= source.limit:
                         row = _row_of(number, values, source)
-                    rows += row.fields is not None
+                    else:
+                        row = RawRow(number, None, TOO_LONG)
+                    if row.fields is not None:
+                        rows += 1
                     yield row
     except pyarrow.ArrowException as error:
         raise InputError(
@@ -381,8 +385,19 @@ def _values(column: Any) -> list[Any]:
 
     if not pyarrow.types.is_dictionary(column.type):
         return (column.cast(pyarrow.large_binary()) if _is_text(column.type) else column).to_pylist()
+    if _largest(column) * len(column) <= PARQUET_BYTES:
+        return _values(column.dictionary_decode())
     values = _values(column.dictionary)
     return [None if index is None else values[index] for index in column.indices.to_pylist()]
+
+
+def _largest(column: Any) -> int:
+    """Bytes of the longest text in a column; 0 if it has none."""
+    from pyarrow import compute, types
+
+    if types.is_dictionary(column.type):
+        column = column.dictionary
+    return (compute.max(compute.binary_length(column)).as_py() or 0) if _is_text(column.type) else 0
 
 
 # -- conll -------------------------------------------------------------------------------------------------------------

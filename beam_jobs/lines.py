@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple, cast
 
+import numpy as np
+
 from beam_jobs.reading import Source
 from tff_pipeline.errors import InputError
 
@@ -231,10 +233,13 @@ class Lines:
         return max(piece.rfind(b"\n"), piece.rfind(b"\r") if self._carriage_returns else -1) + 1
 
     def _count(self, block: bytes) -> int:
-        lines = block.count(b"\n")
-        if self._carriage_returns and b"\r" in block:
-            lines += block.count(b"\r") - block.count(b"\r\n")
-        return lines
+        data = np.frombuffer(block, np.uint8)
+        newlines = data == 0x0A
+        if not self._carriage_returns or b"\r" not in block:
+            return int(np.count_nonzero(newlines))
+        carriage_returns = data == 0x0D
+        both = np.count_nonzero(carriage_returns[:-1] & newlines[1:])
+        return int(np.count_nonzero(newlines) + np.count_nonzero(carriage_returns) - both)
 
 
 def text_lines(block: bytes, *, carriage_returns: bool = False) -> list[str]:

@@ -5,6 +5,7 @@ object may be names of people; so messages give the number of columns, and only 
 """
 
 import difflib
+import operator
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -69,7 +70,7 @@ class LineCounts(NamedTuple):
         return self.read - sum(self[1:])
 
     def plus(self, other: "LineCounts") -> "LineCounts":
-        return LineCounts(*(one + more for one, more in zip(self, other, strict=True)))
+        return LineCounts(*map(operator.add, self, other))
 
 
 class Columns(NamedTuple):

@@ -213,10 +213,11 @@ def _checked(rows: Columns, known_labels: frozenset[str] | None, *, has_client: 
 
 def normal_names(names: Sequence[str]) -> list[str]:
     """Names without blanks around them, and composed as Unicode's NFC has them: what looks the same is the same."""
-    stripped = list(map(str.strip, names))
-    if all(map(str.isascii, stripped)):
-        return stripped
-    return [unicodedata.normalize("NFC", name) for name in stripped]
+    normal = {name: name.strip() for name in set(names)}
+    for name, stripped in normal.items():
+        if not stripped.isascii():
+            normal[name] = unicodedata.normalize("NFC", stripped)
+    return list(map(normal.__getitem__, names))
 
 
 def _all_good(rows: Columns, known_labels: frozenset[str] | None, *, has_client: bool) -> bool:
