@@ -5,8 +5,9 @@ people's rows together into one field. What is done about it:
 
 - A record of several lines is looked at line by line (`_Table.glued`). Where lines inside the field look like rows of this
   file, nobody can tell whose text it is: all of its lines are rejected.
-- A record that breaks the rules of quoting is rejected with all of its lines, and so is one longer than the limit, of which
-  only the state of its quotes is kept on the way to its end.
+- A record that breaks the rules of quoting is rejected with all of its lines.
+- A record longer than the limit is rejected; only the state of its quotes is kept on the way to its end, and how many of its lines
+  look like rows.
 - A quote still open at the end of the file stops the job.
 - The next row begins on the line after, unless the quote that broke the rules opens another row's field of several lines: then
   the lines up to its end are rejected too.
@@ -57,10 +58,20 @@ def read(content: BufferedReader, source: Source) -> Iterator[Columns]:
 
 
 class _Rejecting:
-    """Lines that are rejected together; `quotes` knows whether the last of them ends what they are part of."""
+    """Lines that are rejected together; `quotes` knows whether the last of them ends what they are part of.
 
-    def __init__(self, line: int, reason: str, quotes: "_Quotes", rows: int = 0):
-        self.line, self.reason, self.quotes, self.rows = line, reason, quotes, rows
+    They stand for as many rows as they are lines, or for one, where they are one text that is too long and the lines inside it
+    (`like_rows` of `inner`) do not look like rows.
+    """
+
+    def __init__(self, line: int, reason: str, quotes: "_Quotes", lines: int = 0):
+        self.line, self.reason, self.quotes, self.lines = line, reason, quotes, lines
+        self.certain, self.like_rows, self.inner = False, 0, 0
+
+    @property
+    def rows(self) -> int:
+        several = self.reason != TOO_LONG or self.certain or self.like_rows > self.inner / 2
+        return self.lines if several else 1
 
 
 class _Reader:
@@ -100,13 +111,12 @@ class _Reader:
     def long_line(self, line: LongLine) -> Iterator[Columns]:
         """A line above the limit is rejected, with the record it belongs to."""
         rejecting = self._rejecting = self._rejecting or _Rejecting(self._line, TOO_LONG, self._quotes())
-        for waiting in self._waiting:
-            rejecting.quotes.feed(waiting)
+        waiting, self._waiting = self._waiting, []
+        self._reject_more(rejecting, waiting)
         for piece in line.pieces:
             rejecting.quotes.feed(piece.decode("latin-1"))  # quotes and delimiters are ASCII
-        rejecting.rows += len(self._waiting) + 1
-        self._line += len(self._waiting) + 1
-        self._waiting = []
+        rejecting.lines += 1
+        self._line += len(waiting) + 1
         if not rejecting.quotes.open:
             yield self._end_rejecting(rejecting)
 
@@ -179,10 +189,10 @@ class _Reader:
         """Why the lines of a record cannot be trusted to be one row; "" if they can."""
         if row is None:
             return BROKEN_QUOTING
-        if len(record) > 1 and _size(record) > self._source.limit:
-            return TOO_LONG
         if len(record) > 1 and self._table is not None and self._table.glued(record, row):
             return ROWS_IN_A_FIELD
+        if len(record) > 1 and _size(record) > self._source.limit:
+            return TOO_LONG
         return ""
 
     def _reject(self, line: int, record: Sequence[str], reason: str) -> Columns:
@@ -199,10 +209,15 @@ class _Reader:
     def _reject_more(self, rejecting: _Rejecting, lines: Sequence[str]) -> tuple[int, Columns]:
         """Rejects lines up to the end of the record: how many, and the reject where the end is among them."""
         for count, line in enumerate(lines, start=1):
+            inner = rejecting.lines > 0
             rejecting.quotes.feed(line)
-            rejecting.rows += 1
+            rejecting.lines += 1
             if not rejecting.quotes.open:
                 return count, self._end_rejecting(rejecting)
+            if inner and self._table is not None and rejecting.reason == TOO_LONG and line.strip():
+                like, certain = self._table.like_a_row(line)
+                rejecting.inner, rejecting.like_rows = rejecting.inner + 1, rejecting.like_rows + like
+                rejecting.certain = rejecting.certain or certain
         return len(lines), _columns()
 
     def _end_rejecting(self, rejecting: _Rejecting) -> Columns:
@@ -213,7 +228,7 @@ class _Reader:
                 f"{self._source.limit:,} bytes, and a closing quote for each opening one."
             )
         reject = Reject(rejecting.line, rejecting.reason, rejecting.rows)
-        return _columns([reject], LineCounts(rejected=rejecting.rows))
+        return _columns([reject], LineCounts(rejected=rejecting.lines))
 
     def _take(self, line: int, lines: int, row: list[str]) -> Columns:
         """A record as columns; the first one says what the columns are."""
@@ -255,7 +270,7 @@ class _Table:
             header,
             source,
             kind="column",
-            place="`columns`" if given else "the first line",
+            location="`columns`" if given else "the first line",
             shown="all" if given else "none",
             hint="" if given else ", or set `columns` if the file has no header",
         )
@@ -311,7 +326,7 @@ class _Table:
         names = [row[at] for at in self._at[1:] if at in broken]
         if any("\n" in name.strip() or "\r" in name.strip() for name in names):
             return True
-        inner = [(line.rstrip("\r\n").split(self._delimiter), 0, self._width) for line in record if line.strip()]
+        inner = [(self._split(line), 0, self._width) for line in record if line.strip()]
         if len(row) == self._width and broken:
             first, last = broken[0], broken[-1]
             begins = [*row[:first], *_lines_of(row[first])[0].split(self._delimiter)]
@@ -321,6 +336,13 @@ class _Table:
             inner += [(ends, 0, last)] if last > 0 else []
         alike = [self._like_a_row(fields, begin, end) for fields, begin, end in inner]
         return any(certain for _, certain in alike) or sum(like for like, _ in alike) > len(alike) / 2
+
+    def like_a_row(self, line: str) -> tuple[bool, bool]:
+        """Whether a line inside a field looks like a row, and whether its label says that it surely is one."""
+        return self._like_a_row(self._split(line), 0, self._width)
+
+    def _split(self, line: str) -> list[str]:
+        return line.rstrip("\r\n").split(self._delimiter)
 
     def _like_a_row(self, fields: Sequence[str], begin: int, end: int) -> tuple[bool, bool]:
         """Whether fields look like a row, and whether their label says that they surely are one; those from `begin` to `end`
@@ -362,11 +384,11 @@ def _columns(rejects: list[Reject] | None = None, counts: LineCounts | None = No
     return Columns([], [], [], [], [], rejects or [], counts or LineCounts())
 
 
-def _joined(one: Columns, other: Columns) -> Columns:
-    """`one`, with what `other` holds behind it."""
-    for column, values in zip(one[:6], other[:6], strict=True):
+def _joined(first: Columns, second: Columns) -> Columns:
+    """`first`, with what `second` holds behind it."""
+    for column, values in zip(first[:6], second[:6], strict=True):
         column.extend(values)  # type: ignore[arg-type]
-    return one._replace(counts=one.counts.plus(other.counts))
+    return first._replace(counts=first.counts.plus(second.counts))
 
 
 def _size(lines: Sequence[str]) -> int:

@@ -195,7 +195,7 @@ def _check_jsonl(content: io.BufferedReader, source: Source) -> None:
         if number >= _HEAD_ROWS:
             break
     if objects:
-        require(list(fields), source, kind="field", place=f"the first {objects} objects", shown="near")
+        require(list(fields), source, kind="field", location=f"the first {objects} objects", shown="near")
 
 
 def _json_lines(lines: Lines) -> Iterator[tuple[int, bytes | None]]:
@@ -297,7 +297,7 @@ def _parquet_file(content: BinaryIO, source: Source) -> Any:
         raise InputError(
             f"{source.name}: not a readable parquet file ({type(error).__name__}); expected one that was written to its end. Export it again."
         ) from None
-    require(schema.names, source, kind="column", place="the schema", shown="all")
+    require(schema.names, source, kind="column", location="the schema", shown="all")
     for key, column in zip(("text", "label", "client", "group"), source.wanted, strict=True):
         if column:
             _require_type(schema.field(column).type, key, column, source)
@@ -397,7 +397,9 @@ def _largest(column: Any) -> int:
 
     if types.is_dictionary(column.type):
         column = column.dictionary
-    return (compute.max(compute.binary_length(column)).as_py() or 0) if _is_text(column.type) else 0
+    if not _is_text(column.type):
+        return 0
+    return compute.call_function("max", [compute.call_function("binary_length", [column])]).as_py() or 0
 
 
 # -- conll -------------------------------------------------------------------------------------------------------------
@@ -444,7 +446,7 @@ def _check_conll(content: io.BufferedReader, source: Source) -> None:
             [key for key in keys if key],
             wanted,
             kind="comment key",
-            place=f"the first {_HEAD_ROWS * 10:,} lines",
+            location=f"the first {_HEAD_ROWS * 10:,} lines",
             shown="near",
         )
 

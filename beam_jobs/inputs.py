@@ -261,8 +261,8 @@ def _listed(folder: str, section: SiloSection, *, everywhere: bool) -> list[str]
         ) from None
 
     paths = []
-    for place, folders, names in os.walk(folder, onerror=failed):
-        paths += [os.path.join(place, name) for name in names]
+    for directory, folders, names in os.walk(folder, onerror=failed):
+        paths += [os.path.join(directory, name) for name in names]
         if not everywhere:
             folders.clear()
     return paths

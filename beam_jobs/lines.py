@@ -141,7 +141,7 @@ def _encoding_by_nuls(start: bytes) -> str:
     """ "UTF-16LE" and its like where the NUL bytes lie as theirs do; "" where there are few, which are a row's own damage."""
     if start.count(0) < max(2, len(start) // 20):
         return ""
-    shares = [start[place::4].count(0) / max(1, len(start[place::4])) for place in range(4)]
+    shares = [start[offset::4].count(0) / max(1, len(start[offset::4])) for offset in range(4)]
     zeros = [share > 0.9 for share in shares]
     if zeros == [False, True, True, True] or (zeros[2:] == [True, True] and not zeros[0]):
         return "UTF-32LE"

@@ -138,7 +138,7 @@ def _plan_job(configuration: Config, section: SiloSection) -> _Job:
     tokenizer = Tokenizer.from_config(configuration.model, prepare_section.max_length)
     labels = config.known_labels(configuration)
     given = frozenset(labels) if labels is not None else None
-    found = inputs.find(
+    silo_inputs = inputs.find(
         section,
         Path(configuration.path).parent,
         lambda path: formats.Source(section, path, prepare_section.max_row_bytes, given),
@@ -148,7 +148,7 @@ def _plan_job(configuration: Config, section: SiloSection) -> _Job:
     identity = {
         "format": FORMAT,
         "rules": RULES,
-        "inputs": [[one["name"], one["split"], one["sha256"]] for one in found.entries],
+        "inputs": [[one["name"], one["split"], one["sha256"]] for one in silo_inputs.entries],
         "settings": settings,
         "tokenizer": tokenizer.fingerprint,
         "client_key": hashlib.sha256(b"fingerprint" + secret).hexdigest(),
@@ -164,8 +164,8 @@ def _plan_job(configuration: Config, section: SiloSection) -> _Job:
             "silo": section.name,
             "id": name,
             "task": configuration.task.kind,
-            "inputs": found.entries,
-            "warnings": [warned._asdict() for warned in found.warnings],
+            "inputs": silo_inputs.entries,
+            "warnings": [warned._asdict() for warned in silo_inputs.warnings],
             "settings": settings,
             "tokenizer": {
                 "fingerprint": tokenizer.fingerprint,
@@ -179,10 +179,10 @@ def _plan_job(configuration: Config, section: SiloSection) -> _Job:
             silo=section,
             prepare=prepare_section,
             known_labels=labels,
-            files=found.files,
-            split_by_files=bool(found.files[0].split),
+            files=silo_inputs.files,
+            split_by_files=bool(silo_inputs.files[0].split),
             secret=str(_secret_path(workdir, section.name)),
-            ranges_per_shard=_ranges_per_shard(found.entries, prepare_section.shards),
+            ranges_per_shard=_ranges_per_shard(silo_inputs.entries, prepare_section.shards),
         ),
     )
 
@@ -558,6 +558,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "path": str(snapshot),
                 **_counts(manifest),
                 "rejects": manifest["rejects"],
+                "lines": manifest["lines"],
+                "warnings": manifest["warnings"],
                 "over_bound": manifest["over_bound"],
             }
         )

@@ -104,14 +104,14 @@ Shown = Literal["all", "near", "none"]
 
 
 def require(
-    names: Sequence[str], source: Source, *, kind: str, place: str, shown: Shown = "none", hint: str = ""
+    names: Sequence[str], source: Source, *, kind: str, location: str, shown: Shown = "none", hint: str = ""
 ) -> None:
     """InputError for the first configured column that `names` lacks, and for one that is there twice.
 
     Args:
       names: what the file has.
       kind: what they are: "column", "field", "comment key".
-      place: where they were looked for.
+      location: where they were looked for.
       shown: which of them the message may hold beside configured ones: all; those that are spelled much like a configured
         one; or none, where they could be a row's values, and positions say enough.
       hint: what else may be done about a missing one.
@@ -124,7 +124,7 @@ def require(
                 f"{source.name}: the {kind} {column!r} is there {names.count(column)} times; expected once. Rename one of them."
             )
         raise InputError(
-            f"{source.name}: there is no {kind} {column!r} in {place}; {_described(names, source, kind, shown)}."
+            f"{source.name}: there is no {kind} {column!r} in {location}; {_described(names, source, kind, shown)}."
             f"{_near(column, names, kind, shown)} Correct `{key}` of silo {source.silo.name!r} in the configuration{hint}."
         )
 

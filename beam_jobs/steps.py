@@ -4,7 +4,8 @@ Rows come in as `formats.Columns`. `batches` rejects or keeps them, `tokenize` t
 `by_range` parts these by ranges of client hashes, `gather` brings the rows of a range together, sorted by client, and
 `bound` keeps at most so many of a client's examples. `write_part` does that for one range and writes the records.
 
-Who is who. A client is the HMAC-SHA256 of its raw id under the silo's client key; the raw id is written nowhere. With
+Who is who. A client is the HMAC-SHA256 of its id, in the form that `normal_id` gives it, under the silo's client key; the id is
+written nowhere. With
 `client = ""` every row (conll: every sentence) is a client of its own, known by the name of its file and its line, so it
 stays itself while files are appended to and files are added; inserting lines makes new clients of the rows below them.
 The split is a second keyed hash, of the client alone, so nothing moves when data grows.

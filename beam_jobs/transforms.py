@@ -64,6 +64,10 @@ class Plan:
                 f"{self.secret}: a Beam worker does not see this file. Workers must share the workdir's file system; "
                 "set pipeline.workdir to a folder they all see, or run in process."
             ) from None
+        except OSError as error:
+            raise errors.ArtifactError(
+                f"{self.secret}: cannot be read ({error.strerror or type(error).__name__}). Check that the account of the workers may read it."
+            ) from None
         return steps.Keys.of(secret)
 
     def source(self, file: inputs.InputFile) -> formats.Source:

@@ -200,6 +200,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(
             f"{path}: no such file. --config takes a TOML file; configs/quickstart.toml is one to start from."
         ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror or type(error).__name__}). Check that it is a file and that this account may read it."
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}.") from None
     for override in overrides:

@@ -239,8 +239,8 @@ def test_a_long_unquoted_field_costs_its_row():
 
 
 @pytest.mark.parametrize("block", [100, 2**18])
-def test_a_long_quoted_field_costs_its_row_with_all_of_its_lines(monkeypatch, block):
-    """The rows after its end are read, whether it is one long line, many short ones, or both."""
+def test_a_long_quoted_field_costs_its_row(monkeypatch, block):
+    """One, since its lines are text; the rows after its end are read, whether it is one long line, many short ones, or both."""
     monkeypatch.setattr(lines, "BLOCK_BYTES", block)
     for long in (
         "a\n" * 2000,
@@ -253,8 +253,30 @@ def test_a_long_quoted_field_costs_its_row_with_all_of_its_lines(monkeypatch, bl
 
         rows, rejects, counts = read(data, source(limit=1024))
         assert [row[3] for row in rows] == ["anna", "carl"]
-        assert rejects == [formats.Reject(3, "too long", long.count("\n") + 1)]
-        assert counts.missing == 0
+        assert rejects == [formats.Reject(3, "too long")]
+        assert (counts.missing, counts.rejected) == (0, long.count("\n") + 1)
+
+
+@pytest.mark.parametrize("block", [100, 2**18])
+@pytest.mark.parametrize("long", ["", "a" * 3000 + "\n"])
+def test_rows_in_a_field_that_is_too_long_are_counted(monkeypatch, block, long):
+    """A quote that is closed 200 rows later, above the limit: 202 rejects, and one more for a long line among them."""
+    monkeypatch.setattr(lines, "BLOCK_BYTES", block)
+    data = (
+        "text,label,client\n"
+        + people(6)
+        + '"lost,x,ben\n'
+        + people(100)
+        + long
+        + people(100)
+        + 'help",y,dora\n'
+        + people(3)
+    )
+
+    rows, rejects, counts = read(data, source(limit=1024))
+    assert [row[3] for row in rows] == ["c0", "c1", "c2", "c3", "c4", "c5", "c0", "c1", "c2"]
+    assert rejects == [formats.Reject(8, "too long", 202 + len(long) // 3000)]
+    assert counts.missing == 0
 
 
 def test_without_quoting_a_long_line_is_a_line():
