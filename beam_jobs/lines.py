@@ -20,6 +20,7 @@ from tff_pipeline.errors import InputError
 
 BLOCK_BYTES = 256 * 2**10
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+XZ_BYTES = 128 * 2**20  # that an archive may take to unpack; xz -9 takes 65 MiB
 _BUFFER_BYTES = 2**20  # of decompressed text
 _LOOK_BYTES = 4096  # how much of a file is looked at to tell its encoding
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
@@ -104,7 +105,7 @@ def _unpacked(buffered: io.BufferedReader, head: bytes, name: str) -> io.Buffere
     if head.startswith(_GZIP):
         content = gzip.GzipFile(fileobj=buffered)
     elif head.startswith(_XZ):
-        content = lzma.LZMAFile(buffered)  # noqa: SIM115, the caller closes what lies below
+        content = _Xz(buffered, name)
     elif _is_bzip2(head):
         content = bz2.BZ2File(buffered)
     elif head[:3] == _BZIP2 and head[3:4].isdigit() and not head.isascii():
@@ -114,6 +115,52 @@ def _unpacked(buffered: io.BufferedReader, head: bytes, name: str) -> io.Buffere
     else:
         return buffered
     return cast(io.BufferedReader, io.BufferedReader(content, _BUFFER_BYTES))
+
+
+class _Xz(io.RawIOBase):
+    """What an xz archive holds. Python's own reader knows no limit on memory, and the archive says how much it takes."""
+
+    def __init__(self, file: io.BufferedReader, name: str):
+        super().__init__()
+        self._file, self._name = file, name
+        self._stream = self._next_stream(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = b""
+        while not data and self._stream is not None:
+            if self._stream.eof:  # another one may follow
+                self._stream = self._next_stream(self._stream.unused_data)
+                continue
+            packed = self._file.read(BLOCK_BYTES) if self._stream.needs_input else b""
+            if self._stream.needs_input and not packed:
+                raise EOFError
+            data = self._unpack(self._stream, packed, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _next_stream(self, packed: bytes) -> lzma.LZMADecompressor | None:
+        """The next stream of the archive, after the zeros that may lie between; None if there is no more."""
+        packed = packed.lstrip(b"\0")
+        while not packed and (block := self._file.read(BLOCK_BYTES)):
+            packed = block.lstrip(b"\0")
+        if not packed:
+            return None
+        stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_BYTES)
+        self._unpack(stream, packed, 0)
+        return stream
+
+    def _unpack(self, stream: lzma.LZMADecompressor, packed: bytes, size: int) -> bytes:
+        try:
+            return stream.decompress(packed, size)
+        except lzma.LZMAError as error:
+            if "memory usage limit" not in str(error).lower():
+                raise
+            raise InputError(
+                f"{self._name}: takes more than {XZ_BYTES >> 20} MiB of memory to unpack, which is more than any preset of xz makes of it. Compress it again, for instance with `xz -9`."
+            ) from None
 
 
 def _refuse_archives(start: bytes, name: str) -> None:

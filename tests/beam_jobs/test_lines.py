@@ -234,6 +234,14 @@ def test_damaged_archives_are_called_damaged(compress, at):
     assert "damaged" in refusal_on_reading(bytes(data), source())
 
 
+def test_xz_archives_of_several_streams_and_one_that_takes_too_much_memory(monkeypatch):
+    packed = lzma.compress(ROWS) + bytes(8) + lzma.compress(b"lost,x\n" * 100_000) + lzma.compress(b"")
+
+    assert len(read(io.BytesIO(packed), source())[0]) == 100_001
+    monkeypatch.setattr(lines, "XZ_BYTES", 2**20)
+    assert "data.csv: takes more than 1 MiB of memory to unpack" in refusal(packed, source())
+
+
 def test_a_stray_nul_is_a_rows_own_damage():
     kept, rejects, _ = read(io.BytesIO(ROWS * 1 + b"a\0b,x\n" + b"help me,y\n" * 20), source())
     assert (len(kept), rejects) == (22, [])
