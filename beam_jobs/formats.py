@@ -4,82 +4,50 @@ Every reader takes an open binary file and yields its rows in the file's order a
 time, as `Columns`: of each row its number and either its fields or the reason why it has none. The number is the physical
 line on which the row begins, counted from 1 (parquet has no lines: the row, counted from 1). Blank lines are no rows.
 
-What makes a whole file unusable raises `InputError`. No message holds text of the silo beyond the names of columns.
+A row larger than `Source.limit` bytes is rejected, and is never in memory (parquet: see `_parquet`). What became of every line
+is counted, and `read_columns` refuses to end where the counts do not add up to the lines of the file.
+
+What makes a whole file unusable raises `InputError`. No message holds a value of a row.
 """
 
-import bz2
-import csv
-import difflib
-import gzip
 import io
-import itertools
-import lzma
-import zlib
+import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, BinaryIO, NamedTuple, cast
+from decimal import Decimal
+from typing import Any, BinaryIO
 
 import msgspec
 
-from tff_pipeline.config import SiloSection
-from tff_pipeline.errors import InputError
-
-# A field longer than this is a quote that was never closed, not a text: without the limit it would swallow the rest of
-# the file, and with it every row in there.
-MAX_FIELD_CHARACTERS = 16 * 2**20
-
-NOT_UTF8 = "not UTF-8"
-NOT_JSON = "not JSON"
-NOT_A_VALUE = "field is not text"
-MISSING_FIELD = "missing field"
-WRONG_FIELDS = "wrong number of fields"
-BROKEN_QUOTING = "broken quoting"
+from beam_jobs import delimited
+from beam_jobs.lines import BYTE_ORDER_MARK, Lines, LongLine, decompressed, readable, text_lines
+from beam_jobs.reading import (
+    MISSING_FIELD,
+    NOT_A_VALUE,
+    NOT_JSON,
+    NOT_UTF8,
+    REPEATED_KEY,
+    TOO_LONG,
+    WRONG_FIELDS,
+    Columns,
+    Fields,
+    LineCounts,
+    RawRow,
+    Reject,
+    Source,
+    Value,
+    require,
+)
+from tff_pipeline.errors import InputError, PipelineError
 
 SLICE_ROWS = 64  # how many rows come at a time: the fewer, the fewer have to be looked at one by one where one is wrong
 SLICE_CHARACTERS = 2**20  # of text, about: of long texts fewer come at a time
 
 _HEAD_ROWS = 100  # how many rows are looked at to say which columns a file has, where it has no header
-_DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
+_EXACT = 2**53  # from here on a float may stand for several whole numbers
 
-Value = str | tuple[str, ...]
-
-
-class Fields(NamedTuple):
-    """The columns of a row that the configuration names; text and label of a sentence (conll) are tuples, one item a word."""
-
-    text: Value
-    label: Value
-    client: str
-    group: str
-
-
-class RawRow(NamedTuple):
-    line: int
-    fields: Fields | None
-    reason: str = ""
-
-
-class Columns(NamedTuple):
-    """Consecutive rows: number and fields of those that have fields, column by column; number and reason of the others."""
-
-    lines: list[int]
-    texts: list[Value]
-    labels: list[Value]
-    clients: list[str]
-    groups: list[str]
-    rejects: list[tuple[int, str]]
-
-
-class Source(NamedTuple):
-    """Where rows come from: the silo's section of the configuration, and the file's name for messages."""
-
-    silo: SiloSection
-    name: str
-
-    @property
-    def wanted(self) -> tuple[str, str, str, str]:
-        """The column names of text, label, client and group; "" for one that is not configured."""
-        return self.silo.text, self.silo.label, self.silo.client, self.silo.group
+Rows = Iterator[RawRow | LineCounts]  # what a reader yields: rows, and what became of lines since it last said so
 
 
 def read_columns(file: BinaryIO, source: Source) -> Iterator[Columns]:
@@ -87,31 +55,42 @@ def read_columns(file: BinaryIO, source: Source) -> Iterator[Columns]:
 
     Raises:
       InputError: if the file as a whole cannot be used: empty, cut short, a missing column, a quote never closed.
+      PipelineError: if some of its lines became neither a row, nor a reject, nor anything else that is counted.
     """
-    readers = {"jsonl": _jsonl, "parquet": _parquet, "conll": _conll}
-    with _readable(source.name):
-        content = _decompressed(file, source)
-        if source.silo.format in readers:
-            yield from _columns(readers[source.silo.format](content, source))
-        else:
-            yield from _delimited(content, source)
+    readers: dict[str, Callable[[Any, Source], Rows]] = {"jsonl": _jsonl, "parquet": _parquet, "conll": _conll}
+    counts = LineCounts()
+    with readable(source.name):
+        content = decompressed(file, source)
+        reader = readers.get(source.silo.format)
+        slices = _columns(reader(content, source)) if reader else delimited.read(content, source)
+        for columns in slices:
+            counts = counts.plus(columns.counts)
+            yield columns
+    if counts.missing:
+        raise PipelineError(
+            f"{source.name}: of {counts.read:,} lines {counts.read - counts.missing:,} are accounted for ({counts}). "
+            "Nothing is prepared from such a count. This is a defect of prepare: please report it with this line."
+        )
 
 
-def _columns(rows: Iterable[RawRow]) -> Iterator[Columns]:
+def _columns(rows: Iterable[RawRow | LineCounts]) -> Iterator[Columns]:
     """Bundles what comes row by row."""
-    found, characters = Columns([], [], [], [], [], []), 0
-    for line, fields, reason in rows:
+    bundle, characters = Columns([], [], [], [], [], []), 0
+    for row in rows:
+        if isinstance(row, LineCounts):
+            bundle = bundle._replace(counts=bundle.counts.plus(row))
+            continue
+        line, fields, reason = row
         if fields is None:
-            found.rejects.append((line, reason))
+            bundle.rejects.append(Reject(line, reason))
         else:
-            for column, value in zip(found, (line, *fields), strict=False):
+            for column, value in zip(bundle[:5], (line, *fields), strict=True):
                 column.append(value)  # type: ignore[arg-type]
             characters += size_of(fields.text)
-        if len(found.lines) + len(found.rejects) >= SLICE_ROWS or characters >= SLICE_CHARACTERS:
-            yield found
-            found, characters = Columns([], [], [], [], [], []), 0
-    if found.lines or found.rejects:
-        yield found
+        if len(bundle.lines) + len(bundle.rejects) >= SLICE_ROWS or characters >= SLICE_CHARACTERS:
+            yield bundle
+            bundle, characters = Columns([], [], [], [], [], []), 0
+    yield bundle
 
 
 def size_of(text: Value) -> int:
@@ -121,21 +100,21 @@ def size_of(text: Value) -> int:
 
 def check_columns(file: BinaryIO, source: Source) -> None:
     """Looks at the head of an open file: InputError if it is empty or lacks a configured column."""
-    checks = {
-        "csv": _check_delimited,
-        "tsv": _check_delimited,
+    checks: dict[str, Callable[[Any, Source], None]] = {
+        "csv": delimited.check,
+        "tsv": delimited.check,
         "jsonl": _check_jsonl,
         "parquet": _check_parquet,
         "conll": _check_conll,
     }
-    with _readable(source.name):
-        checks[source.silo.format](_decompressed(file, source), source)
+    with readable(source.name):
+        checks[source.silo.format](decompressed(file, source), source)
 
 
 @contextmanager
 def opened(open_file: Callable[[str], BinaryIO], path: str) -> Iterator[BinaryIO]:
     """`open_file(path)`, closed at the end; InputError if it cannot be opened."""
-    with _readable(path):
+    with readable(path):
         file = open_file(path)
     try:
         yield file
@@ -143,193 +122,129 @@ def opened(open_file: Callable[[str], BinaryIO], path: str) -> Iterator[BinaryIO
         file.close()
 
 
-@contextmanager
-def _readable(name: str) -> Iterator[None]:
-    """Turns what libraries raise on a damaged file into an InputError that names it."""
-    try:
-        yield
-    except _DAMAGED as error:
-        raise InputError(
-            f"{name}: the compressed data is cut short or damaged ({type(error).__name__}). Copy the file again, and check it with `gzip -t` or its like."
-        ) from None
-    except OSError as error:
-        raise InputError(
-            f"{name}: cannot be read ({error.strerror or type(error).__name__}). Check that the file is there, whole, and that this account may read it."
-        ) from None
+# -- values that have types --------------------------------------------------------------------------------------------
 
 
-def _decompressed(file: BinaryIO, source: Source) -> io.BufferedReader:
-    """The file's content; compression is recognised by its first bytes, so that a wrong file name does no harm.
+def _row_of(line: int, values: Sequence[Any], source: Source) -> RawRow:
+    """A row of values that have types: null counts as empty, numbers and truth values as their text, a whole number as the
+    same text whatever its type; anything nested is rejected.
 
-    Beam would decompress too, but takes a gzip that is cut short for one that has ended.
+    Raises:
+      InputError: if the client is a value that cannot name a person, or may stand for several.
     """
-    buffered = file if isinstance(file, io.BufferedReader) else io.BufferedReader(file)  # type: ignore[arg-type]
-    head = buffered.peek(8)
-    if not head:
-        raise InputError(
-            f"{source.name}: the file is empty (0 bytes); expected {source.silo.format} rows. Export it again, or take it out of the silo's input."
-        )
-    if head.startswith(b"\x1f\x8b"):
-        content: Any = gzip.GzipFile(fileobj=buffered)
-    elif head.startswith(b"\xfd7zXZ\x00"):
-        content = lzma.LZMAFile(buffered)  # noqa: SIM115, the caller closes what lies below
-    elif head.startswith(b"BZh") and head[4:8] == b"1AY&":
-        content = bz2.BZ2File(buffered)
-    else:
-        content = buffered
-    content = content if content is buffered else io.BufferedReader(content, 1 << 20)
-    start = content.peek(4)
-    if not start:
-        raise InputError(
-            f"{source.name}: the file is empty (nothing is compressed in it); expected {source.silo.format} rows. Export it again, or take it out of the silo's input."
-        )
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise InputError(
-            f"{source.name}: the file is UTF-16; expected UTF-8. Convert it, for instance with `iconv -f UTF-16 -t UTF-8`."
-        )
-    return cast(io.BufferedReader, content)
-
-
-def _require(found: Sequence[str], source: Source, *, what: str, hint: str = "") -> None:
-    """InputError for the first configured column that `found` lacks."""
-    for key, column in zip(("text", "label", "client", "group"), source.wanted, strict=True):
-        if column and column not in found:
-            near = difflib.get_close_matches(column, found, n=1)
-            guess = f" Did you mean {near[0]!r}?" if near else ""
-            raise InputError(
-                f"{source.name}: there is no {what} {column!r}; found {', '.join(map(_shown, found)) or 'none'}.{guess} Correct `{key}` of silo {source.silo.name!r} in the configuration{hint}."
-            )
-
-
-def _shown(column: str) -> str:
-    """A column's name, unless it looks like a line of text: a file without header must not put its first row in an error."""
-    return repr(column) if len(column) <= 32 and len(column.split()) <= 3 else f"({len(column)} characters)"
-
-
-# -- csv and tsv -------------------------------------------------------------------------------------------------------
-
-
-def _csv_rows(content: BinaryIO, source: Source) -> tuple[io.TextIOWrapper, Any]:
-    """A csv reader over the file, UTF-8 with or without byte order mark; bytes that are not UTF-8 become surrogates."""
-    text = io.TextIOWrapper(content, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    csv.field_size_limit(MAX_FIELD_CHARACTERS)  # of the whole process; nothing else here reads csv
-    delimiter = "\t" if source.silo.format == "tsv" else ","
-    if not source.silo.quoting:
-        return text, csv.reader(text, delimiter=delimiter, quoting=csv.QUOTE_NONE)
-    # strict: a quote that is still open at the end of the file is an error, not one long last field.
-    return text, csv.reader(text, delimiter=delimiter, strict=True)
-
-
-def _header(rows: Any, source: Source) -> list[str]:
-    header = list(source.silo.columns) if source.silo.columns else next((row for row in rows if row), [])
-    _require(
-        header,
-        source,
-        what="column",
-        hint=", or set `columns` if the file has no header" if not source.silo.columns else "",
-    )
-    for column in filter(None, source.wanted):
-        if header.count(column) > 1:
-            raise InputError(
-                f"{source.name}: the column {column!r} is there {header.count(column)} times; expected once. Rename one of them."
-            )
-    return header
-
-
-def _check_delimited(content: BinaryIO, source: Source) -> None:
-    _, rows = _csv_rows(content, source)
-    try:
-        _header(rows, source)
-    except csv.Error as error:
-        _csv_error(error, source, line=1)
-
-
-def _delimited(content: BinaryIO, source: Source) -> Iterator[Columns]:
-    text, rows = _csv_rows(content, source)
-    header = _header(rows, source)
-    width, columns = len(header), [header.index(column) if column else None for column in source.wanted]
-    step, ended = SLICE_ROWS, False
-    while not ended:
-        first = rows.line_num + 1
-        found: list[list[str]] = []
-        broken: csv.Error | None = None
-        try:
-            found.extend(itertools.islice(rows, step))  # keeps what came before an error
-            ended = len(found) < step
-        except csv.Error as error:
-            broken = error
-        if broken is None and rows.line_num - first + 1 == len(found):
-            lines = range(first, first + len(found))
+    texts: list[Any] = []
+    for value in values:
+        if isinstance(value, str):
+            texts.append(value)
+        elif isinstance(value, bytes):
+            texts.append(value.decode("utf-8", "surrogateescape"))
+        elif value is None or value != value:  # NaN is how tables say that a number is missing
+            texts.append("")
+        elif isinstance(value, bool):
+            texts.append("true" if value else "false")
+        elif isinstance(value, int | float | Decimal):
+            texts.append(_text_of(value))
         else:
-            lines = list(itertools.accumulate(map(_lines_of, found), initial=first))
-        if broken is not None:
-            _csv_error(broken, source, line=lines[-1])
-        rejects = [(line, WRONG_FIELDS) for line, row in zip(lines, found, strict=False) if len(row) != width and row]
-        rejects += [(lines[-1], BROKEN_QUOTING)] if broken is not None else []
-        kept = [line for line, row in zip(lines, found, strict=False) if len(row) == width]
-        if len(kept) < len(found):
-            found = [row for row in found if len(row) == width]
-        fields = [[""] * len(found) if at is None else [row[at] for row in found] for at in columns]
-        yield Columns(kept, *fields, rejects)  # type: ignore[arg-type]
-        longest = max(map(len, fields[0]), default=0)
-        step = max(1, min(SLICE_ROWS, SLICE_CHARACTERS // max(longest, 1)))
-    text.detach()  # the caller closes the file
+            texts.append(None)
+    if type(values[2]) not in (str, bytes) and source.silo.client:
+        _require_name(values[2], line, source)
+    return RawRow(line, None, NOT_A_VALUE) if None in texts else RawRow(line, Fields(*texts))
 
 
-def _lines_of(row: Sequence[str]) -> int:
-    """The physical lines of a row: one, and one more for every line break inside a field."""
-    return 1 + sum(field.count("\n") + field.count("\r") - field.count("\r\n") for field in row)
+def _text_of(number: float | Decimal) -> str:
+    """A number's text; 42 and 42.0 have the same."""
+    whole = isinstance(number, int) or (abs(number) < _EXACT and number == int(number))
+    return str(int(number)) if whole else str(number)
 
 
-def _csv_error(error: csv.Error, source: Source, *, line: int) -> None:
-    """Raises for the errors that lose the rest of the file; returns for those that lose one row."""
-    message = str(error)
-    if "unexpected end of data" in message or "field larger than" in message:
-        found = (
-            f"is not closed in the {MAX_FIELD_CHARACTERS:,} characters after it"
-            if "larger" in message
-            else "is still open at the end of the file"
+def _require_name(value: Any, line: int, source: Source) -> None:
+    """InputError for a client that is no text and no whole number."""
+    if value is None or isinstance(value, str | bytes) or (isinstance(value, int) and not isinstance(value, bool)):
+        return
+    expected = "expected text or whole numbers"
+    if isinstance(value, float | Decimal):
+        if abs(value) < _EXACT and value == int(value):  # False for NaN
+            return
+        large = abs(value) >= _EXACT
+        kind = (
+            "a number of 2^53 or above as a float, which may stand for several people"
+            if large
+            else "a number that is not whole"
         )
-        raise InputError(
-            f"{source.name}: a quote opened in the row that begins on line {line} {found}; the rows after it cannot be told apart. "
-            f"Close it, or set quoting = false for silo {source.silo.name!r} if its quotes have no meaning. A file that was cut short ends so too."
-        ) from None
+    else:
+        kinds = {bool: "a truth value", list: "a list", dict: "an object"}
+        kind = kinds.get(type(value), f"a value of type {type(value).__name__}")
+    where = "row" if source.silo.format == "parquet" else "line"
+    raise InputError(
+        f"{source.name}, {where} {line}: the client column {source.silo.client!r} holds {kind}; {expected}. "
+        f"Write the ids as text, or correct `client` of silo {source.silo.name!r} in the configuration."
+    )
 
 
 # -- jsonl -------------------------------------------------------------------------------------------------------------
 
 
-def _check_jsonl(content: BinaryIO, source: Source) -> None:
-    found: dict[str, None] = {}
+def _check_jsonl(content: io.BufferedReader, source: Source) -> None:
+    fields: dict[str, None] = {}
     objects = 0
-    for _, line in zip(range(_HEAD_ROWS), content, strict=False):
-        value = _json_object(line)
+    for number, line in _json_lines(Lines(content, limit=source.limit)):
+        value = _json_object(line) if line is not None else TOO_LONG
         if isinstance(value, dict):
             objects += 1
-            found.update(dict.fromkeys(value))
+            fields.update(dict.fromkeys(value))
+        if number >= _HEAD_ROWS:
+            break
     if objects:
-        _require(list(found), source, what="field")
+        require(list(fields), source, kind="field", location=f"the first {objects} objects", shown="near")
 
 
-def _jsonl(content: BinaryIO, source: Source) -> Iterator[RawRow]:
-    for number, line in enumerate(content, start=1):
-        if line.isspace():
+def _json_lines(lines: Lines) -> Iterator[tuple[int, bytes | None]]:
+    """Each line with its number; None for one above the limit."""
+    number = 0
+    for block in lines:
+        if isinstance(block, LongLine):
+            for _ in block.pieces:
+                pass
+            number += 1
+            yield number, None
             continue
-        value = _json_object(line)
-        if isinstance(value, str):
-            yield RawRow(number, None, value)
+        for number, line in enumerate(io.BytesIO(block), start=number + 1):  # noqa: B020, it goes on
+            yield number, line
+
+
+def _jsonl(content: io.BufferedReader, source: Source) -> Rows:
+    lines = Lines(content, limit=source.limit)
+    keys = [msgspec.json.encode(column) for column in dict.fromkeys(source.wanted) if column]
+    rows = rejected = blank = 0
+    for number, line in _json_lines(lines):
+        if line is not None and line.isspace():
+            blank += 1
             continue
-        try:
-            found = [value[column] if column else "" for column in source.wanted]
-        except KeyError:
-            yield RawRow(number, None, MISSING_FIELD)
-            continue
-        yield _row_of(number, found)
+        row = _json_row(number, line, keys, source) if line is not None else RawRow(number, None, TOO_LONG)
+        rows, rejected = (rows, rejected + 1) if row.fields is None else (rows + 1, rejected)
+        yield row
+    yield LineCounts(read=lines.read, rows=rows, rejected=rejected, blank=blank)
+
+
+def _json_row(number: int, line: bytes, keys: Sequence[bytes], source: Source) -> RawRow:
+    value = _json_object(line)
+    if isinstance(value, str):
+        return RawRow(number, None, value)
+    for key in keys:
+        if line.count(key) > 1 and _repeats(line, source):
+            return RawRow(number, None, REPEATED_KEY)
+    if b"\\u" in line and _ESCAPED_KEY.search(line) and _repeats(line, source):
+        return RawRow(number, None, REPEATED_KEY)
+    try:
+        values = [value[column] if column else "" for column in source.wanted]
+    except KeyError:
+        return RawRow(number, None, MISSING_FIELD)
+    return _row_of(number, values, source)
 
 
 def _json_object(line: bytes) -> dict[str, Any] | str:
     """The object of a line, or the reason why there is none."""
-    line = line.removeprefix(b"\xef\xbb\xbf")
+    line = line.removeprefix(BYTE_ORDER_MARK)
     try:
         line.decode()
         value = msgspec.json.decode(line)
@@ -340,26 +255,24 @@ def _json_object(line: bytes) -> dict[str, Any] | str:
     return value if isinstance(value, dict) else NOT_JSON
 
 
-def _row_of(line: int, values: Sequence[Any]) -> RawRow:
-    """A row of values that have types: numbers and truth values count as their text, null as empty, anything nested is rejected."""
-    texts = []
-    for value in values:
-        if isinstance(value, str):
-            texts.append(value)
-        elif isinstance(value, bytes):
-            texts.append(value.decode("utf-8", "surrogateescape"))
-        elif value is None:
-            texts.append("")
-        elif isinstance(value, bool):
-            texts.append("true" if value else "false")
-        elif isinstance(value, int | float):
-            texts.append(str(value))
-        else:
-            return RawRow(line, None, NOT_A_VALUE)
-    return RawRow(line, Fields(*texts))
+_ESCAPED_KEY = re.compile(rb'"(?:[^"\\]|\\.)*?\\u(?:[^"\\]|\\.)*"\s*:')
+
+
+def _repeats(line: bytes, source: Source) -> bool:
+    """Whether an object has a configured key twice: readers of JSON differ in which value they take."""
+    try:
+        pairs = json.loads(line.removeprefix(BYTE_ORDER_MARK), object_pairs_hook=list)
+    except (ValueError, RecursionError):
+        return True
+    names = [name for name, _ in pairs]
+    return any(names.count(column) > 1 for column in source.wanted if column)
 
 
 # -- parquet -----------------------------------------------------------------------------------------------------------
+
+PARQUET_ROWS = 4096  # at a time, where these columns of a row group are not larger than
+PARQUET_BYTES = 64 * 2**20  # and else fewer, in proportion, but
+PARQUET_LEAST_ROWS = 64
 
 
 def _parquet_file(content: BinaryIO, source: Source) -> Any:
@@ -371,50 +284,128 @@ def _parquet_file(content: BinaryIO, source: Source) -> Any:
             f"{source.name}: parquet needs a file that can be read from any place; expected it uncompressed, on a file system that allows that."
         )
     try:
-        file = pyarrow.parquet.ParquetFile(content)
+        schema = pyarrow.parquet.ParquetFile(content).schema_arrow
+        texts = [
+            name
+            for name, kind in zip(schema.names, schema.types, strict=True)
+            if name in source.wanted and _is_text(kind)
+        ]
+        content.seek(0)
+        # As dictionaries: a text that a file holds once and a million rows refer to is in memory once as well.
+        file = pyarrow.parquet.ParquetFile(content, read_dictionary=texts, buffer_size=2**20, pre_buffer=False)
     except pyarrow.ArrowException as error:
         raise InputError(
             f"{source.name}: not a readable parquet file ({type(error).__name__}); expected one that was written to its end. Export it again."
         ) from None
-    _require(file.schema_arrow.names, source, what="column")
+    require(schema.names, source, kind="column", location="the schema", shown="all")
+    for key, column in zip(("text", "label", "client", "group"), source.wanted, strict=True):
+        if column:
+            _require_type(schema.field(column).type, key, column, source)
     return file
+
+
+def _is_text(kind: Any) -> bool:
+    from pyarrow import types
+
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind) or types.is_large_binary(kind)
+
+
+def _require_type(kind: Any, key: str, column: str, source: Source) -> None:
+    """InputError for a column whose type is neither text nor number, and for a client's that cannot name a person."""
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    text = _is_text(kind) or types.is_null(kind)
+    number = types.is_integer(kind) or types.is_floating(kind) or (types.is_decimal(kind) and kind.scale == 0)
+    if not (text or number or (types.is_boolean(kind) and key != "client")):
+        raise InputError(
+            f"{source.name}: the {key} column {column!r} is of type {kind}; expected text{' or whole numbers' if key == 'client' else ', numbers or truth values'}. "
+            f"Write it as text, or correct `{key}` of silo {source.silo.name!r} in the configuration."
+        )
 
 
 def _check_parquet(content: BinaryIO, source: Source) -> None:
     _parquet_file(content, source)
 
 
-def _parquet(content: BinaryIO, source: Source) -> Iterator[RawRow]:
+def _parquet(content: BinaryIO, source: Source) -> Rows:
+    """The rows of a parquet file.
+
+    pyarrow unpacks a column page by page, so in memory are the values of the rows read at a time (see PARQUET_ROWS) and one
+    page of each column, which writers make of 1 MB, or of one value where that is larger.
+    """
     import pyarrow
 
     file = _parquet_file(content, source)
     columns = list(dict.fromkeys(filter(None, source.wanted)))
-    number = 0
+    number = rows = 0
     try:
-        for batch in file.iter_batches(batch_size=4096, columns=columns):
-            lists = {name: _values(batch.column(index)) for index, name in enumerate(batch.schema.names)}
-            empty = [""] * batch.num_rows
-            for values in zip(*(lists[column] if column else empty for column in source.wanted), strict=True):
-                number += 1
-                yield _row_of(number, values)
+        for group in range(file.num_row_groups):
+            size = _rows_at_a_time(file.metadata.row_group(group), columns, group, source)
+            for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=columns):
+                lists = {name: _values(batch.column(index)) for index, name in enumerate(batch.schema.names)}
+                empty = [""] * batch.num_rows
+                small = sum(map(_largest, batch.columns)) <= source.limit
+                for values in zip(*(lists[column] if column else empty for column in source.wanted), strict=True):
+                    number += 1
+                    if small or sum(len(value) for value in values if isinstance(value, bytes)) <= source.limit:
+                        row = _row_of(number, values, source)
+                    else:
+                        row = RawRow(number, None, TOO_LONG)
+                    if row.fields is not None:
+                        rows += 1
+                    yield row
     except pyarrow.ArrowException as error:
         raise InputError(
             f"{source.name}: the parquet data after row {number} is damaged ({type(error).__name__}). Export it again."
         ) from None
+    yield LineCounts(read=file.metadata.num_rows, rows=rows, rejected=number - rows)
+
+
+def _rows_at_a_time(group: Any, columns: Sequence[str], number: int, source: Source) -> int:
+    """How many rows of a row group are in memory at a time.
+
+    Raises:
+      InputError: if its rows are on the average larger than one may be.
+    """
+    chunks = [group.column(index) for index in range(group.num_columns)]
+    size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in columns)
+    if size > max(source.limit * group.num_rows, PARQUET_BYTES):
+        raise InputError(
+            f"{source.name}: row group {number} has {group.num_rows:,} rows of {size:,} bytes in the configured columns; expected at most {source.limit:,} bytes a row. "
+            "Leave such rows out, or raise prepare.max_row_bytes."
+        )
+    return max(PARQUET_LEAST_ROWS, min(PARQUET_ROWS, PARQUET_ROWS * PARQUET_BYTES // max(size, 1)))
 
 
 def _values(column: Any) -> list[Any]:
     """A column as Python values; strings as bytes, since parquet does not promise that they are UTF-8."""
     import pyarrow
 
-    if pyarrow.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
-        column = column.cast(pyarrow.large_binary())
-    return column.to_pylist()
+    if not pyarrow.types.is_dictionary(column.type):
+        return (column.cast(pyarrow.large_binary()) if _is_text(column.type) else column).to_pylist()
+    if _largest(column) * len(column) <= PARQUET_BYTES:
+        return _values(column.dictionary_decode())
+    values = _values(column.dictionary)
+    return [None if index is None else values[index] for index in column.indices.to_pylist()]
+
+
+def _largest(column: Any) -> int:
+    """Bytes of the longest text in a column; 0 if it has none."""
+    from pyarrow import compute, types
+
+    if types.is_dictionary(column.type):
+        column = column.dictionary
+    if not _is_text(column.type):
+        return 0
+    return compute.call_function("max", [compute.call_function("binary_length", [column])]).as_py() or 0
 
 
 # -- conll -------------------------------------------------------------------------------------------------------------
+
+_DOCUMENT_MARK = "-DOCSTART-"
+_TAG = re.compile(r"O|[BIESLU]-\S+")
 
 
 def _conll_columns(source: Source) -> tuple[int, int]:
@@ -424,54 +415,116 @@ def _conll_columns(source: Source) -> tuple[int, int]:
 
 
 def _comment(line: str) -> tuple[str, str] | None:
-    """Key and value of "# key = value"; ("", "") for another comment; None for a word ("#hashtag<TAB>O" is one)."""
-    if not line.startswith("#") or ("\t" in line and not line.startswith("# ")):
+    """Key and value of "# key = value"; ("", "") for another comment; None for a word.
+
+    "#hashtag<TAB>O", "#hashtag O" and "# O" are words: a comment has a blank or a key after the "#", and more than a tag.
+    """
+    if not line.startswith("#"):
+        return None
+    if line.startswith("# "):
+        word = line.split()
+        if len(word) == 2 and _TAG.fullmatch(word[1]):
+            return None
+    elif "\t" in line or ("=" not in line and len(line.split()) > 1):
         return None
     key, equals, value = line[1:].partition("=")
     return (key.strip(), value.strip()) if equals else ("", "")
 
 
-def _check_conll(content: BinaryIO, source: Source) -> None:
+def _check_conll(content: io.BufferedReader, source: Source) -> None:
     keys: dict[str, None] = {}
-    for _, line in zip(range(_HEAD_ROWS * 10), content, strict=False):
-        if comment := _comment(line.decode("utf-8", "surrogateescape")):
-            keys[comment[0]] = None
+    for block in Lines(content, limit=source.limit):
+        if isinstance(block, LongLine):
+            continue
+        for line in text_lines(block)[: _HEAD_ROWS * 10]:
+            if comment := _comment(line):
+                keys[comment[0]] = None
+        break
     if source.silo.client or source.silo.group:
         wanted = source._replace(silo=msgspec.structs.replace(source.silo, text="", label=""))
-        _require([key for key in keys if key], wanted, what="comment key")
+        require(
+            [key for key in keys if key],
+            wanted,
+            kind="comment key",
+            location=f"the first {_HEAD_ROWS * 10:,} lines",
+            shown="near",
+        )
 
 
-def _conll(content: BinaryIO, source: Source) -> Iterator[RawRow]:
+class _Sentence:
+    """The lines of one sentence as they come."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+        self.tags: list[str] = []
+        self.line = self.lines = self.size = 0
+        self.reason = ""
+
+    def add(self, line: str, number: int, word_at: int, tag_at: int, limit: int) -> None:
+        self.count(number, len(line) if line.isascii() else len(line.encode("utf-8", "surrogateescape")), limit)
+        fields = line.split("\t") if "\t" in line else line.split()
+        if len(fields) <= max(word_at, tag_at):
+            self.reason = self.reason or WRONG_FIELDS
+        elif not self.reason:
+            self.words.append(fields[word_at])
+            self.tags.append(fields[tag_at].strip())
+
+    def count(self, number: int, size: int, limit: int) -> None:
+        """Counts a line of the sentence; one that makes it too long empties it."""
+        self.line, self.lines, self.size = self.line or number, self.lines + 1, self.size + size
+        if self.size > limit:
+            self.reason, self.words, self.tags = TOO_LONG, [], []
+
+    def row(self, client: str, group: str) -> RawRow:
+        if self.reason:
+            return RawRow(self.line, None, self.reason)
+        return RawRow(self.line, Fields(tuple(self.words), tuple(self.tags), client, group))
+
+
+def _conll(content: io.BufferedReader, source: Source) -> Rows:
     word_at, tag_at = _conll_columns(source)
-    needed = max(word_at, tag_at) + 1
+    lines = Lines(content, limit=source.limit)
     comments: dict[str, str] = {}
-    words: list[str] = []
-    tags: list[str] = []
-    start, reason = 0, ""
+    sentence, blank, commented, marks = _Sentence(), 0, 0, 0
 
-    def sentence() -> Iterator[RawRow]:
-        nonlocal words, tags, start, reason
-        if reason:
-            yield RawRow(start, None, reason)
-        elif start:
+    def ended() -> Rows:
+        nonlocal sentence
+        if sentence.lines:
             client, group = (comments.get(key, "") for key in (source.silo.client, source.silo.group))
-            yield RawRow(start, Fields(tuple(words), tuple(tags), client, group))
-        words, tags, start, reason = [], [], 0, ""
+            row = sentence.row(client, group)
+            kind = "rejected" if row.fields is None else "rows"
+            yield LineCounts(**{kind: sentence.lines})
+            yield row
+        sentence = _Sentence()
 
-    text = io.TextIOWrapper(content, encoding="utf-8-sig", errors="surrogateescape", newline="\n")
-    for number, line in enumerate(text, start=1):
-        line = line.rstrip("\r\n")
-        if not line.strip():
-            yield from sentence()
+    for number, line in _conll_lines(lines):
+        if line is None:
+            sentence.count(number, source.limit + 1, source.limit)
+        elif not line.strip():
+            blank += 1
+            yield from ended()
         elif (comment := _comment(line)) is not None:
+            commented += 1
             comments[comment[0]] = comment[1]
+        elif line.startswith(_DOCUMENT_MARK):
+            marks += 1
+            yield from ended()
         else:
-            start = start or number
-            fields = line.split("\t") if "\t" in line else line.split()
-            if len(fields) < needed:
-                reason = WRONG_FIELDS
-            else:
-                words.append(fields[word_at])
-                tags.append(fields[tag_at].strip())
-    yield from sentence()
-    text.detach()
+            sentence.add(line, number, word_at, tag_at, source.limit)
+    yield from ended()
+    yield LineCounts(read=lines.read, blank=blank, comments=commented, document_marks=marks)
+
+
+def _conll_lines(lines: Lines) -> Iterator[tuple[int, str | None]]:
+    """Each line with its number, without its end; None for one above the limit."""
+    number = 0
+    for block in lines:
+        if isinstance(block, LongLine):
+            for _ in block.pieces:
+                pass
+            number += 1
+            yield number, None
+        else:
+            for line in text_lines(block):
+                number += 1
+                yield number, line.rstrip("\r\n")

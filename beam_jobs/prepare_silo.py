@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from beam_jobs import formats, steps, transforms, worker
+from beam_jobs import formats, inputs, steps, transforms, worker
 from beam_jobs.spill import read_segments, writing
 from tff_pipeline import artifacts, config, records
 from tff_pipeline.config import SPLITS, Config, SiloSection
@@ -42,6 +42,7 @@ from tff_pipeline.progress import Progress, silence_libraries
 from tff_pipeline.tokenization import Tokenizer
 
 FORMAT = 1
+RULES = 2  # by which rows are read and clients told apart; others make another snapshot of the same files
 REJECTED = "rejected.jsonl"
 RANGE_BYTES = 16 * 2**20  # raw text that one worker groups in memory at a time, roughly;
 MAX_RANGES = 256  # more where a silo has more text than so many: every range is a segment of every segment file
@@ -60,7 +61,8 @@ def prepare(configuration: Config, silo: str, *, beam_args: Sequence[str] = (), 
       configuration: the whole configuration.
       silo: the silo's name.
       beam_args: options of the Beam runner, as on a command line; without any, `prepare.workers` decides.
-      progress: where events go: `prepare` once at the end, `prepare_running` now and then.
+      progress: where events go: `prepare_warning` for what is odd about a file, `prepare_running` now and then, `prepare` once
+        at the end.
 
     Returns:
       The complete snapshot folder. It was there before if inputs, settings and keys are those of an earlier run.
@@ -76,12 +78,15 @@ def prepare(configuration: Config, silo: str, *, beam_args: Sequence[str] = (), 
         job = _plan_job(configuration, section)
         if not beam_args:
             options = _beam_options(_worker_args(configuration.prepare.workers or _workers(job.manifest["inputs"])))
+        for warned in job.manifest["warnings"]:
+            message = f"{silo}: {warned['file']} {warned['warning']}"
+            progress.event("prepare_warning", message, silo=silo, **warned)
         made = not artifacts.is_complete(job.final)
         if made:
             with _work_folder(folder) as work, _rows_so_far(work, silo, progress):
                 plan = replace(job.plan, work=str(work))
                 result = _run(plan, job.tokenizer, options)
-                _check_unchanged(plan.files, section)
+                inputs.check_unchanged(plan.files, section)
                 _publish(job, plan, result)
         manifest = artifacts.read_manifest(job.final, check_files=not made)
         job.rejected_aside.unlink(missing_ok=True)
@@ -132,12 +137,18 @@ def _plan_job(configuration: Config, section: SiloSection) -> _Job:
     workdir, prepare_section = artifacts.Workdir(configuration.workdir), configuration.prepare
     tokenizer = Tokenizer.from_config(configuration.model, prepare_section.max_length)
     labels = config.known_labels(configuration)
-    files, inputs = _find_inputs(section, Path(configuration.path).parent)
+    given = frozenset(labels) if labels is not None else None
+    silo_inputs = inputs.find(
+        section,
+        Path(configuration.path).parent,
+        lambda path: formats.Source(section, path, prepare_section.max_row_bytes, given),
+    )
     secret = _client_secret(configuration, section.name, workdir)
     settings = _settings(configuration, section, labels)
     identity = {
         "format": FORMAT,
-        "inputs": [[one["name"], one["split"], one["sha256"]] for one in inputs],
+        "rules": RULES,
+        "inputs": [[one["name"], one["split"], one["sha256"]] for one in silo_inputs.entries],
         "settings": settings,
         "tokenizer": tokenizer.fingerprint,
         "client_key": hashlib.sha256(b"fingerprint" + secret).hexdigest(),
@@ -153,7 +164,8 @@ def _plan_job(configuration: Config, section: SiloSection) -> _Job:
             "silo": section.name,
             "id": name,
             "task": configuration.task.kind,
-            "inputs": inputs,
+            "inputs": silo_inputs.entries,
+            "warnings": [warned._asdict() for warned in silo_inputs.warnings],
             "settings": settings,
             "tokenizer": {
                 "fingerprint": tokenizer.fingerprint,
@@ -167,10 +179,10 @@ def _plan_job(configuration: Config, section: SiloSection) -> _Job:
             silo=section,
             prepare=prepare_section,
             known_labels=labels,
-            files=files,
-            split_by_files=bool(files[0].split),
+            files=silo_inputs.files,
+            split_by_files=bool(silo_inputs.files[0].split),
             secret=str(_secret_path(workdir, section.name)),
-            ranges_per_shard=_ranges_per_shard(inputs, prepare_section.shards),
+            ranges_per_shard=_ranges_per_shard(silo_inputs.entries, prepare_section.shards),
         ),
     )
 
@@ -182,7 +194,8 @@ def _settings(configuration: Config, section: SiloSection, labels: tuple[str, ..
     }
     preparation = msgspec.to_builtins(configuration.prepare)
     del preparation["max_reject_share"]  # decides whether there is a snapshot, not what is in it,
-    del preparation["workers"]  # and this, how long it takes
+    del preparation["max_labels"]  # and so does this;
+    del preparation["workers"]  # this, how long it takes
     if isinstance(section.input, dict):
         del preparation["splits"]  # the files say
     return {
@@ -201,82 +214,6 @@ def _client_secret(configuration: Config, silo: str, workdir: artifacts.Workdir)
     seed = configuration.pipeline.seed
     derived = None if seed is None else lambda: hashlib.sha256(f"{seed}/{silo}/clients".encode()).digest()
     return artifacts.secret(_secret_path(workdir, silo), derived=derived)
-
-
-def _find_inputs(section: SiloSection, base: Path) -> tuple[tuple[transforms.InputFile, ...], list[dict[str, Any]]]:
-    """The silo's files in the order of their names, looked into and checksummed."""
-    found: dict[str, str] = {}
-    for split, patterns in section.inputs_by_split.items():
-        for pattern in patterns:
-            for path in _match(pattern, section):
-                if found.setdefault(path, split) != split:
-                    raise InputError(
-                        f"{path}: is named by the {found[path]} files and by the {split} files of silo {section.name!r}; expected each file in one split."
-                    )
-    named = sorted((_name(path, base), path, split) for path, split in found.items())
-    files = tuple(
-        transforms.InputFile(index, path, name, split, _version(path))
-        for index, (name, path, split) in enumerate(named)
-    )
-    inputs = []
-    for file in files:
-        with formats.opened(transforms.open_raw, file.path) as handle:
-            formats.check_columns(handle, formats.Source(section, file.path))
-        sha256, size = _checksum(file)
-        inputs.append({"path": file.path, "name": file.name, "split": file.split, "sha256": sha256, "bytes": size})
-    return files, inputs
-
-
-def _version(path: str) -> str:
-    """Size and time of change of a file; "" where the file system does not tell."""
-    from apache_beam.io.filesystems import FileSystems
-
-    try:
-        metadata = FileSystems.get_filesystem(path).metadata(path)
-    except Exception:  # each file system raises its own; reading the file is what decides
-        return ""
-    return f"{metadata.size_in_bytes} {metadata.last_updated_in_seconds}"
-
-
-def _check_unchanged(files: Sequence[transforms.InputFile], section: SiloSection) -> None:
-    """What was read must be what was checksummed."""
-    for file in files:
-        if _version(file.path) != file.version:
-            raise InputError(
-                f"{file.path}: has changed while prepare was reading it. Let whatever writes the files of silo {section.name!r} finish first, and start again."
-            )
-
-
-def _match(pattern: str, section: SiloSection) -> list[str]:
-    from apache_beam.io.filesystem import BeamIOError
-    from apache_beam.io.filesystems import FileSystems
-
-    try:
-        found = [metadata.path for metadata in FileSystems.match([pattern])[0].metadata_list]
-    except (BeamIOError, ValueError, OSError) as error:
-        raise InputError(
-            f"{pattern}: the input of silo {section.name!r} cannot be listed ({type(error).__name__}). Check the address and this machine's access to it; gs:// needs apache-beam[gcp], s3:// apache-beam[aws]."
-        ) from None
-    found = [path for path in found if "://" in path or Path(path).is_file()]
-    if not found:
-        raise InputError(
-            f"{pattern}: no file matches the input of silo {section.name!r}. Check the path; a relative one starts at the configuration file's folder."
-        )
-    return found
-
-
-def _name(path: str, base: Path) -> str:
-    """What a file is called in hashes and lists: its path seen from the configuration, which survives moving both."""
-    return path if "://" in path else Path(os.path.relpath(path, base)).as_posix()
-
-
-def _checksum(file: transforms.InputFile) -> tuple[str, int]:
-    digest, size = hashlib.sha256(), 0
-    with formats.opened(transforms.open_raw, file.path) as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-            size += len(block)
-    return digest.hexdigest(), size
 
 
 def _ranges_per_shard(inputs: Sequence[Mapping[str, Any]], shards: int) -> int:
@@ -474,6 +411,7 @@ def _publish(job: _Job, plan: transforms.Plan, result: transforms.Result) -> Non
         "rows": rows,
         "accepted": rows - rejects.total(),
         "rejects": dict(sorted(rejects.items())),
+        "lines": result.read.lines,
         "over_bound": {
             "clients": sum(part.over_bound_clients for part in result.parts),
             "examples_dropped": sum(part.examples_dropped for part in result.parts),
@@ -483,6 +421,19 @@ def _publish(job: _Job, plan: transforms.Plan, result: transforms.Result) -> Non
         with (aside / REJECTED).open("wb") as file:
             _write_rejected(file, result)
         manifest["splits"] = {split: _collect(split, result.parts, aside, plan, labels, groups) for split in SPLITS}
+        _require_sums(manifest, plan)
+
+
+def _require_sums(manifest: Mapping[str, Any], plan: transforms.Plan) -> None:
+    """PipelineError where lines or rows are lost: each is counted when it is read, and again for what became of it."""
+    lines = formats.LineCounts(**manifest["lines"])
+    kept = sum(split["examples"] for split in manifest["splits"].values())
+    accounted = kept + manifest["over_bound"]["examples_dropped"] + sum(manifest["rejects"].values())
+    if lines.missing or accounted != manifest["rows"]:
+        raise PipelineError(
+            f"silo {plan.silo.name!r}: {manifest['rows']:,} rows were read and {accounted:,} are accounted for, and of {lines.read:,} lines {lines.read - lines.missing:,}; "
+            "expected all. No snapshot is made of them. This is a defect of prepare: please report it with this line."
+        )
 
 
 def _collect(
@@ -607,6 +558,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "path": str(snapshot),
                 **_counts(manifest),
                 "rejects": manifest["rejects"],
+                "lines": manifest["lines"],
+                "warnings": manifest["warnings"],
                 "over_bound": manifest["over_bound"],
             }
         )

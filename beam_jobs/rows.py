@@ -68,6 +68,12 @@ class Rows:
         return len(self.labels) != len(self.lines)
 
     @property
+    def labelled(self) -> int:
+        """How many rows (or words) have a label."""
+        nameless = [number for number, name in enumerate(self.label_names) if not name]
+        return len(self.labels) - int(np.isin(self.labels, nameless).sum())
+
+    @property
     def size(self) -> int:
         """About how many bytes the arrays take."""
         return 40 * len(self.lines) + self.tokens.nbytes + self.labels.nbytes

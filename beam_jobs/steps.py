@@ -4,7 +4,8 @@ Rows come in as `formats.Columns`. `batches` rejects or keeps them, `tokenize` t
 `by_range` parts these by ranges of client hashes, `gather` brings the rows of a range together, sorted by client, and
 `bound` keeps at most so many of a client's examples. `write_part` does that for one range and writes the records.
 
-Who is who. A client is the HMAC-SHA256 of its raw id under the silo's client key; the raw id is written nowhere. With
+Who is who. A client is the HMAC-SHA256 of its id, in the form that `normal_id` gives it, under the silo's client key; the id is
+written nowhere. With
 `client = ""` every row (conll: every sentence) is a client of its own, known by the name of its file and its line, so it
 stays itself while files are appended to and files are added; inserting lines makes new clients of the rows below them.
 The split is a second keyed hash, of the client alone, so nothing moves when data grows.
@@ -12,6 +13,8 @@ The split is a second keyed hash, of the client alone, so nothing moves when dat
 
 import hashlib
 import hmac
+import re
+import unicodedata
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +26,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from beam_jobs.formats import NOT_UTF8, Columns, Fields, size_of
+from beam_jobs.formats import NOT_UTF8, Columns, Fields, LineCounts, Reject, size_of
 from beam_jobs.rows import CLIENT_BYTES, Rows, hashes_to_numbers, numbered, numbers_to_hashes
 from beam_jobs.spill import Segment, read_segments, writing
 from tff_pipeline import records
@@ -37,7 +40,9 @@ EMPTY_CLIENT = "empty client"
 UNKNOWN_LABEL = "unknown label"
 SEVERAL_SPLITS = "client in several splits"
 
-MAX_NAMES = 1000  # different labels, or groups, of one silo
+MANY_NAMES = 20  # more different labels (or groups) than these, and more than one for two rows: a column of free text
+MAX_NAME_CHARACTERS = 200  # of a label, or a group
+_WHOLE = re.compile(r"-?[0-9]+\.0+")
 
 CLIENTS_REMEMBERED = 2**17  # so that a client's hash is not worked out for each of its rows; they take about 30 MB
 BATCH_ROWS = 2048  # the tokenizer is fastest between 256 and 4,096 texts
@@ -67,8 +72,19 @@ class Keys:
 
 
 def client_hash(keys: Keys, raw_id: str) -> bytes:
-    """16 bytes that stand for a client, written as 32 hex digits; equal raw ids give equal bytes."""
-    return hmac.digest(keys.client, b"id\0" + raw_id.encode(), "sha256")[:CLIENT_BYTES]
+    """16 bytes that stand for a client, written as 32 hex digits; ids with one `normal_id` have the same."""
+    return hmac.digest(keys.client, b"id\0" + normal_id(raw_id).encode(), "sha256")[:CLIENT_BYTES]
+
+
+def normal_id(raw_id: str) -> str:
+    """The id that stands for all spellings of one: without blanks around it, composed as Unicode's NFC has it, and a whole
+    number without the zeros that a table of floats puts behind it ("42.0", as tables with missing numbers are exported).
+
+    Two people whom this takes for one would be protected together, as one client; one person taken for two would be
+    protected less than the statement says.
+    """
+    (name,) = normal_names([raw_id])
+    return name.partition(".")[0] if "." in name and _WHOLE.fullmatch(name) else name
 
 
 def row_client_hash(keys: Keys, file_name: str, line: int) -> bytes:
@@ -96,11 +112,6 @@ def ranges_of(clients: np.ndarray, ranges: int) -> np.ndarray:
 # -- rows to batches ---------------------------------------------------------------------------------------------------
 
 
-class Reject(NamedTuple):
-    line: int
-    reason: str
-
-
 class RowBatch(NamedTuple):
     """Consecutive rows of one file: those kept, column by column, and those rejected."""
 
@@ -111,6 +122,12 @@ class RowBatch(NamedTuple):
     clients: bytes  # their hashes, one after the other
     groups: list[str]
     rejects: list[Reject]
+    counts: LineCounts = LineCounts()
+
+    @property
+    def read(self) -> int:
+        """How many rows these are: rejects can stand for several."""
+        return len(self.lines) + sum(reject.rows for reject in self.rejects)
 
 
 def check(fields: Fields, known_labels: frozenset[str] | None, *, has_client: bool) -> str:
@@ -148,7 +165,8 @@ def batches(
     has_client: bool,
     keys: Keys,
 ) -> Iterator[RowBatch]:
-    """Checks rows and bundles them; what is kept has its label stripped and its client hashed."""
+    """Checks rows and bundles them; what is kept has its label in normal form and its client hashed. The last batch may hold
+    no rows, only counts of lines."""
     hashes: dict[str, bytes] = {}
 
     def batch() -> RowBatch:
@@ -157,52 +175,62 @@ def batches(
             clients = b"".join(map(hashes.__getitem__, kept.clients))
         else:
             clients = b"".join(row_client_hash(keys, file_name, line) for line in kept.lines)
-        return RowBatch(file, kept.lines, kept.texts, kept.labels, clients, kept.groups, rejects)  # type: ignore[arg-type]
+        return RowBatch(file, kept.lines, kept.texts, kept.labels, clients, kept.groups, kept.rejects, counts)  # type: ignore[arg-type]
 
-    kept, rejects, characters = Columns([], [], [], [], [], []), list[Reject](), 0
+    kept, counts, characters = Columns([], [], [], [], [], []), LineCounts(), 0
     for rows in slices:
         rows = _checked(rows, known_labels, has_client=has_client)
-        for column, values in zip(kept[:5], rows[:5], strict=True):
+        for column, values in zip(kept[:6], rows[:6], strict=True):
             column.extend(values)  # type: ignore[arg-type]
-        rejects += (Reject(*each) for each in rows.rejects)
+        counts = counts.plus(rows.counts)
         characters += sum(map(size_of, rows.texts))
-        if len(kept.lines) + len(rejects) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
+        if len(kept.lines) + len(kept.rejects) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
             yield batch()
-            kept, rejects, characters = Columns([], [], [], [], [], []), [], 0
-    if kept.lines or rejects:
+            kept, counts, characters = Columns([], [], [], [], [], []), LineCounts(), 0
+    if kept.lines or kept.rejects or any(counts):
         yield batch()
 
 
 def _checked(rows: Columns, known_labels: frozenset[str] | None, *, has_client: bool) -> Columns:
-    """The rows with labels and groups stripped, and those that `check` does not pass among the rejects."""
-    if _all_good(rows, known_labels, has_client=has_client):
-        return rows._replace(labels=list(map(str.strip, rows.labels)), groups=list(map(str.strip, rows.groups)))  # type: ignore[arg-type]
+    """The rows with labels and groups in their normal form, and those that `check` does not pass among the rejects."""
+    if not rows.lines:
+        return rows
+    if isinstance(rows.texts[0], str):
+        rows = rows._replace(labels=normal_names(rows.labels), groups=normal_names(rows.groups))  # type: ignore[arg-type]
+        if _all_good(rows, known_labels, has_client=has_client):
+            return rows
+    else:
+        labels = [tuple(normal_names(labels)) for labels in rows.labels]
+        rows = rows._replace(labels=labels, groups=normal_names(rows.groups))  # type: ignore[arg-type]
     kept, rejects = Columns([], [], [], [], [], []), list(rows.rejects)
     for line, *values in zip(*rows[:5], strict=True):
-        fields = Fields(*values)  # type: ignore[arg-type]
-        if isinstance(fields.label, str):
-            fields = fields._replace(label=fields.label.strip())
-        if reason := check(fields, known_labels, has_client=has_client):
-            rejects.append((line, reason))
+        if reason := check(Fields(*values), known_labels, has_client=has_client):  # type: ignore[arg-type]
+            rejects.append(Reject(line, reason))
         else:
-            for column, value in zip(kept, (line, *fields._replace(group=fields.group.strip())), strict=False):
+            for column, value in zip(kept[:5], (line, *values), strict=True):
                 column.append(value)  # type: ignore[arg-type]
-    return kept._replace(rejects=sorted(rejects))
+    return kept._replace(rejects=sorted(rejects), counts=rows.counts)
+
+
+def normal_names(names: Sequence[str]) -> list[str]:
+    """Names without blanks around them, and composed as Unicode's NFC has them: what looks the same is the same."""
+    normal = {name: name.strip() for name in set(names)}
+    for name, stripped in normal.items():
+        if not stripped.isascii():
+            normal[name] = unicodedata.normalize("NFC", stripped)
+    return list(map(normal.__getitem__, names))
 
 
 def _all_good(rows: Columns, known_labels: frozenset[str] | None, *, has_client: bool) -> bool:
     """Whether `check` would surely pass all of these rows; a column at a time, that is ten times as fast."""
-    _, texts, labels, clients, groups, _ = rows
-    if texts and not isinstance(texts[0], str):
-        return False  # sentences of words
+    _, texts, labels, clients, groups, *_ = rows
     if not all(_is_utf8("".join(column)) for column in (texts, labels, clients, groups)):  # type: ignore[arg-type]
         return False
-    stripped = list(map(str.strip, labels))  # type: ignore[arg-type]
     return (
         all(map(str.strip, texts))  # type: ignore[arg-type]
-        and all(stripped)
+        and all(labels)
         and (not has_client or all(map(str.strip, clients)))
-        and (known_labels is None or known_labels.issuperset(stripped))
+        and (known_labels is None or known_labels.issuperset(labels))  # type: ignore[arg-type]
     )
 
 
@@ -218,12 +246,14 @@ def _remember(hashes: dict[str, bytes], raw_ids: Iterable[str], keys: Keys) -> N
 
 
 class Tokenized(NamedTuple):
-    """A batch when it is done: tokenized rows, rejects with those that tokenization added, and how many rows were read."""
+    """A batch when it is done: tokenized rows, rejects with those that tokenization added, how many rows were read, and what
+    became of their lines."""
 
     file: int
     read: int
     rows: Rows
     rejects: list[Reject]
+    counts: LineCounts = LineCounts()
 
 
 def tokenize(batch: RowBatch, tokenizer: Tokenizer) -> Tokenized:
@@ -247,7 +277,7 @@ def tokenize(batch: RowBatch, tokenizer: Tokenizer) -> Tokenized:
     if empty.any():
         rejects = sorted([*rejects, *(Reject(line, EMPTY_TEXT) for line in rows.lines[empty].tolist())])
         rows = rows.take(np.flatnonzero(~empty)).with_names_used()
-    return Tokenized(batch.file, len(batch.lines) + len(batch.rejects), rows, rejects)
+    return Tokenized(batch.file, batch.read, rows, rejects, batch.counts)
 
 
 def _texts(batch: RowBatch, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -523,16 +553,18 @@ def _write_records(
     return paths
 
 
-def reject_line(file_name: str, where: str, line: int, reason: str) -> bytes:
+def reject_line(file_name: str, where: str, reject: Reject) -> bytes:
     """A line of rejected.jsonl; `where` is "line", or "row" for parquet. It never holds the text."""
-    return msgspec.json.encode({"file": file_name, where: line, "reason": reason}) + b"\n"
+    last = {f"last_{where}": reject.line + reject.rows - 1} if reject.rows > 1 else {}
+    return msgspec.json.encode({"file": file_name, where: reject.line, **last, "reason": reject.reason}) + b"\n"
 
 
 # -- what the manifest says --------------------------------------------------------------------------------------------
 
 
 class ReadSummary(msgspec.Struct):
-    """What reading and tokenizing found, of one bundle or (merged) of all."""
+    """What reading and tokenizing found, of one bundle or (merged) of all. `reasons` counts rows, of which a reject can stand
+    for several, `labelled` the labels of rows or words; `lines` has the fields of LineCounts."""
 
     segments: list[Segment] = []
     rejected: list[Segment] = []
@@ -540,40 +572,57 @@ class ReadSummary(msgspec.Struct):
     reasons: dict[str, int] = {}
     labels: list[str] = []
     groups: list[str] = []
+    labelled: int = 0
+    lines: dict[str, int] = {}
 
 
 def merged(summaries: Iterable[ReadSummary]) -> ReadSummary:
     """All bundles' summaries as one, the same whatever their order."""
-    total, rows, reasons = ReadSummary(), Counter[int](), Counter[str]()
+    total, rows, reasons, lines = ReadSummary(), Counter[int](), Counter[str](), Counter[str]()
     labels, groups = set[str](), set[str]()
     for one in summaries:
         total.segments += one.segments
         total.rejected += one.rejected
         rows.update(one.rows)
         reasons.update(one.reasons)
+        lines.update(one.lines)
         labels.update(one.labels)
         groups.update(one.groups)
+        total.labelled += one.labelled
     total.rejected.sort(key=lambda segment: (segment.key, segment.order, segment.offset))
     total.rows, total.reasons = dict(sorted(rows.items())), dict(sorted(reasons.items()))
-    total.labels, total.groups = sorted(labels), sorted(groups)
+    total.labels, total.groups, total.lines = sorted(labels), sorted(groups), dict(lines)
     return total
 
 
-def check_names(read: ReadSummary, silo: SiloSection, *, labels_listed: bool) -> None:
+def check_names(
+    read: ReadSummary, silo: SiloSection, *, labels_listed: bool, limit: int, complete: bool = True
+) -> None:
     """InputError where label or group cannot be what the configuration says: their values are written down by name.
 
-    A column of free text in their place would put the silo's text into the manifest, and from there into reports.
+    A column of free text in their place would put the silo's text into the manifest, and from there into reports. As long as
+    `read` is not `complete`, more rows may show that there are several for each name. Messages hold counts only.
     """
-    for key, column, names in (
-        ("label", silo.label, () if labels_listed else read.labels),
-        ("group", silo.group, read.groups),
+    rows = sum(read.rows.values())
+    for key, column, names, uses in (
+        ("label", silo.label, () if labels_listed else read.labels, read.labelled),
+        ("group", silo.group, read.groups, rows),
     ):
-        if len(names) > MAX_NAMES:
-            raise InputError(
-                f"silo {silo.name!r}: the {key} column {column!r} has {len(names):,} different values; expected at most {MAX_NAMES:,}, "
-                f"since each is written into the manifest by name. Correct `{key}` of the silo"
-                + (", or list the labels in task.labels." if key == "label" else ".")
-            )
+        longest = max(map(len, names), default=0)
+        if len(names) > limit:
+            wrong = f"has more than {limit:,} different values (prepare.max_labels)"
+        elif longest > MAX_NAME_CHARACTERS:
+            wrong = f"has a value of {longest:,} characters; expected at most {MAX_NAME_CHARACTERS}"
+        elif complete and len(names) > max(MANY_NAMES, uses / 2):
+            unit = "words" if key == "label" and silo.format == "conll" else "rows"
+            wrong = f"has {len(names):,} different values in {uses:,} {unit}; expected at least two {unit} for each"
+        else:
+            continue
+        raise InputError(
+            f"silo {silo.name!r}: the {key} column {column!r} {wrong}. It looks like free text or like names of people, and each value would be "
+            f"written into the manifest. Correct `{key}` of the silo"
+            + (", or list the labels in task.labels." if key == "label" else ".")
+        )
 
 
 def percentiles(histogram: Sequence[int] | np.ndarray) -> dict[str, int]:

@@ -13,22 +13,18 @@ import gc
 import json
 import re
 import traceback
-import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import apache_beam as beam
 import msgspec
-from apache_beam.io.filesystem import CompressionTypes
-from apache_beam.io.filesystems import FileSystems
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
-from beam_jobs import formats, steps
+from beam_jobs import formats, inputs, steps
 from beam_jobs.rows import Rows
 from beam_jobs.spill import Segment, SegmentWriter, writing
 from tff_pipeline import artifacts, errors
@@ -39,18 +35,7 @@ from tff_pipeline.tokenization import Tokenizer
 RESULT = "result.json"
 _COLLECT_AFTER = (50_000, 20, 50)  # in place of (700, 10, 10), see gc.set_threshold
 SPILL_BYTES = 16 * 2**20  # of tokenized rows that a worker holds before it writes them
-RUNNING = ".rows"  # files of this ending hold how many rows a bundle has read so far
-
-
-@dataclass(frozen=True)
-class InputFile:
-    """One raw file: where it is, the name it is known by, and its split ("" where clients are split by hash)."""
-
-    index: int
-    path: str
-    name: str
-    split: str
-    version: str = ""  # size and time of change: whether it is still the same file
+RUNNING = ".rows"  # files of this ending hold how many rows of an input file have been read so far
 
 
 @dataclass(frozen=True)
@@ -60,7 +45,7 @@ class Plan:
     silo: SiloSection
     prepare: PrepareSection
     known_labels: tuple[str, ...] | None
-    files: tuple[InputFile, ...]
+    files: tuple[inputs.InputFile, ...]
     split_by_files: bool
     secret: str
     ranges_per_shard: int
@@ -79,11 +64,27 @@ class Plan:
                 f"{self.secret}: a Beam worker does not see this file. Workers must share the workdir's file system; "
                 "set pipeline.workdir to a folder they all see, or run in process."
             ) from None
+        except OSError as error:
+            raise errors.ArtifactError(
+                f"{self.secret}: cannot be read ({error.strerror or type(error).__name__}). Check that the account of the workers may read it."
+            ) from None
         return steps.Keys.of(secret)
 
-    def reject_line(self, file: int, line: int, reason: str) -> bytes:
-        return steps.reject_line(
-            self.files[file].name, "row" if self.silo.format == "parquet" else "line", line, reason
+    def source(self, file: inputs.InputFile) -> formats.Source:
+        """How a file is to be read."""
+        labels = frozenset(self.known_labels) if self.known_labels is not None else None
+        return formats.Source(self.silo, file.path, self.prepare.max_row_bytes, labels)
+
+    def reject_line(self, file: int, reject: formats.Reject) -> bytes:
+        return steps.reject_line(self.files[file].name, "row" if self.silo.format == "parquet" else "line", reject)
+
+    def check_names(self, read: steps.ReadSummary, *, complete: bool) -> None:
+        steps.check_names(
+            read,
+            self.silo,
+            labels_listed=self.known_labels is not None,
+            limit=self.prepare.max_labels,
+            complete=complete,
         )
 
     @property
@@ -93,11 +94,6 @@ class Plan:
 
     def acceptable(self, rejects: int, rows: int) -> bool:
         return rejects <= self.prepare.max_reject_share * rows and rejects < rows
-
-
-def open_raw(path: str) -> BinaryIO:
-    """A file on any file system Beam knows, as the bytes that lie there (`formats` decompresses)."""
-    return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
 
 
 # -- errors that cross the runner --------------------------------------------------------------------------------------
@@ -165,7 +161,7 @@ class ReadAndTokenize(beam.PTransform):
 def _merge(_: bytes, plan: Plan, parts: Sequence[steps.ReadSummary]) -> steps.ReadSummary:
     with reported("merge"):
         read = steps.merged(parts)
-        steps.check_names(read, plan.silo, labels_listed=plan.known_labels is not None)
+        plan.check_names(read, complete=True)
         return read
 
 
@@ -181,21 +177,25 @@ class _Read(beam.DoFn):
         self._known = frozenset(self._plan.known_labels) if self._plan.known_labels is not None else None
         self._rows = beam.metrics.Metrics.counter("prepare", "rows")
 
-    def process(self, file: InputFile) -> Iterator[steps.RowBatch]:
-        silo = self._plan.silo
+    def process(self, file: inputs.InputFile) -> Iterator[steps.RowBatch]:
         with reported("read"):
-            with formats.opened(open_raw, file.path) as handle:
-                rows = formats.read_columns(handle, formats.Source(silo, file.path))
+            rows = 0
+            # By file: a bundle that is tried again begins to count its files anew.
+            running = Path(self._plan.work) / f"{file.index}{RUNNING}"
+            with formats.opened(inputs.open_raw, file.path) as handle:
                 for batch in steps.batches(
-                    rows,
+                    formats.read_columns(handle, self._plan.source(file)),
                     file=file.index,
                     file_name=file.name,
                     known_labels=self._known,
-                    has_client=bool(silo.client),
+                    has_client=bool(self._plan.silo.client),
                     keys=self._keys,
                 ):
-                    self._rows.inc(len(batch.lines) + len(batch.rejects))
+                    self._rows.inc(batch.read)
                     yield batch
+                    rows += batch.read
+                    with writing(running):
+                        running.write_text(str(rows))
 
 
 def collect_seldom() -> None:
@@ -236,7 +236,7 @@ class _Spill(beam.DoFn):
         self._labels: set[str] = set()
         self._groups: set[str] = set()
         self._rows, self._reasons = Counter[int](), Counter[str]()
-        self._running = Path(self._plan.work) / f"{uuid.uuid4().hex}{RUNNING}"
+        self._labelled, self._lines = 0, formats.LineCounts()
 
     def process(self, batch: steps.Tokenized) -> None:
         with reported("spill"):
@@ -245,15 +245,28 @@ class _Spill(beam.DoFn):
                 self._waiting_bytes += batch.rows.size
                 self._labels.update(batch.rows.label_names)
                 self._groups.update(batch.rows.group_names)
+                self._labelled += batch.rows.labelled
+                self._plan.check_names(
+                    self._summary(), complete=False
+                )  # before more than that many are held or written
             if self._waiting_bytes >= SPILL_BYTES:
                 self._spill()
-            for line, reason in batch.rejects:
-                self._rejected.add(batch.file, self._plan.reject_line(batch.file, line, reason), order=line)
-                self._reasons[reason] += 1
-                beam.metrics.Metrics.counter("prepare", f"rejected: {reason}").inc()
+            for reject in batch.rejects:
+                self._rejected.add(batch.file, self._plan.reject_line(batch.file, reject), order=reject.line)
+                self._reasons[reject.reason] += reject.rows
+                beam.metrics.Metrics.counter("prepare", f"rejected: {reject.reason}").inc(reject.rows)
             self._rows[batch.file] += batch.read
-            with writing(self._running):
-                self._running.write_text(str(self._rows.total()))
+            self._lines = self._lines.plus(batch.counts)
+
+    def _summary(self) -> steps.ReadSummary:
+        return steps.ReadSummary(
+            rows=dict(self._rows),
+            reasons=dict(self._reasons),
+            labels=sorted(self._labels - {""}),
+            groups=sorted(self._groups),
+            labelled=self._labelled,
+            lines=self._lines._asdict(),
+        )
 
     def _spill(self) -> None:
         """Parts the rows that wait by ranges, and writes them: the more wait, the fewer and larger are the pieces."""
@@ -266,15 +279,8 @@ class _Spill(beam.DoFn):
     def finish_bundle(self) -> Iterator[WindowedValue]:  # type: ignore[override]
         with reported("spill"):
             self._spill()
-            labels = sorted(self._labels - {""})
-            summary = steps.ReadSummary(
-                self._segments.close(),
-                self._rejected.close(),
-                dict(self._rows),
-                dict(self._reasons),
-                labels,
-                sorted(self._groups),
-            )
+            summary = self._summary()
+            summary.segments, summary.rejected = self._segments.close(), self._rejected.close()
         yield GlobalWindows.windowed_value(summary)
 
 
@@ -329,7 +335,7 @@ class _WritePart(beam.DoFn):
                 keys=self._keys,
                 file_splits=plan.file_splits,
                 shares=plan.prepare.splits,
-                reject_line=lambda file, line: plan.reject_line(file, line, steps.SEVERAL_SPLITS),
+                reject_line=lambda file, line: plan.reject_line(file, formats.Reject(line, steps.SEVERAL_SPLITS)),
             )
             beam.metrics.Metrics.counter("prepare", "clients").inc(
                 sum(split.clients for split in summary.splits.values())

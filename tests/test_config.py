@@ -134,6 +134,14 @@ def test_labels_come_from_the_data_a_list_or_a_file(write, tmp_path, given, labe
 # -- what a wrong one says ---------------------------------------------------------------------------------------------
 
 
+def test_a_configuration_that_cannot_be_read(tmp_path):
+    """A folder here, which no account can read as a file; a missing permission is said with the same sentence."""
+    with pytest.raises(
+        ConfigError, match=r"cannot be read \(Is a directory\)\. Check that it is a file and that this account"
+    ):
+        load(tmp_path)
+
+
 def test_a_missing_file_says_where_to_start(tmp_path):
     assert "no such file. --config takes a TOML file; configs/quickstart.toml is one to start from." in failure(
         tmp_path / "nothing.toml"

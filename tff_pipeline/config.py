@@ -8,6 +8,7 @@ import difflib
 import os
 import re
 import tomllib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -58,6 +59,8 @@ class PrepareSection(_Section, frozen=True, kw_only=True):
     max_examples_per_client: int = 100
     splits: dict[str, float] = msgspec.field(default_factory=lambda: {"train": 0.8, "validation": 0.1, "test": 0.1})
     max_reject_share: float = 0.05
+    max_row_bytes: int = 4 * 2**20
+    max_labels: int = 1000
     shards: int = 1
     workers: int = 0  # 0: as many as pay
 
@@ -198,6 +201,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(
             f"{path}: no such file. --config takes a TOML file; configs/quickstart.toml is one to start from."
         ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror or type(error).__name__}). Check that it is a file and that this account may read it."
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}.") from None
     for override in overrides:
@@ -331,6 +338,18 @@ def _check(config: Config) -> None:
         "prepare.max_reject_share",
         prepare.max_reject_share,
         "a share between 0 and 1",
+    )
+    require(
+        1024 <= prepare.max_row_bytes <= 2**30,
+        "prepare.max_row_bytes",
+        prepare.max_row_bytes,
+        "1,024 bytes to 1,073,741,824 (1 GiB): what one row may take, and memory grows with",
+    )
+    require(
+        prepare.max_labels >= 2,
+        "prepare.max_labels",
+        prepare.max_labels,
+        "at least 2 different labels",
     )
     require(
         set(prepare.splits) <= set(SPLITS)
@@ -571,6 +590,8 @@ def known_labels(config: Config) -> tuple[str, ...] | None:
 
     Raises:
       ConfigError: if the file cannot be read, or a label is empty or listed twice.
+
+    Labels are stripped, and composed as Unicode's NFC has them, as prepare does with those of the rows.
     """
     labels = config.task.labels
     if labels == "auto":
@@ -584,6 +605,7 @@ def known_labels(config: Config) -> tuple[str, ...] | None:
             raise ConfigError(
                 f'{config.path}: task.labels names {labels!r}, which cannot be read ({type(error).__name__}); expected "auto", a list, or a file with one label a line.'
             ) from None
+    labels = tuple(unicodedata.normalize("NFC", label.strip()) for label in labels)
     if not labels or len(set(labels)) != len(labels) or not all(labels):
         raise ConfigError(
             f"{config.path}: task.labels holds {len(labels)} labels, {len(set(labels))} of them different; expected at least one, none empty, none twice."

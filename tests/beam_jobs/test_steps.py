@@ -1,6 +1,7 @@
 """The plain functions of prepare: who is who, what is rejected, which examples stay."""
 
 import dataclasses
+import hmac
 import itertools
 
 import numpy as np
@@ -8,9 +9,11 @@ import pytest
 from prepare_helpers import VOCABULARY
 
 from beam_jobs import steps
-from beam_jobs.formats import Columns, Fields
+from beam_jobs.formats import Columns, Fields, Reject
 from beam_jobs.rows import Rows, hashes_to_numbers, numbers_to_hashes
 from beam_jobs.spill import SegmentWriter, read_segments
+from tff_pipeline.config import SiloSection
+from tff_pipeline.errors import InputError
 from tff_pipeline.tokenization import Tokenizer
 
 KEYS = steps.Keys.of(b"k" * 32)
@@ -64,6 +67,42 @@ def test_client_hash_is_keyed_and_has_128_bits():
     assert steps.client_hash(KEYS, "anna") == steps.client_hash(steps.Keys.of(b"k" * 32), "anna")
     assert steps.client_hash(KEYS, "anna") != steps.client_hash(steps.Keys.of(b"j" * 32), "anna")
     assert steps.client_hash(KEYS, "anna") != steps.client_hash(KEYS, "Anna")
+
+
+def test_one_person_is_one_client_however_the_id_is_written():
+    decomposed, composed = "Jose\u0301", "Jos\u00e9"
+
+    for same in (
+        ["alice", "alice ", " alice", "alice\n"],
+        [decomposed, composed],
+        ["42", "42.0", " 42.00 "],
+        ["-7", "-7.0"],
+    ):
+        assert len({steps.client_hash(KEYS, name) for name in same}) == 1, same
+    for different in (
+        ["alice", "Alice"],
+        ["42", "042"],
+        ["42.5", "42"],
+        ["4.2.0", "4.2"],
+        ["42.0a", "42a"],
+        [".0", "0"],
+    ):
+        assert len({steps.client_hash(KEYS, name) for name in different}) == 2, different
+
+
+def test_ordinary_ids_have_the_hash_they_always_had():
+    """HMAC-SHA256 of "id", a zero byte and the id under the key for clients, which is HMAC-SHA256 of its name."""
+    key = hmac.digest(b"k" * 32, b"tff-pipeline client", "sha256")
+
+    for name in ("anna", "4711", "c-1.5", "王"):
+        assert steps.client_hash(KEYS, name) == hmac.digest(key, b"id\0" + name.encode(), "sha256")[:16]
+
+
+def test_labels_and_groups_are_composed_and_stripped():
+    rows_ = [(1, "help", " caf\u00e9 ", "anna", "g "), (2, "help", "cafe\u0301", "anna", " g")]
+
+    (batch,) = batches([columns(*rows_)], frozenset({"caf\u00e9"}))
+    assert (batch.labels, batch.groups, batch.rejects) == (["caf\u00e9"] * 2, ["g"] * 2, [])
 
 
 def test_one_secret_gives_three_keys():
@@ -162,10 +201,10 @@ def test_batches_end_by_rows_and_by_characters(monkeypatch):
 
 def test_rejects_keep_their_lines():
     (batch,) = batches(
-        [columns((2, "help", " x ", "anna", " g "), (3, "", "x", "anna", ""), rejects=[(1, "not JSON")])]
+        [columns((2, "help", " x ", "anna", " g "), (3, "", "x", "anna", ""), rejects=[Reject(1, "not JSON")])]
     )
 
-    assert batch.rejects == [(1, "not JSON"), (3, "empty text")]
+    assert batch.rejects == [Reject(1, "not JSON"), Reject(3, "empty text")]
     assert (batch.lines, batch.labels, batch.groups) == ([2], ["x"], ["g"])
     assert batch.clients == steps.client_hash(KEYS, "anna")
 
@@ -195,7 +234,7 @@ def test_many_rows_at_once_are_judged_as_each_by_itself(row, labels, has_client)
     reason = steps.check(Fields(text, label.strip(), client, group), labels, has_client=has_client)
 
     (batch,) = batches([columns(FINE, row, FINE)], labels, has_client=has_client)
-    assert batch.rejects == ([(line, reason)] if reason else [])
+    assert batch.rejects == ([Reject(line, reason)] if reason else [])
     assert batch.texts == (["help", "help"] if reason else ["help", text, "help"])
     assert set(batch.labels) <= {"x", label.strip()}
 
@@ -223,7 +262,7 @@ def test_tokenize_keeps_the_order_and_rejects_what_has_no_tokens():
     done = steps.tokenize(batch, TOKENIZER)
 
     assert (done.file, done.read) == (3, 4)
-    assert done.rejects == [(3, "empty text")]
+    assert done.rejects == [Reject(3, "empty text")]
     assert numbers_to_hashes(done.rows.clients) == [AB, bytes(16), AB]
     assert (done.rows.files.tolist(), done.rows.lines.tolist()) == ([3] * 3, [1, 2, 4])
     assert [example.labels for example in examples(done.rows)] == [("x",), ("y",), ("z",)]
@@ -373,6 +412,67 @@ def test_segments_come_back_by_key_also_when_the_buffer_is_small(tmp_path):
         assert list(read_segments(segment for segment in segments if segment.key == key)) == [
             str(n).encode() * 3 for n in range(20) if n % 3 == key
         ]
+
+
+def summary_of(labels: int, rows: int, **keys) -> steps.ReadSummary:
+    return steps.ReadSummary(
+        rows={0: rows}, labels=[f"label {number}" for number in range(labels)], labelled=rows, groups=[""], **keys
+    )
+
+
+SILO = SiloSection(name="bank", input="unused", format="csv", label="intent", group="region")
+
+
+def check_names(read: steps.ReadSummary, *, limit=1000, silo=SILO, **keys) -> None:
+    steps.check_names(read, silo, labels_listed=keys.pop("labels_listed", False), limit=limit, **keys)
+
+
+@pytest.mark.parametrize(
+    ("read", "limit", "words"),
+    [
+        (summary_of(11, 1000), 10, "has more than 10 different values (prepare.max_labels)"),
+        (summary_of(60, 100), 1000, "has 60 different values in 100 rows; expected at least two rows for each"),
+        (summary_of(21, 21), 1000, "has 21 different values in 21 rows"),
+        (
+            steps.ReadSummary(rows={0: 9}, labels=["a" * 201], labelled=9),
+            1000,
+            "has a value of 201 characters; expected at most 200",
+        ),
+    ],
+)
+def test_labels_that_look_like_free_text_are_counted_and_not_shown(read, limit, words):
+    with pytest.raises(InputError) as raised:
+        check_names(read, limit=limit)
+    assert f"silo 'bank': the label column 'intent' {words}" in str(raised.value)
+    assert "Correct `label` of the silo, or list the labels in task.labels." in str(raised.value)
+    assert not any(name in str(raised.value) for name in read.labels)
+    check_names(read, limit=limit, labels_listed=True)
+
+
+def test_labels_that_are_labels():
+    check_names(summary_of(20, 20))
+    check_names(summary_of(50, 100))
+    check_names(summary_of(60, 100), complete=False)
+    check_names(steps.ReadSummary(rows={0: 30}, labels=[f"B-{n}" for n in range(25)], labelled=450), silo=CONLL)
+
+
+CONLL = SiloSection(name="bank", input="unused", format="conll")
+
+
+def test_tags_are_compared_with_words_and_groups_with_rows():
+    with pytest.raises(InputError, match="label column 'label' has 300 different values in 450 words"):
+        check_names(steps.ReadSummary(rows={0: 30}, labels=[f"B-{n}" for n in range(300)], labelled=450), silo=CONLL)
+    with pytest.raises(InputError, match=r"group column 'region' has 60 different values in 100 rows.*Correct `group`"):
+        check_names(steps.ReadSummary(rows={0: 100}, labelled=100, groups=[f"g {n}" for n in range(60)]))
+
+
+def test_a_reject_that_stands_for_several_rows_names_the_last():
+    assert steps.reject_line("a.csv", "line", Reject(7, "broken quoting", 3)) == (
+        b'{"file":"a.csv","line":7,"last_line":9,"reason":"broken quoting"}\n'
+    )
+    assert b"last" not in steps.reject_line("a.csv", "line", Reject(7, "empty text"))
+    (batch,) = batches([columns((1, "help", "x", "anna", ""), rejects=[Reject(2, "broken quoting", 3)])])
+    assert steps.tokenize(batch, TOKENIZER).read == batch.read == 4
 
 
 def test_percentiles_are_values_that_occur():
