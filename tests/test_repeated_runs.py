@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_privacy import plan as a_plan
 from tiny import Row, prepared, quiet
 
 from tff_pipeline import learning, rounds, run_keys, training
@@ -281,6 +282,24 @@ def test_a_budget_counts_a_round_that_starts_from_something_else_once_more(begun
     observer.check()
     sampled_anew(observer)
     assert [number for _, number, _ in observer.charges()] == [1, 2, 3, 3, 4]
+
+
+def test_runs_of_one_seed_share_no_noise_unless_they_are_the_same(tiny, tmp_path):
+    """Two models with the same noise in them differ by their clients alone: whoever has both has no noise to fight.
+
+    Both runtimes draw the same, so that they can be compared.
+    """
+    folder = tmp_path / "seeded"
+    shutil.copytree(tiny, folder)
+
+    def noise(*changes: str) -> list[float]:
+        work = training.job(load(folder / "config.toml", [*SETTINGS, *GAUSSIAN, "pipeline.seed=3", *changes]))
+        draws = run_keys.draws_of(work, a_plan(), [np.zeros(3)], quiet())
+        return draws.round(["start"]).noise([(3,)])[0].tolist()
+
+    assert noise() == noise("runtime.kind=reference") == noise("training.keep_states=1")
+    assert noise() != noise("training.client_learning_rate=0.4")
+    assert noise() != noise("pipeline.seed=4")
 
 
 # -- whatever is done

@@ -184,7 +184,7 @@ TABLE: dict[str, tuple[str, ...]] = {
         "assumed: dp-accounting",
         "assumed: public-counts",
     ),
-    "A round that is repeated after a crash is the same release, with the same cohort and the same noise, and is charged once. Where a key was lost, or the round starts from something else, cohort and noise are drawn anew, and it is charged again.": (
+    "A round that is repeated after a crash is the same release, with the same cohort and the same noise, and is charged once; where a key was lost, or the round starts from something else, cohort and noise are drawn anew, and it is charged again.": (
         "test_whatever_is_done_to_its_files_a_round_is_the_same_release_or_a_fresh_one",
         "test_whatever_is_lost_or_changed_everything_is_drawn_anew",
         "test_a_round_is_charged_once_and_its_repetition_not_at_all",

@@ -169,7 +169,7 @@ def _holds_against_a_silo(plan: PrivacyPlan) -> bool:
 def _accounting(plan: PrivacyPlan, *, seeded: bool) -> str:
     said = [
         f"Accounting: the privacy loss distributions of dp_accounting, composed over the rounds, neighbours by adding or removing one {plan.unit}; the number of {plan.unit}s, from which the sampling probability follows, is treated as public.",
-        "A round that is repeated after a crash is the same release, with the same cohort and the same noise, and is charged once. Where a key was lost, or the round starts from something else, cohort and noise are drawn anew, and it is charged again.",
+        "A round that is repeated after a crash is the same release, with the same cohort and the same noise, and is charged once; where a key was lost, or the round starts from something else, cohort and noise are drawn anew, and it is charged again.",
     ]
     if plan.trees:
         said += [
