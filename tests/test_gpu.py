@@ -183,6 +183,22 @@ def test_what_the_user_switched_on_stays_on():
         config.disable_op_determinism()
 
 
+def test_devices_of_different_kinds_are_refused(monkeypatch):
+    """Which of them works on a client depends on which is free, and their arithmetic differs in the last bits."""
+    import tensorflow as tf
+
+    from tff_pipeline.runtime.determinism import deterministic_operations, require_deterministic
+
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["A", "A", "B"])
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda device: {"device_name": f"Model {device}"})
+    require_deterministic({"MatMul"}, ["CPU:1", "CPU:2"])
+    with deterministic_operations(["GPU:0"]):
+        require_deterministic({"MatMul"}, ["GPU:0", "GPU:1"])
+        for devices, kinds in ((["GPU:0", "GPU:2"], "Model A, Model B"), (["CPU:0", "GPU:0"], "CPU, Model A")):
+            with pytest.raises(TrainingError, match=rf"different kinds \({kinds}\); expected one kind"):
+                require_deterministic({"MatMul"}, devices)
+
+
 def test_work_that_cannot_be_repeated_on_a_gpu_is_refused_before_a_round():
     from tff_pipeline.runtime.determinism import deterministic_operations, require_deterministic
 

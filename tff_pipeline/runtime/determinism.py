@@ -10,6 +10,8 @@ import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
+import tensorflow as tf
+
 # `tf.config.experimental` can switch it on, but not off again.
 from tensorflow.python.framework import config as tensorflow_config
 
@@ -50,7 +52,7 @@ def deterministic_operations(devices: Sequence[str]) -> Iterator[None]:
 
 
 def require_deterministic(operations: Collection[str], devices: Sequence[str]) -> None:
-    """Refuses, before anything is charged, what could not be repeated on a GPU or would fail there in the first round.
+    """Refuses, before anything is charged, what could not be repeated on these devices or would fail there in the first round.
 
     Args:
       operations: the types of operations of the clients' work.
@@ -59,6 +61,11 @@ def require_deterministic(operations: Collection[str], devices: Sequence[str]) -
     Raises:
       TrainingError: saying what is missing.
     """
+    kinds = sorted({_kind(device) for device in devices}) if len(devices) > 1 else []
+    if len(kinds) > 1:
+        raise TrainingError(
+            f"runtime.devices are of different kinds ({', '.join(kinds)}); expected one kind, since which device works on a client is not known before, and a repeated round must have the same sum to the last bit. No round was run."
+        )
     if not _any_gpu(devices):
         return
     expected = "expected both the learning process to be built and the runtime to be used within runtime.determinism.deterministic_operations(devices), since a repeated round must have the same sum to the last bit. No round was run."
@@ -70,6 +77,14 @@ def require_deterministic(operations: Collection[str], devices: Sequence[str]) -
         raise TrainingError(
             f"clients' work has operations without a deterministic kernel on {', '.join(devices)} ({', '.join(refused)}); {expected}"
         )
+
+
+def _kind(device: str) -> str:
+    """ "CPU", or what a GPU is called."""
+    if device.startswith("CPU"):
+        return "CPU"
+    physical = tf.config.list_physical_devices("GPU")[int(device.removeprefix("GPU:"))]
+    return str(tf.config.experimental.get_device_details(physical).get("device_name", "GPU"))
 
 
 def _any_gpu(devices: Sequence[str]) -> bool:
