@@ -155,8 +155,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     silence_libraries()
     if arguments.one:
-        *case, rounds, sums_file = arguments.one
-        print(json.dumps(one(*case, int(rounds), Path(sums_file))))
+        model, trainable, way, device, rounds, sums_file = arguments.one
+        print(json.dumps(one(model, trainable, way, device, int(rounds), Path(sums_file))))
         return 0
     if not arguments.json:
         print(f"{_HEADER}\n|{' --- |' * _HEADER.count(' | ')} --- |", flush=True)
