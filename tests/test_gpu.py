@@ -134,6 +134,25 @@ def test_no_operation_on_the_gpu_fails_where_operations_are_deterministic(placed
     assert not REFUSED & set(placed[case]["work"]["GPU:0"])
 
 
+def test_nothing_that_bounds_an_update_is_computed_in_tf32():
+    """Tensor cores round float32 factors of matrix products to 11 bits: a norm or a rotation by them would break the bound."""
+    import tensorflow as tf
+    import test_distributed
+
+    from tff_pipeline.integer_aggregation import encode
+    from tff_pipeline.whole_numbers import in_quanta, norm_at_least
+
+    integers = test_distributed.PLAN.integers
+    assert integers is not None
+    with tf.Graph().as_default() as graph:
+        update = tf.compat.v1.placeholder(tf.float32, [integers.dimension])
+        in_quanta([update], norm=norm_at_least([update]), clip=tf.constant(1.0, tf.float64), quanta=2**20)
+        assert not [op.type for op in graph.get_operations() if "MatMul" in op.type or "Einsum" in op.type]
+        encode([update], tf.constant([1, 2], tf.int64), integers)
+    products = [op for op in graph.get_operations() if "MatMul" in op.type or "Einsum" in op.type]
+    assert {tensor.dtype for op in products for tensor in op.inputs} == {tf.float64}
+
+
 # -- deterministic operations
 
 
