@@ -39,7 +39,6 @@ def one(cohort: int, silo: int, rounds: int) -> dict[str, Any]:
 
     random = np.random.default_rng(0)
     subject = Subject("two_layers", "full", {"long": [np.full(8, 64)]})
-    subject.reference.close()
     with tempfile.TemporaryDirectory() as folder:
         shard, index = Path(folder) / records.shard_name("train", 0, 1), []
         texts = records_of([random.integers(3, 20, 8) for _ in range(50)])

@@ -16,9 +16,11 @@ cores.
 """
 
 import argparse
+import contextlib
 import csv
 import dataclasses
 import datetime
+import functools
 import json
 import os
 import subprocess
@@ -145,27 +147,37 @@ def plain_loop(logits: Callable[[Any], Any], variables: Sequence[Any], clients: 
 
 
 class Subject:
-    """A model and what of it is trained: the process, compiled once, and clients of every kind of text."""
+    """A model and what of it is trained: the process, compiled once, and clients of every kind of text.
 
-    def __init__(self, model: str, trainable: str, lengths: dict[str, list[np.ndarray]]):
+    As in training, operations on a GPU are deterministic until it is closed, unless it is told otherwise.
+    """
+
+    def __init__(self, model: str, trainable: str, lengths: dict[str, list[np.ndarray]], *, deterministic: bool = True):
         import tempfile
+
+        import tf_keras
 
         from tff_pipeline import learning
         from tff_pipeline.config import TrainingSection
         from tff_pipeline.model.learner import FeatureLearner, TextLearner, freeze
         from tff_pipeline.privacy.plan import PrivacyPlan
-        from tff_pipeline.runtime.reference import ReferenceRuntime
+        from tff_pipeline.runtime.determinism import deterministic_operations
+        from tff_pipeline.runtime.local import choose_devices
 
+        self._open = contextlib.ExitStack()
+        if deterministic:
+            self._open.enter_context(deterministic_operations(choose_devices("auto")))
+        tf_keras.utils.set_random_seed(0)
         build = network_builder(model, trainable)
         network = build()
         variables = network.trained_variables(trainable)
         self.initial = [variable.numpy() for variable in variables]
-        self.folder = tempfile.TemporaryDirectory()
+        folder = self._open.enter_context(tempfile.TemporaryDirectory())
         if trainable == "head":
             make: Callable[[], Any] = lambda: FeatureLearner(hidden_size=network.hidden_size, labels=LABELS)  # noqa: E731
             logits: Callable[[Any], Any] = network.head
         else:
-            frozen = Path(self.folder.name) / "frozen" if trainable == "lora" else None
+            frozen = Path(folder) / "frozen" if trainable == "lora" else None
             if frozen:
                 weights = [variable.numpy() for variable in network.variables]
                 freeze(build, weights, trainable=trainable, directory=frozen)
@@ -177,13 +189,20 @@ class Subject:
             mechanism="gaussian", unit="client", clients=100, expected_cohort=20.0, sampling_probability=0.2, rounds=1, clip_norm=CLIP, value_range=CLIP,
             noise_multiplier=1.0, delta=1e-5, dimension=self.dimension, max_examples_per_client=32, local_epochs=1,
         )  # fmt: skip
+        self.quanta = plan.quanta
         training = TrainingSection(rounds=1, clients_per_round=20.0, client_learning_rate=RATE)
         self.plain = plain_loop(logits, variables, self.clients["long"])
         started = time.perf_counter()
         self.compiled = learning.build(make, training, plan, [value.shape for value in self.initial])
         self.build_seconds = time.perf_counter() - started
-        self.reference = ReferenceRuntime(self.compiled, list(self.clients.values()))
         self._numbers = iter(range(10**9))
+
+    @functools.cached_property
+    def reference(self) -> Any:
+        """TFF's executor, started when it is asked for."""
+        from tff_pipeline.runtime.reference import ReferenceRuntime
+
+        return self._open.enter_context(ReferenceRuntime(self.compiled, list(self.clients.values())))
 
     def _clients(self, kind: str, lengths: list[np.ndarray], trainable: str, hidden: int) -> Any:
         from tff_pipeline.runtime.clients import FeatureClients, TextClients
@@ -223,21 +242,20 @@ class Subject:
                 "reference": self.federated(self.reference, kind),
                 "noise": self.noise,
             }
-            seconds = _in_turns(timed, rounds)
+            seconds = in_turns(timed, rounds)
             result = timed["local"]()
         # Texts only: a head sees features, which have no length.
         if padded in self.clients and self.clients[kind].specs()[0].dtype.name == "string":
             with LocalRuntime(self.compiled, [self.clients[padded]]) as local:
                 timed = {"local": self.federated(local, padded), "reference": self.federated(self.reference, padded)}
-                seconds |= {f"{name}, padded": values for name, values in _in_turns(timed, rounds).items()}
+                seconds |= {f"{name}, padded": values for name, values in in_turns(timed, rounds).items()}
         return seconds, result
 
     def close(self) -> None:
-        self.reference.close()
-        self.folder.cleanup()
+        self._open.close()
 
 
-def _in_turns(timed: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+def in_turns(timed: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     for number in range(rounds + 1):
         for name, run in timed.items():

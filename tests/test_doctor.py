@@ -153,6 +153,27 @@ def test_a_device_that_is_not_there_is_named(ci):
     assert "runtime.devices asks for GPU:77" in check.found
 
 
+@pytest.mark.parametrize(
+    ("capability", "compiles"), [((7, 5), False), ((8, 0), False), ((8, 9), False), ((9, 0), True), ((3, 0), True)]
+)
+def test_a_gpu_whose_kernels_are_compiled_at_first_use_is_named(monkeypatch, capability, compiles):
+    """Binaries run on later GPUs of the same major compute capability; an H100 (9.0) has none in TensorFlow 2.14."""
+    import tensorflow as tf
+
+    details = {"device_name": "Model A", "compute_capability": capability}
+    device = tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [device])
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda device: details)
+    built = {"cuda_compute_capabilities": ["sm_35", "sm_75", "compute_80"]}
+    monkeypatch.setattr(tf.sysconfig, "get_build_info", lambda: built)
+
+    check = found("devices")
+
+    assert check.fit
+    assert "GPU:0 (Model A)" in check.found
+    assert ("no binaries for GPU:0 and compiles its kernels when they are first used" in check.found) == compiles
+
+
 def test_an_executor_that_may_not_run_is_unfit(monkeypatch):
     may = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.X_OK and may(path, mode))

@@ -15,9 +15,10 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from tff_pipeline import config as configuration
 from tff_pipeline.config import Config
@@ -207,7 +208,8 @@ def _devices(config: Config | None) -> list[Check]:
         ]
     graphics = tf.config.list_physical_devices("GPU")
     names = [device.name.removeprefix("/physical_device:") for device in graphics]
-    kinds = [str(tf.config.experimental.get_device_details(device).get("device_name", "?")) for device in graphics]
+    details = [tf.config.experimental.get_device_details(device) for device in graphics]
+    kinds = [str(detail.get("device_name", "?")) for detail in details]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shown = ", ".join(f"{name} ({kind})" for name, kind in zip(names, kinds, strict=True)) or "no GPU"
     found = f"{cores} CPU core{'' if cores == 1 else 's'}, {shown}"
@@ -220,7 +222,18 @@ def _devices(config: Config | None) -> list[Check]:
         todo = "Install the `gpu` extra (CUDA 11.8 wheels); or hide the GPU with CUDA_VISIBLE_DEVICES=-1 if it is not for this."
         fit = os.environ.get("CUDA_VISIBLE_DEVICES") is not None
         return [Check("devices", fit, f"{found}, though the machine has an NVIDIA driver", "" if fit else todo)]
+    built = tf.sysconfig.get_build_info().get("cuda_compute_capabilities", ())
+    unbuilt = [name for name, detail in zip(names, details, strict=True) if not _has_binaries(detail, built)]
+    if unbuilt:
+        found += f"; TensorFlow has no binaries for {', '.join(unbuilt)} and compiles its kernels when they are first used, which may take half an hour; CUDA_CACHE_MAXSIZE=4294967296 has all of them kept in CUDA_CACHE_PATH"
     return [Check("devices", True, found)]
+
+
+def _has_binaries(detail: Mapping[str, Any], built: Sequence[str]) -> bool:
+    """Whether TensorFlow was built for a GPU: for its major compute capability and no later minor one."""
+    major, minor = detail.get("compute_capability", (0, 0))
+    numbers = [int(name.split("_")[1]) for name in built]  # "sm_75", "compute_80"
+    return not major or any(number // 10 == major and number % 10 <= minor for number in numbers)
 
 
 def _memory() -> Check:

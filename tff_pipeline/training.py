@@ -211,7 +211,10 @@ def _run(work: Job, progress: Progress) -> None:
         progress.event("metrics", statement.NO_METRICS)
 
     if not is_complete(run / "trained"):
-        with _compiled_runtime(work, network, plan, initial, progress) as (compiled, runtime):
+        with (
+            _repeatable_operations(config),
+            _compiled_runtime(work, network, plan, initial, progress) as (compiled, runtime),
+        ):
             _rounds(work, store, draws, charges, compiled, runtime, initial, progress)
     _finish(work, facts, progress)
 
@@ -260,6 +263,16 @@ def _describe(work: Job, plan: PrivacyPlan) -> dict[str, Any]:
         )
     write_json(run.parent / "run.json", {"id": run.name})
     return read_json(path)
+
+
+def _repeatable_operations(config: Config) -> contextlib.AbstractContextManager[None]:
+    """Has a round that is repeated after a crash give the same sum, on a GPU too; around building the process and its rounds."""
+    if config.runtime.kind == "reference":
+        return contextlib.nullcontext()
+    from tff_pipeline.runtime.determinism import deterministic_operations
+    from tff_pipeline.runtime.local import choose_devices
+
+    return deterministic_operations(choose_devices(config.runtime.devices))
 
 
 @contextlib.contextmanager

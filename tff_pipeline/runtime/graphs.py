@@ -26,7 +26,8 @@ class SessionGraph:
       held: hold the tensor parameters as variables, set by `hold`, instead of feeding them.
       specs: what `feed` will be for a computation that takes a dataset.
       batches: makes the dataset from placeholders of those specs.
-      device: where operations go that can go there, such as "GPU:0"; "" leaves it to TensorFlow.
+      device: where operations go that can go there, such as "GPU:0". (TensorFlow's own choice would be a GPU that is there,
+        asked for or not.)
       inline: run operations one after the other in the thread that calls, for callers that work side by side. (How many
         threads an operation takes is the process's setting; TensorFlow's sessions have one pool together.)
       skipped: places of results that are not wanted; None stands in their place.
@@ -39,17 +40,15 @@ class SessionGraph:
         held: bool = False,
         specs: Sequence[tf.TensorSpec] = (),
         batches: Callable[[Sequence[tf.Tensor]], tf.data.Dataset] | None = None,
-        device: str = "",
+        device: str = "CPU:0",
         inline: bool = False,
         skipped: Collection[int] = (),
     ):
-        proto = tff.framework.serialize_computation(computation).tensorflow
-        graph_def = v1.GraphDef()
-        proto.graph_def.Unpack(graph_def)
+        proto, graph_def = _unpacked(computation)
         parameters = _leaves(proto.parameter) if proto.HasField("parameter") else []
         tensors = [name for kind, name in parameters if kind == "tensor"]
         datasets = [name for kind, name in parameters if kind == "sequence"]
-        with tf.Graph().as_default() as graph, tf.device(device or None):
+        with tf.Graph().as_default() as graph, tf.device(device):
             input_map: dict[str, tf.Tensor] = {}
             self._fed = [v1.placeholder(spec.dtype, spec.shape) for spec in specs]
             if datasets:
@@ -75,6 +74,7 @@ class SessionGraph:
         options = v1.ConfigProto(inter_op_parallelism_threads=-1 if inline else 0, allow_soft_placement=True)
         if device.startswith("CPU:"):
             options.device_count["CPU"] = int(device.removeprefix("CPU:")) + 1
+            options.device_count["GPU"] = 0  # the session leaves them and their memory alone
         options.gpu_options.allow_growth = True
         self._session = v1.Session(graph=graph, config=options)
         # Prepared, a call takes a millisecond less of Python than `Session.run`, which for a small client is a third of it.
@@ -149,11 +149,24 @@ class SessionGraph:
         node = next(node for node in graph_def.node if node.name == name.split(":")[0])
         dtype, shape = tf.as_dtype(node.attr["dtype"].type), tf.TensorShape(node.attr["shape"].shape)
         variable = v1.get_variable(
-            f"held_{len(self._held)}", shape=shape, dtype=dtype, use_resource=True, trainable=False
+            f"held_{len(self._held)}",
+            shape=shape,
+            dtype=dtype,
+            # Never run, but the default draws random numbers, which TensorFlow refuses where operations are deterministic.
+            initializer=v1.zeros_initializer(),
+            use_resource=True,
+            trainable=False,
         )
         place = v1.placeholder(dtype, shape)
         self._held.append((place, variable.assign(place).op))
         return variable.read_value()
+
+
+def operation_types(computation: Any) -> frozenset[str]:
+    """The types of operations in a computation that is plain TensorFlow, its functions included."""
+    _, graph_def = _unpacked(computation)
+    in_functions = [node.op for function in graph_def.library.function for node in function.node_def]
+    return frozenset([*(node.op for node in graph_def.node), *in_functions])
 
 
 def rings(form: Any) -> list[np.dtype]:
@@ -173,6 +186,14 @@ def rings(form: Any) -> list[np.dtype]:
         finally:
             graph.close()
     return found
+
+
+def _unpacked(computation: Any) -> tuple[Any, v1.GraphDef]:
+    """TFF's message for a computation that is plain TensorFlow, and the graph in it."""
+    proto = tff.framework.serialize_computation(computation).tensorflow
+    graph_def = v1.GraphDef()
+    proto.graph_def.Unpack(graph_def)
+    return proto, graph_def
 
 
 def _placement(seen: Any) -> dict[str, dict[str, int]]:

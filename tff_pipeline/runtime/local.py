@@ -33,7 +33,8 @@ from tff_pipeline.runtime.base import (
     with_shares,
 )
 from tff_pipeline.runtime.clients import Clients
-from tff_pipeline.runtime.graphs import SessionGraph, rings
+from tff_pipeline.runtime.determinism import require_deterministic
+from tff_pipeline.runtime.graphs import SessionGraph, operation_types, rings
 from tff_pipeline.runtime.threads import bounded_map
 from tff_pipeline.secagg.masking import Party, add_up, introduce
 
@@ -47,12 +48,18 @@ _SHARE_OF_MEMORY, _BYTES_A_WORKER, _BYTES_A_WEIGHT = 0.25, 100e6, 80
 class LocalRuntime:
     """Runs rounds for silos that are all in this process. Making one changes how the process allocates (`allocator`).
 
+    The clients' work runs on `devices`, what the server does on the CPU. With a GPU, both the process is built and the
+    runtime is used within `determinism.deterministic_operations(choose_devices(devices))`.
+
     Args:
       compiled: the process.
       silos: the training clients of each silo.
       devices: "auto" (every GPU, or else the CPU), "CPU", or names such as ["GPU:0"].
       clients_in_parallel: how many clients are worked on at a time on each device; 0 chooses.
       session: identifies the run to the secure sum.
+
+    Raises:
+      TrainingError: if a device is not there, or operations on a GPU are not deterministic.
     """
 
     def __init__(
@@ -69,9 +76,10 @@ class LocalRuntime:
         self._silos: Mapping[str, Clients] = {silo.name: silo for silo in silos}
         # The noise that comes out of a round is "none supplied": nothing to fetch.
         self._spent = frozenset(noise_places(compiled))
+        self.devices = places = choose_devices(devices)
+        require_deterministic(operation_types(compiled.form.work), places)
         self._prepare = SessionGraph(compiled.form.prepare)
         self._update = SessionGraph(compiled.form.update, skipped=self._spent)
-        self.devices = places = choose_devices(devices)
         dimension = sum(int(np.prod(shape)) for shape in compiled.shapes)
         per_device = clients_in_parallel or _clients_in_parallel(silos[0], places, dimension)
         first = silos[0]
@@ -209,6 +217,8 @@ def choose_devices(asked: str | Sequence[str]) -> list[str]:
     Raises:
       TrainingError: if one that was asked for is not there, naming those that are.
     """
+    if asked == "CPU":
+        return ["CPU:0"]  # without a look at GPUs, which would take some of their memory
     for device in tf.config.list_physical_devices("GPU"):
         # Otherwise the first to use a GPU, here or in this process before, takes all of its memory.
         with contextlib.suppress(RuntimeError):  # it is in use already
@@ -221,7 +231,7 @@ def choose_devices(asked: str | Sequence[str]) -> list[str]:
     graphics = [name for name in present if name.startswith("GPU")]
     if asked == "auto":
         return graphics or ["CPU:0"]
-    wanted = ["CPU:0"] if asked == "CPU" else [asked] if isinstance(asked, str) else list(asked)
+    wanted = [asked] if isinstance(asked, str) else list(asked)
     missing = [name for name in wanted if name not in present]
     if missing:
         raise TrainingError(
