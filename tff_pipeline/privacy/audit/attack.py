@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import special
@@ -14,10 +15,14 @@ from tff_pipeline.privacy.audit import exact
 from tff_pipeline.privacy.plan import PrivacyPlan
 from tff_pipeline.progress import Bar
 
+if TYPE_CHECKING:
+    from tff_pipeline.privacy.audit.checks import Check
+
 GUESSES = 200_000
 # Half of `checks.FALSE_REFUTATIONS` is left for the bound.
 CONFIDENCE = 0.9995
 _FEWEST_ROUNDS = 100
+_NO_NOISE = 1e-6  # of the planned variance: what rounding the sum to the grain leaves
 # Of a head on an encoder: weights and biases.
 _SHAPES = ((40, 3), (3,))
 
@@ -50,7 +55,7 @@ class Finding:
     sampling_probability_at_least: float
     noise_found_again: str
     turns_in_a_tree: int = 0
-    checks: tuple = ()
+    checks: "tuple[Check, ...]" = ()
 
     @property
     def failed(self) -> list[str]:
@@ -182,10 +187,10 @@ def _epsilon(plan: PrivacyPlan, noise_at_most: float, rate: float) -> float:
     return max(0.0, 0.998 * spent - 1e-3)  # without what the accountant's coarse steps may have added
 
 
-def _found_again(done: Sequence) -> str:
+def _found_again(done: "Sequence[Check]") -> str:
     """How an attacker knows the noise, so that there is none for it; or ""."""
     by_name = {check.name: check for check in done}
-    if by_name["noise variance"].statistic < 1e-12:
+    if by_name["noise variance"].statistic < _NO_NOISE:
         return "there is none"
     if by_name["noise from the clock"].statistic:
         return "its generator was seeded by the clock"

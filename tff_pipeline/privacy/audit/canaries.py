@@ -66,7 +66,9 @@ def population(
             for place, coordinate in enumerate(own)
         ]
         name = f"silo-{number:04d}"
-        made.append(_clients(name, examples, as_one=as_one, folder=folder, batch_size=batch_size, epochs=epochs))
+        made.append(
+            _clients(name, examples, dimension, as_one=as_one, folder=folder, batch_size=batch_size, epochs=epochs)
+        )
     return made, coordinates
 
 
@@ -102,16 +104,26 @@ def extremes(
         tried[f"update {value}"] = np.full((1, dimension), value, np.float32)
     options: dict[str, Any] = {"as_one": as_one, "folder": folder, "batch_size": batch_size, "epochs": epochs}
     if as_one:
-        silos = [_clients(f"extreme-{row:04d}", [features], **options) for row, features in enumerate(tried.values())]
+        silos = [
+            _clients(f"extreme-{row:04d}", [features], dimension, **options)
+            for row, features in enumerate(tried.values())
+        ]
         return silos, {name: (silo.name, 0) for name, silo in zip(tried, silos, strict=True)}
-    silo = _clients("extreme", list(tried.values()), **options)
+    silo = _clients("extreme", list(tried.values()), dimension, **options)
     return [silo], {name: (silo.name, row) for row, name in enumerate(tried)}
 
 
 def _clients(
-    name: str, examples: Sequence[np.ndarray], *, as_one: bool, folder: Path, batch_size: int, epochs: int
+    name: str,
+    examples: Sequence[np.ndarray],
+    dimension: int,
+    *,
+    as_one: bool,
+    folder: Path,
+    batch_size: int,
+    epochs: int,
 ) -> Clients:
-    features = np.concatenate(examples)
+    features = np.concatenate(examples) if examples else np.zeros((0, dimension), np.float32)
     labels = np.zeros(len(features), np.int32)
     starts = np.concatenate([[0], np.cumsum([len(own) for own in examples])]).astype(np.int64)
     if not as_one:

@@ -7,13 +7,16 @@ at many things at once (clients, coordinates, pairs of rounds) its share is divi
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import stats
 
 from tff_pipeline.privacy.audit import exact
-from tff_pipeline.privacy.audit.testbed import Observed, Testbed
 from tff_pipeline.privacy.draws import Draws
+
+if TYPE_CHECKING:
+    from tff_pipeline.privacy.audit.testbed import Observed, Testbed
 
 # How often a sound run is refuted: at most this, half by the tests here and half by the bound on epsilon (`attack`).
 FALSE_REFUTATIONS = 1e-3
@@ -100,7 +103,7 @@ def variance(name: str, squares: np.ndarray, numbers: int, meaning: str) -> Chec
 # -- noise
 
 
-def noise(testbed: Testbed, observed: Observed) -> Iterator[Check]:
+def noise(testbed: "Testbed", observed: "Observed") -> Iterator[Check]:
     """The noise of every round as the observer of what is released sees it."""
     plan = testbed.plan
     numbers = nodes_of(observed.noise, plan.rounds_per_tree)
@@ -144,7 +147,7 @@ def nodes_of(table: np.ndarray, rounds_per_tree: int) -> np.ndarray:
     return nodes
 
 
-def _by_tensor(testbed: Testbed, squares: np.ndarray) -> Check:
+def _by_tensor(testbed: "Testbed", squares: np.ndarray) -> Check:
     """The tensors differ in size by no more than two, so that the smallest ratio of all tells."""
     name, sizes = "noise variance by tensor", [math.prod(shape) for shape in testbed.shapes]
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
@@ -152,7 +155,7 @@ def _by_tensor(testbed: Testbed, squares: np.ndarray) -> Check:
     return variance(name, sums, len(squares) * sizes[0], "smallest variance of a tensor's noise")
 
 
-def _distribution(testbed: Testbed, numbers: np.ndarray) -> Check:
+def _distribution(testbed: "Testbed", numbers: np.ndarray) -> Check:
     """Kolmogorov and Smirnov's test; whole numbers are spread evenly over their rounding interval."""
     flat, integers = numbers.ravel(), testbed.plan.integers
     if integers:
@@ -171,7 +174,7 @@ def _cosines(name: str, vectors: np.ndarray, meaning: str) -> Check:
     return at_most(name, largest, exact.cosine_bound(vectors.shape[1], SHARES[name] / max(1, pairs)), meaning)
 
 
-def _metrics(testbed: Testbed, rounds: int) -> Check:
+def _metrics(testbed: "Testbed", rounds: int) -> Check:
     starts, stddev = testbed.starts(rounds), testbed.plan.metrics_stddev
     drawn = np.array([testbed.draws.round(starts[: number + 1]).metrics_noise() for number in range(rounds)]) / stddev
     # One number that is there twice is noise that repeats.
@@ -179,7 +182,7 @@ def _metrics(testbed: Testbed, rounds: int) -> Check:
     return variance("noise on the metrics", squares, drawn.size, "variance of the noise on metrics")
 
 
-def _shares(testbed: Testbed, observed: Observed) -> Iterator[Check]:
+def _shares(testbed: "Testbed", observed: "Observed") -> Iterator[Check]:
     """Each silo's share by itself: the claim counts on those of any silos but the tolerated ones."""
     integers = testbed.plan.integers
     assert integers is not None
@@ -193,7 +196,7 @@ def _shares(testbed: Testbed, observed: Observed) -> Iterator[Check]:
     )
 
 
-def clock(observed: Observed) -> int:
+def clock(observed: "Observed") -> int:
     """How many of some draws are found again with numpy's generators, seeded by the clock at any time while they were drawn."""
     found = 0
     for began, ended, drawn in observed.windows[:_CLOCK_DRAWS]:
@@ -223,7 +226,7 @@ def _normals(seed: int, size: int) -> Iterator[np.ndarray]:
 # -- cohorts
 
 
-def cohorts(testbed: Testbed, observed: Observed) -> Iterator[Check]:
+def cohorts(testbed: "Testbed", observed: "Observed") -> Iterator[Check]:
     """Is every client in every round by itself, with the plan's probability? With trees, in every tree at most once?"""
     plan = testbed.plan
     yield at_most("sum of the cohort", observed.other_sums, 0, "rounds whose sum was not that of the clients drawn")
@@ -244,7 +247,7 @@ def cohorts(testbed: Testbed, observed: Observed) -> Iterator[Check]:
     yield probable("cohorts between rounds", exact.overlaps(table, q), "how much cohorts overlap, at any lag")
 
 
-def sampled(testbed: Testbed, observed: Observed) -> np.ndarray:
+def sampled(testbed: "Testbed", observed: "Observed") -> np.ndarray:
     """Independent cohorts, bool [count, canaries]: those of all rounds; with trees, one of each tree."""
     every = max(1, testbed.plan.rounds_per_tree)
     played = observed.cohorts
@@ -257,7 +260,7 @@ def sampled(testbed: Testbed, observed: Observed) -> np.ndarray:
     return np.concatenate([played, cohorts_of(testbed, testbed.draws, numbers)])
 
 
-def cohorts_of(testbed: Testbed, draws: Draws, numbers: Sequence[int]) -> np.ndarray:
+def cohorts_of(testbed: "Testbed", draws: Draws, numbers: Sequence[int]) -> np.ndarray:
     """The cohorts of some rounds, bool [rounds, canaries], as the silos draw them."""
     starts = testbed.starts(max(numbers) + 1)
     table = np.zeros((len(numbers), testbed.plan.clients), bool)
@@ -269,7 +272,7 @@ def cohorts_of(testbed: Testbed, draws: Draws, numbers: Sequence[int]) -> np.nda
     return table
 
 
-def turns(testbed: Testbed, observed: Observed) -> int:
+def turns(testbed: "Testbed", observed: "Observed") -> int:
     """With trees, the most rounds of one tree that a client took part in; else 0."""
     every = testbed.plan.rounds_per_tree
     if not every:
@@ -291,7 +294,7 @@ def _pairs(table: np.ndarray, q: float) -> float:
 # -- clip, masks, keys: equalities
 
 
-def clip(observed: Observed) -> Iterator[Check]:
+def clip(observed: "Observed") -> Iterator[Check]:
     """No client, whatever it does, moves the noiseless sum by more than the plan's sensitivity."""
     worst = max(observed.sensitivities, key=lambda name: _or_infinite(observed.sensitivities[name]))
     reached = _or_infinite(observed.sensitivities[worst])
@@ -302,7 +305,7 @@ def _or_infinite(value: float) -> float:
     return math.inf if math.isnan(value) else value
 
 
-def masks(testbed: Testbed, observed: Observed) -> Iterator[Check]:
+def masks(testbed: "Testbed", observed: "Observed") -> Iterator[Check]:
     """Does the server learn the sum of all silos, and nothing else? With one silo there is nothing to hide in."""
     rounds = len(observed.cohorts)
     yield at_most(
@@ -319,7 +322,7 @@ def masks(testbed: Testbed, observed: Observed) -> Iterator[Check]:
     yield probable("mask bits", float(pvalues.min() * pvalues.size), "the bits of the masks, ones and zeros alike")
 
 
-def keys(testbed: Testbed) -> Iterator[Check]:
+def keys(testbed: "Testbed") -> Iterator[Check]:
     """Is everything new, for everybody, when one key is, or what the run or the round starts from?"""
     base, parties = testbed.draws, ["server", *list(testbed.clients)[:2]]
     others = {
@@ -338,7 +341,7 @@ def keys(testbed: Testbed) -> Iterator[Check]:
     yield at_most("draws bound to keys", len(same), 0, meaning)
 
 
-def _noise_of(testbed: Testbed, draws: Draws, starts: Sequence[str]) -> list[np.ndarray]:
+def _noise_of(testbed: "Testbed", draws: Draws, starts: Sequence[str]) -> list[np.ndarray]:
     """All noise of a round, by who draws it."""
     drawn = draws.round(starts)
     if testbed.plan.integers:
@@ -346,7 +349,7 @@ def _noise_of(testbed: Testbed, draws: Draws, starts: Sequence[str]) -> list[np.
     return [np.concatenate([part.ravel() for part in drawn.noise(testbed.shapes)])]
 
 
-def _same_noise(testbed: Testbed, base: Draws, other: Draws) -> bool:
+def _same_noise(testbed: "Testbed", base: Draws, other: Draws) -> bool:
     starts = testbed.starts(1)
     return _alike(_noise_of(testbed, base, starts), _noise_of(testbed, other, starts))
 
@@ -355,7 +358,7 @@ def _alike(some: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> bool:
     return any(exact.largest_cosine(np.stack(pair))[0] > _SAME for pair in zip(some, others, strict=True))
 
 
-def _same_cohorts(testbed: Testbed, base: Draws, other: Draws) -> bool:
+def _same_cohorts(testbed: "Testbed", base: Draws, other: Draws) -> bool:
     """Told only where chance would hardly make them the same: with sampling of one half of many clients, not of all of two."""
     q, numbers = testbed.plan.sampling_probability, range(_REPEATED_COHORTS)
     chance = (q**2 + (1 - q) ** 2) ** (testbed.plan.clients * len(numbers) / max(1, testbed.plan.rounds_per_tree))

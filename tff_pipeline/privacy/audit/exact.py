@@ -1,7 +1,7 @@
 """Tail probabilities that the audit's tests rest on: exact ones, so that their shares of false refutations are true."""
 
 import numpy as np
-from scipy import stats
+from scipy import fft, stats
 
 _BLOCK = 1024  # rows of a matrix of cosines that are held at once
 # Squared deviations count up to this many variances: a bounded statistic is as exact, and its distribution is short.
@@ -28,14 +28,14 @@ def spread(sizes: np.ndarray, clients: np.ndarray, probability: float) -> float:
     steps = np.maximum(1, variances // _STEPS).astype(np.int64)
     most = np.maximum(4, np.ceil(_MOST_VARIANCES * variances / steps)).astype(np.int64)
     most = np.minimum(most, np.maximum(centres, clients - centres) ** 2 // steps)
-    length = int(rounds * most.sum()) + 1
+    length = fft.next_fast_len(int(rounds * most.sum()) + 1, real=True)
     transform = np.ones(length // 2 + 1, np.complex128)
     for count, centre, step, limit in zip(clients, centres, steps, most, strict=True):
         sampled = np.arange(count + 1)
         weights = stats.binom.pmf(sampled, count, probability)
         distances = np.minimum((sampled - centre) ** 2 // step, limit)
-        transform *= np.fft.rfft(np.bincount(distances, weights, minlength=length), length) ** rounds
-    masses = np.maximum(0.0, np.fft.irfft(transform, length))
+        transform *= fft.rfft(np.bincount(distances, weights, minlength=length), length) ** rounds
+    masses = np.maximum(0.0, fft.irfft(transform, length))
     observed = int(np.minimum((sizes - centres) ** 2 // steps, most).sum())
     return min(1.0, 2 * min(masses[: observed + 1].sum(), masses[observed:].sum()))
 

@@ -374,10 +374,8 @@ class Testbed:
             digest = hashlib.sha256()
             for slot, mask in enumerate(masks):
                 left[slot] += mask
-                observed.mask_bits[place, slot] += (
-                    int(np.unpackbits(mask.reshape(-1).view(np.uint8)).sum()),
-                    (8 * mask.nbytes),
-                )
+                bits = np.unpackbits(mask.reshape(-1).view(np.uint8))
+                observed.mask_bits[place, slot] += (int(bits.sum()), bits.size)
                 digest.update(np.ascontiguousarray(mask).tobytes())
             observed.masks.append(digest.digest())
         observed.other_totals += any(part.any() for part in left)
@@ -427,25 +425,26 @@ class Testbed:
     def _slots(self) -> int:
         return len(next(iter(self._runtime.sums.values())))
 
-    @property
-    def _update_slots(self) -> list[int]:
+    def _update_places(self, slots: Sequence[np.ndarray]) -> list[int]:
         """Which slots an update is in: they alone are no scalars."""
-        slots = [place for place, (_, shape) in enumerate(self._runtime._slots) if shape]
-        if [self._runtime._slots[place][1] for place in slots] != [tuple(shape) for shape in self.shapes]:
+        places = [place for place, slot in enumerate(slots) if slot.ndim]
+        if [slots[place].shape for place in places] != self.shapes:
             raise PrivacyError(
-                f"the process sums arrays of other shapes than its weights'; expected those of {len(self.shapes)} weights and scalars. The audit does not know this process."
+                f"the process sums arrays of other shapes than its weights'; expected those of {len(self.shapes)} weights, and scalars. The audit does not know this process."
             )
-        return slots
+        return places
 
     def _update_of(self, slots: Sequence[np.ndarray], clients: int) -> np.ndarray:
         """The sum of some clients' updates, flat, from the integers of the secure slots."""
         plan = self.plan
-        numbers = np.concatenate([_counted(slots[place], clients, plan).ravel() for place in self._update_slots])
+        numbers = np.concatenate(
+            [_counted(slots[place], clients, plan).ravel() for place in self._update_places(slots)]
+        )
         return numbers * (plan.value_range / plan.quanta)
 
     def _count_of(self, slots: Sequence[np.ndarray], clients: int) -> float:
         """Of an adaptive clip: those within it less those beyond it, halved. The slot after the update's."""
-        place = self._update_slots[-1] + 1
+        place = self._update_places(slots)[-1] + 1
         return float(_counted(slots[place], clients, self.plan) / self.plan.quanta)
 
     @property
@@ -478,7 +477,8 @@ def _with_canaries(plan: PrivacyPlan, dimension: int) -> PrivacyPlan:
     if plan.unit == "silo":
         clients = plan.silos if plan.integers else min(_SILOS_AS_CLIENTS, plan.clients)
     else:
-        clients = min(_MOST, max(_FEWEST, math.ceil(_COHORT / plan.sampling_probability)))
+        fewest = max(_FEWEST, 2 * plan.silos if plan.integers else 0)
+        clients = min(_MOST, max(fewest, math.ceil(_COHORT / plan.sampling_probability)))
     clients = min(clients, dimension * 4 // 5)
     return dataclasses.replace(
         plan, clients=clients, expected_cohort=plan.sampling_probability * clients, dimension=dimension
