@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tff_pipeline.privacy.audit.checks import Check
 
 GUESSES = 200_000
+GUESSES_A_ROUND = 500  # at least: one for every coordinate of the testbed's model
 # Half of `checks.FALSE_REFUTATIONS` is left for the bound.
 CONFIDENCE = 0.9995
 _FEWEST_ROUNDS = 100
@@ -106,18 +107,18 @@ def audit(
     assert plan.delta is not None
     training = training or TrainingSection(rounds=plan.rounds, clients_per_round=plan.expected_cohort)
     with Testbed(plan, training, shapes, secret) as testbed:
-        count = rounds_for(plan, observations, testbed.plan.dimension)
+        count = rounds_for(plan, observations)
         sensitivities = testbed.sensitivities()
         observed = testbed.play(count, bar or Bar(lambda steps, fields: None))
         observed.sensitivities = sensitivities
+        table = checks.sampled(testbed, observed)
         done = (
             *checks.noise(testbed, observed),
-            *checks.cohorts(testbed, observed),
+            *checks.cohorts(testbed, observed, table),
             *checks.clip(observed),
             *checks.masks(testbed, observed),
             *checks.keys(testbed),
         )
-        table = checks.sampled(testbed, observed)
         turns = checks.turns(testbed, observed)
         errors = guess(testbed.plan, observed.released, observed.cohorts, observed.directions)
     share = (1 - confidence) / 3  # three bounds hold together
@@ -140,9 +141,9 @@ def audit(
     )
 
 
-def rounds_for(plan: PrivacyPlan, observations: int, dimension: int) -> int:
+def rounds_for(plan: PrivacyPlan, observations: int) -> int:
     """How many rounds are played: enough for the guesses, and for anything that repeats within the plan's rounds to do so."""
-    count = max(_FEWEST_ROUNDS, math.ceil(observations / dimension), plan.rounds)
+    count = max(_FEWEST_ROUNDS, math.ceil(observations / GUESSES_A_ROUND), plan.rounds)
     # Trees are played to their end.
     return math.ceil(count / plan.rounds_per_tree) * plan.rounds_per_tree if plan.rounds_per_tree else count
 

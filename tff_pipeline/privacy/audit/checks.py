@@ -50,7 +50,7 @@ SHARES = dict.fromkeys(
 # Cohorts that are drawn beside those of the rounds played: as a silo draws them, without the work of a round.
 MORE_COHORTS = 1000
 _MOST_STARTS = 100_000  # rounds that their trees may be long together: every round's draws are told of all before it
-_CLOCK_DRAWS = 6
+_CLOCK_DRAWS = 4
 _CLOCK_NS = ((10**9, 10), (10**6, 100), (10**3, 2000))  # units, and how many of each are tried
 # Noise that correlates so much with a guess was guessed. Independent vectors of 200 numbers do with a probability of 1e-70.
 _SAME = 0.9
@@ -226,11 +226,14 @@ def _normals(seed: int, size: int) -> Iterator[np.ndarray]:
 # -- cohorts
 
 
-def cohorts(testbed: "Testbed", observed: "Observed") -> Iterator[Check]:
-    """Is every client in every round by itself, with the plan's probability? With trees, in every tree at most once?"""
+def cohorts(testbed: "Testbed", observed: "Observed", table: np.ndarray) -> Iterator[Check]:
+    """Is every client in every round by itself, with the plan's probability? With trees, in every tree at most once?
+
+    `table` is of independent cohorts (`sampled`).
+    """
     plan = testbed.plan
     yield at_most("sum of the cohort", observed.other_sums, 0, "rounds whose sum was not that of the clients drawn")
-    table, q = sampled(testbed, observed), plan.sampling_probability
+    q = plan.sampling_probability
     if plan.rounds_per_tree:
         yield at_most("turns in a tree", turns(testbed, observed), 1, "rounds of one tree that a client took part in")
     sizes = np.array(list(testbed.clients.values()))

@@ -99,7 +99,7 @@ def audit_run(run: Path, *, observations: int, confidence: float, progress: Prog
     if is_complete(run / "trained"):
         weights, _ = load_arrays(run / "trained", kind="weights")
         options["shapes"] = [weight.shape for weight in weights]
-    with progress.bar("audit", None) as bar:
+    with progress.bar("audit", attack.rounds_for(plan, observations)) as bar:
         finding = attack.audit(
             plan,
             training=config.training,

@@ -41,22 +41,28 @@ def spread(sizes: np.ndarray, clients: np.ndarray, probability: float) -> float:
 
 
 def overlaps(cohorts: np.ndarray, probability: float) -> float:
-    """The smallest p-value, times their number, of the overlaps of cohorts at every lag; bool [rounds, clients].
+    """The smallest p-value, times their number, of how cohorts agree at every lag; bool [rounds, clients].
 
-    At a lag only pairs of rounds without a round in common are counted, so that the overlap is Binomial(pairs * clients,
-    probability squared). Large overlaps only: those of a sampler that repeats itself.
+    At a lag only pairs of rounds without a round in common are counted. So the clients that are in both rounds are
+    Binomial(pairs * clients, q squared), which shows where few are sampled that a sampler repeats itself; and those in both
+    or in neither, which shows it for any cohort, with q squared + (1 - q) squared. Large numbers only.
     """
     rounds, clients = cohorts.shape
     if rounds < 2:
         return 1.0
     numbers = np.arange(rounds)
-    counts, trials = [], []
+    both, alike, trials = [], [], []
     for lag in range(1, rounds):
         first = numbers[(numbers // lag % 2 == 0) & (numbers + lag < rounds)]
-        counts.append(int((cohorts[first] & cohorts[first + lag]).sum()))
+        both.append(int((cohorts[first] & cohorts[first + lag]).sum()))
+        alike.append(int((cohorts[first] == cohorts[first + lag]).sum()))
         trials.append(len(first) * clients)
-    above = stats.binom.sf(np.array(counts) - 1, np.array(trials), probability**2)
-    return float(min(1.0, above.min() * len(counts)))
+    q = probability
+    pvalues = [
+        stats.binom.sf(np.array(counts) - 1, np.array(trials), chance)
+        for counts, chance in ((both, q**2), (alike, q**2 + (1 - q) ** 2))
+    ]
+    return float(min(1.0, np.min(pvalues) * np.size(pvalues)))
 
 
 def cosine_bound(dimension: int, probability: float) -> float:

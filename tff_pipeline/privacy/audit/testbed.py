@@ -23,6 +23,7 @@ from tff_pipeline.config import TrainingSection
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy import randomness
 from tff_pipeline.privacy.audit import canaries
+from tff_pipeline.privacy.audit.attack import GUESSES_A_ROUND
 from tff_pipeline.privacy.draws import Draws, RoundDraws, digest_of
 from tff_pipeline.privacy.keys import PartyKey
 from tff_pipeline.privacy.plan import PrivacyPlan
@@ -40,13 +41,13 @@ from tff_pipeline.runtime.base import (
 )
 from tff_pipeline.runtime.local import LocalRuntime
 
-_DIMENSION = 500  # no power of two, so that rotation pads
 _COHORT = 16  # expected, where there are enough canaries
 _FEWEST, _MOST = 40, 400  # canaries
 _SILOS = 8  # at most, unless every silo's noise counts
 _SILOS_AS_CLIENTS = 12
 _CLIPS = (1e-3, 1.0, 1e3)  # times the first round's, where the clip is adaptive
 _ROTATIONS = 3
+_SHOWN_EVERY = 25  # rounds between two lines of progress
 # Where a round's rotation changes what a client sends, each works a second time to be compared: in the first rounds, and
 # then now and then.
 _COMPARED, _COMPARED_EVERY = 50, 5
@@ -311,7 +312,8 @@ class Testbed:
                 self._measure(observed, number, result, began)
             else:
                 observed.unseen_reports += 1
-            bar.advance()
+            shown = {"round": number + 1, "rounds": count} if (number + 1) % _SHOWN_EVERY == 0 else {}
+            bar.advance(**shown)
         return observed
 
     def _nothing_observed(self, count: int) -> Observed:
@@ -472,7 +474,7 @@ def _centred(numbers: np.ndarray, modulus: int) -> np.ndarray:
 
 def _small(shapes: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
     """As many tensors as `shapes`, of their ranks but at least one, some hundred coordinates together."""
-    each = max(2, math.ceil(_DIMENSION / len(shapes) / 2) * 2)
+    each = max(2, math.ceil(GUESSES_A_ROUND / len(shapes) / 2) * 2)
     return [(each,) if len(shape) < 2 else (each // 2, 2, *[1] * (len(shape) - 2)) for shape in shapes]
 
 
