@@ -91,12 +91,12 @@ def probable(name: str, pvalue: float, meaning: str) -> Check:
     return at_least(name, min(1.0, pvalue), SHARES[name], f"p-value of {meaning}")
 
 
-def variance(name: str, squares: np.ndarray, numbers: int, meaning: str) -> Check:
+def variance(name: str, squares: np.ndarray | float, numbers: int, meaning: str) -> Check:
     """Are sums of `numbers` squares, standard normal if the noise is the plan's, as large as chance makes them?
 
     More noise than planned refutes nothing.
     """
-    bound = stats.chi2.ppf(SHARES[name] / np.size(squares), numbers) / numbers
+    bound = float(stats.chi2.ppf(SHARES[name] / np.size(squares), numbers)) / numbers
     return at_least(name, float(np.min(squares)) / numbers, bound, f"{meaning} over the plan's")
 
 

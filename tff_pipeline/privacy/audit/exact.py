@@ -1,7 +1,8 @@
 """Tail probabilities that the audit's tests rest on: exact ones, so that their shares of false refutations are true."""
 
 import numpy as np
-from scipy import fft, stats
+from scipy import stats
+from scipy.fft import next_fast_len
 
 _BLOCK = 1024  # rows of a matrix of cosines that are held at once
 # Squared deviations count up to this many variances: a bounded statistic is as exact, and its distribution is short.
@@ -9,7 +10,7 @@ _MOST_VARIANCES = 64
 _STEPS = 16  # to a variance, at least, where it is a large one
 
 
-def binomial(counts: np.ndarray, trials: int, probability: float) -> np.ndarray:
+def binomial(counts: np.ndarray, trials: int | np.ndarray, probability: float) -> np.ndarray:
     """Two-sided p-values of binomial counts."""
     below = stats.binom.cdf(counts, trials, probability)
     above = stats.binom.sf(np.asarray(counts) - 1, trials, probability)
@@ -28,14 +29,14 @@ def spread(sizes: np.ndarray, clients: np.ndarray, probability: float) -> float:
     steps = np.maximum(1, variances // _STEPS).astype(np.int64)
     most = np.maximum(4, np.ceil(_MOST_VARIANCES * variances / steps)).astype(np.int64)
     most = np.minimum(most, np.maximum(centres, clients - centres) ** 2 // steps)
-    length = fft.next_fast_len(int(rounds * most.sum()) + 1, real=True)
+    length = next_fast_len(int(rounds * most.sum()) + 1, real=True)
     transform = np.ones(length // 2 + 1, np.complex128)
     for count, centre, step, limit in zip(clients, centres, steps, most, strict=True):
         sampled = np.arange(count + 1)
         weights = stats.binom.pmf(sampled, count, probability)
         distances = np.minimum((sampled - centre) ** 2 // step, limit)
-        transform *= fft.rfft(np.bincount(distances, weights, minlength=length), length) ** rounds
-    masses = np.maximum(0.0, fft.irfft(transform, length))
+        transform *= np.fft.rfft(np.bincount(distances, weights, minlength=length), length) ** rounds
+    masses = np.maximum(0.0, np.fft.irfft(transform, length))
     observed = int(np.minimum((sizes - centres) ** 2 // steps, most).sum())
     return min(1.0, 2 * min(masses[: observed + 1].sum(), masses[observed:].sum()))
 
