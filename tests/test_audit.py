@@ -404,7 +404,7 @@ FAULTS: list[tuple[str, str, list[tuple[Any, str, Any]], str]] = [
     (
         "a turn in every round of a tree, by Poisson sampling",
         "tree",
-        [(sampling, "cohort_of_tree", POISSON)],
+        [(sampling, "cohort_of_tree", poisson_in_trees)],
         "turns in a tree",
     ),
     ("noise that later rounds take away", "tree", [(RoundDraws, "noise", taken_away)], "noise variance by round"),

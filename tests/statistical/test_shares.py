@@ -71,7 +71,7 @@ def received() -> np.ndarray:
                 cohorts[SILOS[client % 3]].append(int(client) // 3)
             (quiet,) = [total for total in runtime.secure_sums(state, cohorts) if total.dtype == np.uint16]
             drawn = shares(number)
-            runtime.run_round(state, cohorts, round_number=number, shares=lambda silo, _, drawn=drawn: drawn[silo])
+            runtime.run_round(state, cohorts, round_number=number, shares=lambda silo, drawn=drawn: drawn[silo])
             assert seen[-1].dtype == np.uint16
             found.append(centred(seen[-1] - quiet))
             if number % 2:
