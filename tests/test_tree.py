@@ -3,11 +3,8 @@
 Its noise as the server receives it is tested in tests/statistical/test_tree_noise.py. Fixed secrets: nothing can flake.
 """
 
-import dataclasses
-import functools
 import math
 import shutil
-import time
 
 import numpy as np
 import pytest
@@ -21,7 +18,7 @@ from tiny import prepared, quiet, trained_weights
 from tff_pipeline import sampling
 from tff_pipeline.artifacts import Workdir
 from tff_pipeline.config import load
-from tff_pipeline.privacy import accounting, audit, plot, randomness, statement
+from tff_pipeline.privacy import accounting, audit, plot, statement
 from tff_pipeline.privacy.ledger import Ledger
 
 
@@ -215,80 +212,3 @@ def test_a_run_that_was_killed_goes_on_with_the_same_tree_and_charges_nothing_tw
     assert ledger.epsilon(1e-3) == accounting.epsilon([(event, 5)], 1e-3)
     assert audit.uncharged(run) == []
     assert audit.plan_of_run(run).rounds_per_tree == 2
-
-
-# -- the audit
-
-CLAIM = a_plan(
-    mechanism="tree",
-    noise_multiplier=1.5,
-    sampling_probability=0.5,
-    expected_cohort=20.0,
-    clients=40,
-    rounds=4,
-    rounds_per_tree=2,
-    delta=1e-4,
-)
-
-
-def drawn(number: int) -> list[np.ndarray]:
-    stddev = dataclasses.replace(CLAIM, dimension=123).noise_stddev
-    return randomness.tree_noise(b"n" * 32, round_number=number, rounds_per_tree=2, stddev=stddev, shapes=audit._SHAPES)
-
-
-def attacked(**planted) -> audit.Finding:
-    return audit.audit(CLAIM, **{"observations": 2000, "secret": b"s" * 32, "noise": drawn, **planted})
-
-
-def test_the_sound_tree_stays_under_its_claim_and_not_far(compiled_once):
-    found = attacked()
-    assert 0.5 * found.claimed < found.at_least < found.claimed
-    assert not found.refuted
-    assert 1.5 <= found.noise_multiplier_at_most < 2.25
-    assert found.turns_in_a_tree == 1
-
-
-def test_a_tree_with_half_the_noise_is_caught(compiled_once):
-    assert attacked(noise=lambda number: [part / 2 for part in drawn(number)]).refuted
-
-
-def test_noise_of_prefix_sums_that_later_rounds_take_away_is_caught(compiled_once):
-    """Differences of noise that is not a tree's: the second round takes the first one's away and adds nothing."""
-
-    def taken_away(number: int) -> list[np.ndarray]:
-        return [-part for part in drawn(number - 1)] if number % 2 else drawn(number)
-
-    found = attacked(noise=taken_away, observations=800)
-    assert found.noise_multiplier_at_most < 0.75
-    assert found.refuted
-
-
-def test_a_tree_without_noise_is_caught(compiled_once):
-    found = attacked(noise=lambda number: [np.zeros(shape) for shape in audit._SHAPES], observations=40)
-    assert found.noise_found_again == "there is none"
-    assert found.at_least == math.inf
-
-
-def test_a_tree_whose_nodes_follow_from_the_clock_is_caught(compiled_once):
-    def seeded(number: int) -> list[np.ndarray]:
-        generator = np.random.default_rng(time.time_ns() // 1000)
-        return [generator.normal(0, CLAIM.noise_stddev, shape) for shape in audit._SHAPES]
-
-    assert attacked(noise=seeded, observations=40).noise_found_again == "its generator was seeded by the clock"
-
-
-def test_a_tree_whose_clients_do_not_clip_is_caught(compiled_once):
-    """The aggregator clips at a million; the noise is still that of a clip of 1."""
-    far = dataclasses.replace(CLAIM, clip_norm=1e6, value_range=1e6, noise_multiplier=1.5e-6)
-    found = attacked(aggregated_as=far, observations=800)
-    assert found.refuted
-    assert found.noise_multiplier_at_most < 1
-
-
-def test_a_client_that_takes_part_twice_in_a_tree_is_caught(compiled_once):
-    """Poisson sampling, in place of turns."""
-    found = attacked(cohort=sampling.cohort, observations=40)
-    assert found.turns_in_a_tree > 1
-    assert found.refuted
-    sound = functools.partial(sampling.cohort_of_tree, rounds_per_tree=2)
-    assert attacked(cohort=sound, observations=40).turns_in_a_tree == 1

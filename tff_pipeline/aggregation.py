@@ -26,7 +26,7 @@ NOISE = "supplied_noise"  # the field of _State
 CLIP = "clip"  # the field of _AdaptiveState that the round's clip is in
 _State: Any = collections.namedtuple("_State", "supplied_noise")
 _AdaptiveState: Any = collections.namedtuple("_AdaptiveState", "supplied_noise clip")
-_CLIP_LEARNING_RATE = 0.2  # eta_C of Andrew et al. 2021, section 3.1
+CLIP_LEARNING_RATE = 0.2  # eta_C of Andrew et al. 2021, section 3.1
 
 
 class SuppliedNoiseSumQuery(tfp.SumAggregationDPQuery):
@@ -143,7 +143,7 @@ class AdaptiveClipSumQuery(SuppliedNoiseSumQuery):
         *noise, count_noise = getattr(global_state, NOISE)
         count = _rounded(within / self._quanta + count_noise, self._count_grain, tf.float64)
         share = count / self._cohort + 0.5
-        following = clip * tf.exp(-_CLIP_LEARNING_RATE * (share - self._quantile))
+        following = clip * tf.exp(-CLIP_LEARNING_RATE * (share - self._quantile))
         # Where the noise was forgotten nothing comes out, and the clip stays what it was.
         following = tf.where(tf.math.is_finite(following), following, clip)
         result = tf.nest.map_structure(

@@ -16,10 +16,11 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from mechanism import CANARIES, SHAPES, Mechanism
 from test_privacy import plan as a_plan
 
 from tff_pipeline import sampling
-from tff_pipeline.privacy import audit, randomness
+from tff_pipeline.privacy import randomness
 
 ROUNDS = 400
 PLAN = a_plan(
@@ -30,12 +31,12 @@ PLAN = a_plan(
 @pytest.fixture(scope="module")
 def mechanism() -> Iterator[Any]:
     """The real aggregation, as compiled, over canaries in two silos: every update has the norm of the clip exactly."""
-    with audit._Mechanism(PLAN) as made:
+    with Mechanism(PLAN) as made:
         yield made
 
 
 def noise(number: int) -> list[np.ndarray]:
-    return randomness.round_noise(b"r" * 32, round_number=number, stddev=PLAN.noise_stddev, shapes=audit._SHAPES)
+    return randomness.round_noise(b"r" * 32, round_number=number, stddev=PLAN.noise_stddev, shapes=SHAPES)
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +45,11 @@ def released(mechanism) -> np.ndarray:
 
     Half of the rounds are empty; the others have the cohort that the sampler draws from the 40 canaries.
     """
-    silence = [np.zeros(shape) for shape in audit._SHAPES]
-    alone = np.stack([mechanism.released([canary], silence) for canary in range(audit.CANARIES)])
+    silence = [np.zeros(shape) for shape in SHAPES]
+    alone = np.stack([mechanism.released([canary], silence) for canary in range(CANARIES)])
     found = []
     for number in range(ROUNDS):
-        clients = sampling.cohort(b"c" * 32, round_number=number, clients=audit.CANARIES, probability=0.25)
+        clients = sampling.cohort(b"c" * 32, round_number=number, clients=CANARIES, probability=0.25)
         clients = clients if number % 2 else clients[:0]
         result = mechanism.released(clients.tolist(), noise(number))
         found.append((result - alone[clients].sum(axis=0)) / PLAN.noise_stddev)
@@ -115,7 +116,7 @@ def test_any_client_moves_the_sum_by_at_most_the_sensitivity(mechanism):
     runtime, state, step = mechanism._runtime, mechanism._state, PLAN.value_range / PLAN.quanta
     moved = []
     for _ in range(40):
-        taking_part = random.permutation(audit.CANARIES)[: int(random.integers(1, 12))]
+        taking_part = random.permutation(CANARIES)[: int(random.integers(1, 12))]
         *others, one = taking_part.tolist()
         sums = []
         for members in (others, [*others, one]):
@@ -124,9 +125,7 @@ def test_any_client_moves_the_sum_by_at_most_the_sensitivity(mechanism):
                 for name, rows in mechanism._silos.items()
             }
             slots = runtime.secure_sums(state, cohorts)
-            sums.append(
-                np.concatenate([slot.ravel() for slot in slots if slot.shape in audit._SHAPES and slot.size > 1])
-            )
+            sums.append(np.concatenate([slot.ravel() for slot in slots if slot.shape in SHAPES and slot.size > 1]))
         difference = (sums[1] - sums[0]).astype(np.int64) - PLAN.largest_whole_number
         moved.append(float(np.linalg.norm(difference * step)))
     assert max(moved) <= PLAN.sensitivity

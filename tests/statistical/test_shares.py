@@ -16,10 +16,10 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from mechanism import CANARIES, Mechanism
 from test_privacy import plan as a_plan
 
 from tff_pipeline import sampling
-from tff_pipeline.privacy import audit
 from tff_pipeline.privacy.discrete import discrete_gaussian
 from tff_pipeline.privacy.randomness import derive
 
@@ -55,7 +55,7 @@ def centred(numbers: np.ndarray) -> np.ndarray:
 def received() -> np.ndarray:
     """Integers [rounds, length]: the unmasked sum without the noiseless one. Every other round is empty."""
     found = []
-    with audit._Mechanism(PLAN) as mechanism:
+    with Mechanism(PLAN) as mechanism:
         runtime, state, seen = mechanism._runtime, mechanism._state, []
         finish = runtime._finish
 
@@ -65,7 +65,7 @@ def received() -> np.ndarray:
 
         runtime._finish = watched
         for number in range(ROUNDS):
-            clients = sampling.cohort(b"c" * 32, round_number=number, clients=audit.CANARIES, probability=0.25)
+            clients = sampling.cohort(b"c" * 32, round_number=number, clients=CANARIES, probability=0.25)
             cohorts: dict[str, list[int]] = {silo: [] for silo in SILOS}
             for client in clients if number % 2 else ():
                 cohorts[SILOS[client % 3]].append(int(client) // 3)

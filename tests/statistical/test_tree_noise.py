@@ -14,9 +14,10 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from mechanism import CANARIES, SHAPES, Mechanism
 from test_privacy import plan as a_plan
 
-from tff_pipeline.privacy import audit, randomness
+from tff_pipeline.privacy import randomness
 
 ROUNDS, TREES = 11, 40
 PLAN = a_plan(
@@ -35,7 +36,7 @@ PLAN = a_plan(
 
 def noise(number: int) -> list[np.ndarray]:
     return randomness.tree_noise(
-        b"t" * 32, round_number=number, rounds_per_tree=ROUNDS, stddev=PLAN.noise_stddev, shapes=audit._SHAPES
+        b"t" * 32, round_number=number, rounds_per_tree=ROUNDS, stddev=PLAN.noise_stddev, shapes=SHAPES
     )
 
 
@@ -43,12 +44,12 @@ def noise(number: int) -> list[np.ndarray]:
 def prefixes() -> np.ndarray:
     """Noise of the sum since its tree began, over a node's standard deviation: [trees, rounds, 123], through the server."""
     random = np.random.default_rng(4)
-    with audit._Mechanism(PLAN) as mechanism:
-        silence = [np.zeros(shape) for shape in audit._SHAPES]
-        alone = np.stack([mechanism.released([canary], silence) for canary in range(audit.CANARIES)])
+    with Mechanism(PLAN) as mechanism:
+        silence = [np.zeros(shape) for shape in SHAPES]
+        alone = np.stack([mechanism.released([canary], silence) for canary in range(CANARIES)])
         found = np.empty((TREES, ROUNDS, PLAN.dimension))
         for tree in range(TREES):
-            turns = random.integers(0, ROUNDS, audit.CANARIES)
+            turns = random.integers(0, ROUNDS, CANARIES)
             for place in range(ROUNDS):
                 clients = np.flatnonzero(turns == place)
                 released = mechanism.released(clients.tolist(), noise(tree * ROUNDS + place))
