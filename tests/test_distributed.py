@@ -776,6 +776,19 @@ def test_a_run_whose_repeated_round_has_another_sum_sends_nothing(tiny, tmp_path
     assert [entry["round"] for entry in charges(folder)] == [1, 1, 2]
 
 
+def test_the_records_of_a_run_pass_the_audit_without_cohort_sizes(uninterrupted):
+    """The run keeps none with this mechanism; what it keeps is looked at."""
+    from tff_pipeline.privacy.audit import recorded
+    from tff_pipeline.privacy.audit.command import plan_of_run
+    from tff_pipeline.state import config_of
+
+    run = uninterrupted[0]
+    checks = {check.name: check for check in recorded.checks(run, plan_of_run(run), config_of(run))}
+    assert checks["recorded starts"].passed
+    assert "recorded cohorts" not in checks
+    assert recorded.uncharged(run) == []
+
+
 def test_calibration_stays_under_the_target(tiny):
     changes = ("privacy.noise_multiplier=", "privacy.target_epsilon=2.0", "training.rounds=1")
     made = planning.make(load(tiny / "config.toml", [*SETTINGS, *changes]), clients=4, dimension=51)

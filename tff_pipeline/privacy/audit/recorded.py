@@ -46,7 +46,10 @@ def checks(run: Path, plan: PrivacyPlan, config: Config) -> Iterator[Check]:
     repeated = len(starts) - len(set(starts))
     yield at_most("recorded starts", repeated, 0, "rounds of the run that started from where another one had")
     # With trees one round of each: within a tree a client's turn in one is none in another.
-    sizes = [entry["clients"] for entry in history[:: max(1, plan.rounds_per_tree)] if "clients" in entry]
+    entries = history[:: max(1, plan.rounds_per_tree)]
+    sizes = [
+        entry["clients"] for entry in entries if entry.get("clients") is not None
+    ]  # none where silos add the noise
     if sizes:
         total = exact.binomial(np.array(sum(sizes)), plan.clients * len(sizes), plan.sampling_probability)
         yield probable("recorded cohorts", float(total), "how many clients the run sampled in all")
