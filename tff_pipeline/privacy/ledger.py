@@ -270,37 +270,22 @@ class Ledger:
           again: whether round `rounds` is about to be charged once more although it has been charged under `draw`.
           step: of the accountant.
         """
-        lineages: dict[tuple[str, str, str], Counter[int]] = {}
-        for entry in self.entries():
-            lineage = canonical_json(entry["event"]).decode(), entry["run"], entry["draw"]
-            lineages.setdefault(lineage, Counter())[entry["round"]] += 1
         own = (canonical_json(dict(planned)).decode(), run, draw) if planned is not None else None
-        if own:
-            lineages.setdefault(own, Counter())
-        charges: list[tuple[str, int]] = []
-        for lineage, times in lineages.items():
-            event = lineage[0]
-            if again and lineage == own:
-                times = times + Counter({rounds: 1})
-            if json.loads(event).get("kind") == "tree":
-                # The newest round stands for all before it: trees begin with the run, and if some of these rounds were another
-                # draw's that is too much. A round charged twice is one of two lines of trees, and so are those that follow.
-                longest = [max(number for number in times if times[number] > copy) for copy in range(_most(times))]
-                charges += [(event, rounds if lineage == own and not copy else n) for copy, n in enumerate(longest)]
-                if lineage == own and not longest:
-                    charges.append((event, rounds))
-            elif lineage == own:
-                repeated = sum(count - 1 for count in times.values())
-                charges.append((event, repeated + sum(number <= done for number in times) + max(0, rounds - done)))
-            else:
-                charges.append((event, times.total()))
+        charged: dict[tuple[str, str, str], Counter[int]] = {own: Counter()} if own else {}
+        for entry in self.entries():
+            under = canonical_json(entry["event"]).decode(), entry["run"], entry["draw"]
+            charged.setdefault(under, Counter())[entry["round"]] += 1
+        if own and again:
+            charged[own][rounds] += 1
         together: Counter[str] = Counter()
-        trees: list[tuple[str, int]] = []
-        for event, count in charges:
+        trees: list[tuple[str, int]] = []  # each has levels of its own
+        for under, times in charged.items():
+            event = under[0]
+            until = rounds if under == own else None
             if json.loads(event).get("kind") == "tree":
-                trees.append((event, count))  # each has levels of its own
+                trees += [(event, length) for length in _lines_of_trees(times, until)]
             else:
-                together[event] += count
+                together[event] += _charges(times, until, done)
         events = [(json.loads(event), count) for event, count in (*together.items(), *trees)]
         return accounting.epsilon(events, delta, unit=self.unit, step=step)
 
@@ -470,8 +455,26 @@ def charge_of(entry: Mapping[str, Any]) -> Charge:
     return entry["population"], entry["run"], entry["round"], entry["draw"], start, canonical_json(entry["event"])
 
 
-def _most(times: Counter[int]) -> int:
-    return max(times.values(), default=0)
+def _charges(times: Counter[int], planned: int | None, done: int) -> int:
+    """How many charges of one draw count, given how often each round was charged, and up to which round it is planned, if it is.
+
+    A planned round that was charged is that charge, and not one more; rounds that are done are not planned any more.
+    """
+    if planned is None:
+        return times.total()
+    repeated = sum(count - 1 for count in times.values())
+    return repeated + sum(number <= done for number in times) + max(0, planned - done)
+
+
+def _lines_of_trees(times: Counter[int], planned: int | None) -> list[int]:
+    """The lengths, in rounds, of the lines of trees under one draw; the first reaches as far as is planned, if anything is.
+
+    The newest round stands for all before it: trees begin with the run, and if some of these rounds were another draw's that
+    is too much. A round that was charged twice began a second line, and so on.
+    """
+    most = max(times.values(), default=0)
+    lengths = [max(number for number, count in times.items() if count > line) for line in range(most)]
+    return lengths if planned is None else [planned, *lengths[1:]]
 
 
 def members_of(entry: Mapping[str, Any]) -> list[str] | None:
