@@ -160,6 +160,15 @@ def test_a_kill_at_any_byte_of_a_record_loses_only_a_report_that_never_left(tmp_
         assert path.read_bytes() == whole
 
 
+def test_a_report_is_not_forgotten_where_the_round_was_begun_again(tmp_path):
+    path = tmp_path / "bank.key"
+    record(PartyKey(path), "round", SUMS)
+    with path.open("a") as file:
+        file.write('{"round": "round"}\n')
+    with pytest.raises(PrivacyError, match="is repeated"):
+        record(PartyKey(path), "round", [SUMS[0] + 1, SUMS[1]])
+
+
 def test_a_round_that_was_begun_is_known_and_may_still_be_reported_once(tmp_path):
     path = tmp_path / "bank.key"
     for _ in range(2):

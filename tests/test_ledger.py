@@ -89,7 +89,7 @@ def test_rounds_of_a_tree_from_another_start_are_a_second_line_of_trees(ledger):
         accounting.epsilon([(tree, 9), (tree, 4)], 1e-5)
     )
     assert ledger.epsilon(1e-5, planned=tree, rounds=4, run="r1", draw="d", again=True) == pytest.approx(
-        accounting.epsilon([(tree, 4), (tree, 4), (tree, 4)], 1e-5)
+        accounting.epsilon([(tree, 6), (tree, 4), (tree, 4)], 1e-5)
     )
 
 
@@ -104,6 +104,21 @@ def test_rounds_that_are_done_are_not_planned_again_under_new_keys(ledger):
     assert ledger.epsilon(1e-5, planned=EVENT, rounds=5, done=3, run="r1", draw="new") == pytest.approx(
         accounting.epsilon([(EVENT, 5)], 1e-5)
     )
+
+
+def test_rounds_charged_beyond_those_planned_are_spent_all_the_same(ledger):
+    """All four rounds were charged; the states were lost, and the rounds are run again from something else."""
+    for number in range(1, 5):
+        ledger.charge(run="r1", round_number=number, event=EVENT, draw="d", start="a")
+    five = accounting.epsilon([(EVENT, 5)], 1e-5)
+    plan = {"planned": EVENT, "rounds": 1, "run": "r1", "draw": "d"}
+    assert ledger.epsilon(1e-5, **plan, again=True) == pytest.approx(five)
+    assert ledger.rounds_left(five * 0.999, 1e-5, **plan, again=True) < 1
+    tree = {"kind": "tree", "noise_multiplier": 5.0, "rounds_per_tree": 3}
+    for number in range(1, 9):
+        ledger.charge(run="r2", round_number=number, event=tree, draw="d", start="a")
+    more = ledger.epsilon(1e-5, planned=tree, rounds=3, run="r2", draw="d", again=True)
+    assert more == pytest.approx(accounting.epsilon([(EVENT, 4), (tree, 8), (tree, 3)], 1e-5))
 
 
 def test_a_run_done_again_with_new_keys_pays_again(ledger):

@@ -21,7 +21,7 @@ from tiny import Row, prepared, quiet
 from tff_pipeline import learning, rounds, run_keys, training
 from tff_pipeline.artifacts import COMPLETE, MANIFEST, Workdir, is_complete, read_json, seal
 from tff_pipeline.config import Config, load
-from tff_pipeline.errors import PipelineError, PrivacyError
+from tff_pipeline.errors import ArtifactError, PipelineError, PrivacyError
 from tff_pipeline.privacy import account
 from tff_pipeline.privacy.draws import RoundDraws
 from tff_pipeline.secagg.masking import Party
@@ -267,6 +267,54 @@ def test_an_older_copy_of_a_silos_key_is_noticed_and_drawn_anew(begun, place):
     assert len(observer.charges()) == 2 + (2 if place == "saved" else 3)
 
 
+@pytest.mark.parametrize("mechanism", ["gaussian", "tree"])
+def test_what_earlier_rounds_started_from_is_part_of_what_a_round_starts_from(begun, mechanism):
+    """Of a tree's node an earlier start names the noise that is taken away again: with another list it is another release."""
+    observer = begun(mechanism)
+    assert not observer.train("saved", 3)
+    shutil.rmtree(observer.run / "states" / "round-00004")
+    state = observer.run / "states" / "round-00003"
+    resealed(state, starts=["another", *read_json(state / MANIFEST)["starts"][1:]])
+    assert observer.train()
+    observer.check()
+    assert [number for _, number, _ in observer.charges()] == [1, 2, 3, 4, 4]
+
+
+@pytest.mark.parametrize("change", ["starts", "name", "round"])
+def test_a_state_that_is_not_of_the_round_it_says_is_refused(begun, change):
+    """The number of the round that is drawn follows from one, the number that is charged from another."""
+    observer = begun("gaussian")
+    assert not observer.train("saved", 1)
+    state = observer.run / "states" / "round-00002"
+    if change == "name":
+        state.rename(state.with_name("round-00019"))
+    elif change == "starts":
+        resealed(state, starts=[*read_json(state / MANIFEST)["starts"], "another"])
+    else:
+        resealed(state, round=1)
+    with pytest.raises(ArtifactError, match=r"disagree; expected \d+ each. Was it renamed or edited\?"):
+        observer.train()
+    observer.check()
+    # A copy beside it is no state.
+    for folder in (observer.run / "states").iterdir():
+        shutil.rmtree(folder)
+    assert not observer.train("saved", 1)
+    shutil.copytree(observer.run / "states" / "round-00002", observer.run / "states" / "round-00002.bak")
+    assert observer.train()
+    observer.check()
+
+
+def test_two_silos_with_one_key_draw_two_cohorts_and_two_shares(begun):
+    observer = begun("distributed")
+    assert not observer.train("saved", 1)
+    bank, shop = sorted(observer.folder.glob("workdir/silos/*/keys/sampling-*"))
+    bank.write_bytes(shop.read_bytes())
+    assert observer.train()
+    observer.check()
+    sampled_anew(observer)
+    assert len({draw for draw, _, _ in observer.charges()}) == 2
+
+
 def test_a_budget_counts_a_round_that_starts_from_something_else_once_more(begun):
     """Room for the run's rounds and no more: the state was edited, so round 3 is one release more, and round 4 is refused."""
     observer = begun("gaussian")
@@ -294,7 +342,7 @@ def test_runs_of_one_seed_share_no_noise_unless_they_are_the_same(tiny, tmp_path
 
     def noise(*changes: str) -> list[float]:
         work = training.job(load(folder / "config.toml", [*SETTINGS, *GAUSSIAN, "pipeline.seed=3", *changes]))
-        draws = run_keys.draws_of(work, a_plan(), [np.zeros(3)], quiet())
+        draws = run_keys.draws_of(work, a_plan(), "network", quiet())
         return draws.round(["start"]).noise([(3,)])[0].tolist()
 
     assert noise() == noise("runtime.kind=reference") == noise("training.keep_states=1")
@@ -315,13 +363,30 @@ def edit(path: Path, random: np.random.Generator) -> None:
             path.write_bytes(b'{"secret": "%s"}\n' % random.bytes(32).hex().encode() + b"".join(lines[1:]))
     elif (path / MANIFEST).exists():
         kept = {name: value for name, value in read_json(path / MANIFEST).items() if name != "files"}
-        for file in path.glob("*.np[yz]"):
+        kept |= forged(kept, random)
+        for file in path.glob("*.np[yz]") if random.integers(2) else ():
             changed_array(file)
         for name in (MANIFEST, COMPLETE):
             (path / name).unlink()
         seal(path, kept)
     elif path.is_file():
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def forged(manifest: Mapping[str, Any], random: np.random.Generator) -> dict[str, Any]:
+    """Other starts of earlier rounds, more of them, or another number of rounds, in a state's manifest."""
+    starts, history = manifest.get("starts"), manifest.get("history")
+    if not starts or not history:
+        return {}
+    match int(random.integers(4)):
+        case 0:
+            return {"starts": [*starts, "another"]}
+        case 1:
+            return {"starts": ["another", *starts[1:]]}
+        case 2:
+            return {"starts": [*starts, "another"], "history": [*history, history[-1]], "round": len(history) + 1}
+        case _:
+            return {}
 
 
 def changed_array(file: Path) -> None:
@@ -333,6 +398,14 @@ def changed_array(file: Path) -> None:
     elif file.name == "features.npy":
         array = np.load(file)
         np.save(file, array * array.dtype.type(1.5))
+
+
+def resealed(path: Path, **changes: Any) -> None:
+    """A state whose manifest says something else, checksums and all."""
+    kept = {name: value for name, value in read_json(path / MANIFEST).items() if name != "files"}
+    for name in (MANIFEST, COMPLETE):
+        (path / name).unlink()
+    seal(path, kept | changes)
 
 
 def files_of(run: Path, folder: Path) -> list[Path]:

@@ -61,7 +61,7 @@ TABLE: dict[str, tuple[str, ...]] = {
         "test_epsilon_is_dp_accountings_own",
         "test_any_client_moves_the_sum_by_at_most_the_sensitivity",
         "test_the_noise_of_every_release_is_normal_with_the_stated_variance",
-        "test_the_sound_mechanism_stays_under_its_claim_and_not_far",
+        "test_a_sound_mechanism_stands",
         "test_no_float_is_shown_below_what_it_is_and_none_far_above",
     ),
     "Guarantee: the trained model is (#, #)-differentially private for the silo: adding or removing all texts of one silo, with all its clients, changes the probability of any set of outcomes by at most a factor of e^epsilon, plus delta.": (
@@ -211,7 +211,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     ),
     "All randomness is ChaCha20 under secrets of the operating system, and is accounted for as if it were perfect.": (
         "test_the_keystream_is_chacha20s",
-        "test_the_clock_as_the_seed_is_caught",
+        "test_a_fault_in_what_training_runs_is_caught",
         "assumed: perfect-randomness",
     ),
     "All randomness is ChaCha20 under secrets that follow from the seed, and is accounted for as if it were perfect.": (
@@ -246,7 +246,13 @@ TABLE: dict[str, tuple[str, ...]] = {
         "test_a_process_that_sums_in_the_clear_is_refused",
         "assumed: honest-server",
     ),
-    "Secure sum: what a silo sends is masked with keys agreed pairwise among the # silos; a server that follows the protocol learns the sums over all silos of their updates and of their training metrics, and nothing more as long as no silo tells it its own.": (
+    "Secure sum: what a silo sends is masked with keys agreed pairwise among the # silos; a server that follows the protocol learns the sums over all silos of their updates and of the number of UNITs within the clip, before the noise, and of their training metrics, and nothing more as long as no silo tells it its own.": (
+        "test_all_but_one_report_look_uniform",
+        "test_the_sum_of_all_reports_is_the_sum_of_all_values",
+        "test_a_process_that_sums_in_the_clear_is_refused",
+        "assumed: honest-server",
+    ),
+    "Secure sum: what a silo sends is masked with keys agreed pairwise among the # silos; a server that follows the protocol learns the sums over all silos of their updates, of the weights that these are counted by, and of their training metrics, and nothing more as long as no silo tells it its own.": (
         "test_all_but_one_report_look_uniform",
         "test_the_sum_of_all_reports_is_the_sum_of_all_values",
         "assumed: honest-server",
@@ -285,16 +291,16 @@ TABLE: dict[str, tuple[str, ...]] = {
         "assumed: timing",
     ),
     "The guarantee holds against the server.": (
-        "test_silos_noise_stays_under_its_claim_and_not_far",
+        "test_a_sound_mechanism_stands",
         "test_the_noise_is_the_discrete_gaussian_of_all_shares",
     ),
     "The guarantee holds against the server together with any one of the silos, which may tell it its share or leave it out, for the UNITs of the others.": (
         "test_without_a_silos_own_share_what_the_guarantee_counts_on_is_left",
-        "test_silos_noise_stays_under_its_claim_and_not_far",
+        "test_a_sound_mechanism_stands",
     ),
     "The guarantee holds against the server together with any # of the silos, which may tell it their shares or leave them out, for the UNITs of the others.": (
         "test_everywhere_the_noise_is_at_least_as_planned_and_the_sum_fits",
-        "test_a_silo_more_that_leaves_out_its_share_is_caught",
+        "test_a_fault_in_what_training_runs_is_caught",
     ),
     "The guarantee holds against the server together with any one of the silos, which may tell it its share or leave it out, for the others.": (
         "test_without_a_silos_own_share_what_the_guarantee_counts_on_is_left",
@@ -306,7 +312,7 @@ TABLE: dict[str, tuple[str, ...]] = {
         "test_without_a_silos_own_share_what_the_guarantee_counts_on_is_left",
     ),
     "Each silo trusts # of the # to add their shares as stated, and all to sample and clip.": (
-        "test_a_silo_more_that_leaves_out_its_share_is_caught",
+        "test_a_fault_in_what_training_runs_is_caught",
         "assumed: honest-silo",
     ),
     "The silo trusts nobody; its clients trust it to sample, clip and add the noise as stated.": (
@@ -367,7 +373,7 @@ TABLE: dict[str, tuple[str, ...]] = {
         "test_a_client_in_the_files_of_several_splits_stays_with_what_is_held_out",
         "assumed: held-out",
     ),
-    "An evaluation on training clients (`evaluate --split train`) is a release about them that no guarantee covers; it is printed for whoever asks for it, and no file and no exported version has it.": (
+    "An evaluation on training clients (`evaluate --split train`) is a release about them that no guarantee covers; it is printed for whoever asks for it, and neither a file of the run nor an exported version has it.": (
         "test_scores_on_training_clients_come_with_a_warning_and_are_kept_nowhere",
         "test_an_evaluation_of_another_split_is_not_exported",
     ),

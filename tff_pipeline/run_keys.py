@@ -8,6 +8,8 @@ of runs that will not be finished; what these were charged stays charged.
 """
 
 import argparse
+import contextlib
+import hashlib
 import json
 import re
 import shutil
@@ -15,14 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from tff_pipeline import config as configuration
 from tff_pipeline.artifacts import Workdir, canonical_json, is_complete
 from tff_pipeline.config import Config
 from tff_pipeline.errors import ConfigError
 from tff_pipeline.privacy import account, randomness
-from tff_pipeline.privacy.draws import Draws, digest_of, round_name
+from tff_pipeline.privacy.draws import Draws, round_name
 from tff_pipeline.privacy.keys import PartyKey
 from tff_pipeline.privacy.plan import PrivacyPlan
 from tff_pipeline.progress import Progress
@@ -33,20 +33,30 @@ if TYPE_CHECKING:
 _SILO_KEY = re.compile(r"sampling-(?P<run>[0-9a-f]{16})\.")
 
 
-def draws_of(work: "Job", plan: PrivacyPlan, base: Sequence[np.ndarray], progress: Progress) -> Draws:
+def draws_of(work: "Job", plan: PrivacyPlan, network: str, progress: Progress) -> Draws:
     """The draws of a run, from the keys that are there, or new ones.
 
-    A silo's key file that lacks a round which the silo's ledger was charged for is an older copy: what it would refuse to
-    repeat it has forgotten. The key is drawn anew, and with it everything.
+    A silo's key file that lacks a round which the ledgers were charged for is an older copy: what it would refuse to repeat it
+    has forgotten. The key is drawn anew, and with it everything. (In a run with a seed keys follow from the seed, whatever
+    was lost; its guarantee holds only against those who do not know it.)
+
+    Args:
+      work: the run.
+      plan: what is drawn.
+      network: a digest of the network that training begins with.
+      progress: for a word about a key that is drawn anew.
 
     Raises:
       ArtifactError, PrivacyError: if a key or a ledger is damaged.
     """
-    draws = _read(work, plan, base)
-    ledgers = {ledger.silo: ledger for ledger, _ in account.ledgers(work.config)}
-    for silo, key in draws.silos.items() if plan.private and work.config.runtime.kind == "local" else ():
-        charges = ledgers[silo].charges_of(run=work.id, draw=draws.name)
-        names = (round_name(draws.digest, entry["round"] - 1, entry.get("start", "")) for entry in charges)
+    draws = _read(work, plan, network)
+    if not plan.private or work.config.runtime.kind != "local" or work.config.pipeline.seed is not None:
+        return draws
+    ledgers = [ledger for ledger, _ in account.ledgers(work.config)]
+    # Of all of them: a kill may have kept a charge from a silo's.
+    charges = [entry for ledger in ledgers for entry in ledger.charges_of(run=work.id, draw=draws.name)]
+    names = {round_name(draws.digest, entry["round"] - 1, entry.get("start", "")) for entry in charges}
+    for silo, key in draws.silos.items():
         missing = sum(not key.knows(name) for name in names)
         if missing:
             progress.event(
@@ -57,11 +67,11 @@ def draws_of(work: "Job", plan: PrivacyPlan, base: Sequence[np.ndarray], progres
                 missing=missing,
             )
             key.renew()
-            return draws_of(work, plan, base, progress)
+            return _read(work, plan, network)
     return draws
 
 
-def _read(work: "Job", plan: PrivacyPlan, base: Sequence[np.ndarray]) -> Draws:
+def _read(work: "Job", plan: PrivacyPlan, network: str) -> Draws:
     workdir, seed = Workdir(work.config.workdir), work.config.pipeline.seed
 
     def key(path: Path, purpose: str) -> PartyKey:
@@ -72,15 +82,23 @@ def _read(work: "Job", plan: PrivacyPlan, base: Sequence[np.ndarray]) -> Draws:
         snapshot.silo: key(silo_key(workdir, snapshot.silo, work.id), f"sampling/{snapshot.silo}")
         for snapshot in work.snapshots
     }
-    return Draws(plan, key(server_key(work.folder), "noise"), silos, _origin(work, base))
+    return Draws(plan, key(server_key(work.folder), "noise"), silos, _origin(work, network))
 
 
-def _origin(work: "Job", base: Sequence[np.ndarray]) -> str:
-    """A digest of what the run starts from: settings, base weights, and the contents of every silo's training files."""
+def _origin(work: "Job", network: str) -> str:
+    """A digest of what the run starts from: settings, network, and every silo's training data: contents, order, labels."""
     # With a seed both runtimes draw the same, so that they can be compared.
     runtime = work.config.runtime.kind if work.config.pipeline.seed is None else None
-    data = {snapshot.silo: snapshot.checksums("train") for snapshot in work.snapshots}
-    return digest_of(base, canonical_json({"settings": work.settings(), "runtime": runtime, "data": data}).decode())
+    data = {
+        snapshot.silo: {
+            "files": snapshot.checksums("train"),
+            "split": snapshot.manifest["splits"].get("train"),
+            "labels": snapshot.labels,
+        }
+        for snapshot in work.snapshots
+    }
+    parts = {"settings": work.settings(), "runtime": runtime, "network": network, "data": data}
+    return hashlib.sha256(canonical_json(parts)).hexdigest()
 
 
 def server_key(run: Path) -> Path:
@@ -100,11 +118,12 @@ def remove(workdir: Workdir, run: str) -> list[Path]:
 
 
 def unfinished_files(workdir: Workdir, run: str) -> list[Path]:
-    """What a run keeps only until it is finished: its keys, and what was computed for it alone."""
+    """What a run keeps only until it is finished: its keys, what was computed for it alone, and what a kill left of that."""
     paths = [workdir.runs / run / "keys", frozen_folder(workdir, run)]
     for silo in sorted(workdir.root.glob("silos/*/")):
         paths += sorted(silo.glob(f"keys/sampling-{run}.*"))
         paths.append(features_folder(workdir, silo.name, run))
+        paths += sorted(silo.glob(f"features/.staging-{run}-*"))
     return [path for path in paths if path.exists()]
 
 
@@ -148,7 +167,10 @@ def abandon(config: Config, runs: Sequence[str]) -> dict[str, list[str]]:
             raise ConfigError(
                 f"{workdir.runs / run}: is not an unfinished run with keys in {workdir.root}; expected one of: {listed}."
             )
-    with account.exclusively(config):
+    populations, silos = account.workdir_ledgers(config)
+    with contextlib.ExitStack() as stack:
+        for ledger in (*populations.values(), *silos.values()):
+            stack.enter_context(ledger.exclusively())
         return {run: [str(path) for path in remove(workdir, run)] for run in runs}
 
 

@@ -13,6 +13,7 @@ Every directory that holds arrays has its own manifest and checksums, and is ren
 """
 
 import dataclasses
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -90,35 +91,52 @@ class StateStore:
         save_arrays(
             directory, arrays, kind="state", names=names, round=round_number, history=list(history), starts=list(starts)
         )
-        for old in self._rounds()[: -self._keep]:
+        for old in sorted(self._folders())[: -self._keep]:
             shutil.rmtree(self._states / f"round-{old:05d}")
 
     def rounds_done(self) -> int:
         """How many rounds the newest state is of."""
-        return max(self._rounds(), default=0)
+        newest = self._newest()
+        return newest[1]["round"] if newest else 0
 
     def latest(self, names: Sequence[str]) -> tuple[list[np.ndarray], list[dict[str, Any]], list[str]] | None:
         """The newest state, the metrics of its rounds (one entry a round), and what they started from; None before the first.
 
         Raises:
-          ArtifactError: if it is damaged, or was made by a process with another state.
+          ArtifactError: if it is damaged or renamed, or was made by a process with another state.
         """
-        rounds = self._rounds()
-        if not rounds:
+        newest = self._newest()
+        if newest is None:
             return None
-        directory = self._states / f"round-{rounds[-1]:05d}"
-        arrays, manifest = load_arrays(directory, kind="state")
+        directory, manifest = newest
+        arrays, _ = load_arrays(directory, kind="state")
         if manifest["names"] != list(names):
             raise ArtifactError(
                 f"{directory}: holds the state of another learning process (its fields differ); expected that of this configuration and version. Start a new run."
             )
-        history = manifest["history"]
-        # Versions that did not bind draws to it did not keep it.
-        return arrays, history, manifest.get("starts", [""] * len(history))
+        return arrays, manifest["history"], manifest["starts"]
 
-    def _rounds(self) -> list[int]:
-        found = (path for path in self._states.glob("round-*") if is_complete(path))
-        return sorted(int(path.name.removeprefix("round-")) for path in found)
+    def _newest(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest state's folder and manifest, which agree on how many rounds it is of: what is charged next follows from it."""
+        folders = self._folders()
+        if not folders:
+            return None
+        number = max(folders)
+        manifest = read_manifest(folders[number])
+        history = manifest.get("history", [])
+        # Versions that did not bind draws to it did not keep what rounds started from.
+        starts = manifest.setdefault("starts", [""] * len(history))
+        if not number == manifest.get("round") == len(history) == len(starts):
+            raise ArtifactError(
+                f"{folders[number]}: its name, its round ({manifest.get('round')}), its metrics ({len(history)} rounds) and what its rounds started from ({len(starts)}) disagree; "
+                f"expected {number} each. Was it renamed or edited? Remove it: the run goes on from the state before it."
+            )
+        return folders[number], manifest
+
+    def _folders(self) -> dict[int, Path]:
+        """Every complete state by the number in its name; a copy under another name is none."""
+        paths = (path for path in self._states.glob("round-*") if re.fullmatch(r"round-\d{5,}", path.name))
+        return {int(path.name.removeprefix("round-")): path for path in paths if is_complete(path)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,12 +21,12 @@ import numpy as np
 
 from tff_pipeline import artifacts, run_keys
 from tff_pipeline import config as configuration
-from tff_pipeline.artifacts import Workdir, is_complete, read_json, seal, write_atomic, write_json
+from tff_pipeline.artifacts import Workdir, is_complete, read_json, seal, sha256_file, write_atomic, write_json
 from tff_pipeline.config import Config
 from tff_pipeline.errors import ArtifactError, TrainingError
 from tff_pipeline.privacy import account, statement
 from tff_pipeline.privacy import plan as planning
-from tff_pipeline.privacy.draws import Draws, digest_of
+from tff_pipeline.privacy.draws import Draws, digest_of, start_of
 from tff_pipeline.privacy.plan import PrivacyPlan
 from tff_pipeline.progress import Progress
 from tff_pipeline.rounding import rounded_up
@@ -184,7 +184,7 @@ def _run(work: Job, progress: Progress) -> None:
 
     plan = planning.make(config, clients=work.units, dimension=sum(array.size for array in initial))
     store = StateStore(run, keep=config.training.keep_states)
-    draws = run_keys.draws_of(work, plan, base, progress)
+    draws = run_keys.draws_of(work, plan, _network_digest(network, base), progress)
     charges = account.opened(config, plan, run=run.name, draw=draws.name, done=store.rounds_done())
     for note in charges.notes:
         progress.event("ledger", note)
@@ -413,10 +413,10 @@ def _rounds(
         bar.advance(len(history))
         for number in range(len(history), plan.rounds):
             started = time.monotonic()
-            starts.append(digest_of([state[place] for place in kept], *names, fed))
+            starts.append(start_of([state[place] for place in kept], *names, fed, before=starts))
             drawn = draws.round(starts)
             drawn.begin()
-            charges.charge(number + 1, start=drawn.start)
+            charges.charge(drawn.number + 1, start=drawn.start)
             clip = clip_of(compiled, state)
             result, cohorts = rounds.play(compiled, runtime, state, drawn, clients)
             sampled = sum(len(rows) for rows in cohorts.values())
@@ -453,9 +453,19 @@ def _fed_from(work: Job) -> str:
     workdir = Workdir(work.config.workdir)
     folders = [run_keys.features_folder(workdir, snapshot.silo, work.id) for snapshot in work.snapshots]
     folders.append(run_keys.frozen_folder(workdir, work.id))
-    # Their contents were compared with these checksums when they were opened.
-    manifests = [artifacts.read_manifest(folder)["files"] if is_complete(folder) else None for folder in folders]
-    return artifacts.canonical_json(manifests).decode()
+    # Of the files themselves: a manifest says of its files what whoever wrote it likes.
+    contents = [{path.name: sha256_file(path) for path in sorted(folder.glob("*.*"))} for folder in folders]
+    for content in contents:
+        content.pop(artifacts.MANIFEST, None)  # it holds the time
+    return artifacts.canonical_json(contents).decode()
+
+
+def _network_digest(network: Any, base: Sequence[np.ndarray]) -> str:
+    """A digest of the network as training begins with it: its weights, and how the encoder computes with them."""
+    architecture = json.loads(network.transformer.config.to_json_string())
+    for name in ("_name_or_path", "transformers_version"):  # where it lies, and what read it
+        architecture.pop(name, None)
+    return digest_of(base, artifacts.canonical_json(architecture).decode())
 
 
 def _note_placement(run: Path, runtime: Any, progress: Progress) -> None:

@@ -52,13 +52,16 @@ class Draws:
         return self.digest[:16]
 
     def round(self, starts: Sequence[str]) -> "RoundDraws":
-        """The draws of a round, given what it and every round before it started from (`digest_of`), oldest first."""
+        """The draws of a round, given what it and every round before it started from (`start_of`), oldest first."""
         return RoundDraws(self, tuple(starts))
 
 
 @dataclasses.dataclass(frozen=True)
 class RoundDraws:
-    """What the parties draw in one round. Each method uses the secret of one party only, and public digests."""
+    """What the parties draw in one round. Each method uses the secret of one party only, and public digests.
+
+    Purposes name the silo, so that two silos which came to have one key do not draw the same.
+    """
 
     draws: Draws
     starts: tuple[str, ...]
@@ -71,7 +74,7 @@ class RoundDraws:
     @property
     def start(self) -> str:
         """What the round starts from, as the ledger names it."""
-        return self.starts[-1][:16]
+        return self.starts[-1]
 
     @functools.cached_property
     def name(self) -> str:
@@ -86,14 +89,14 @@ class RoundDraws:
         if plan.rounds_per_tree:
             # A client's turn is the same in all rounds of a tree, whatever they start from.
             return sampling.cohort_of_tree(
-                randomness.derive(secret, f"cohort/{self.draws.digest}"),
+                randomness.derive(secret, f"cohort/{silo}/{self.draws.digest}"),
                 round_number=self.number,
                 clients=clients,
                 probability=plan.sampling_probability,
                 rounds_per_tree=plan.rounds_per_tree,
             )
         return sampling.cohort(
-            randomness.derive(secret, f"cohort/{self._bound}"),
+            randomness.derive(secret, f"cohort/{silo}/{self._bound}"),
             round_number=self.number,
             clients=clients,
             probability=plan.sampling_probability,
@@ -104,7 +107,7 @@ class RoundDraws:
         integers = self.draws.plan.integers
         if integers is None:
             raise ValueError("the silos add no noise with this mechanism; expected a plan with integers.")
-        key = randomness.derive(self.draws.silos[silo].secret, f"share/{self._bound}/{self.number}")
+        key = randomness.derive(self.draws.silos[silo].secret, f"share/{silo}/{self._bound}/{self.number}")
         return discrete_gaussian(key, integers.log2_share, integers.length)
 
     def begin(self) -> None:
@@ -170,6 +173,14 @@ class RoundDraws:
 def round_name(draw: str, number: int, start: str) -> str:
     """Names the draw of a round, 32 hex digits, from the run's draw, the round's number from 0, and its `RoundDraws.start`."""
     return hashlib.sha256(f"tff-pipeline round\0{draw}/{number}/{start}".encode()).hexdigest()[:32]
+
+
+def start_of(state: Sequence[np.ndarray], *others: str, before: Sequence[str]) -> str:
+    """What a round starts from: a digest of the server's state, of `others`, and of what every round before it started from.
+
+    The last because the noise of a tree's node is bound to the round that finished it, and is taken away in a later one.
+    """
+    return digest_of(state, *others, *before)
 
 
 def digest_of(arrays: Sequence[np.ndarray], *others: str) -> str:

@@ -87,7 +87,7 @@ class PartyKey:
             raise PrivacyError(
                 f"{where} is repeated, and the silo's sum is not the one it reported the first time; expected the same, byte for byte, since cohort and noise are the same. "
                 "Is the device's arithmetic repeatable, and were software, device and features left as they were? Nothing was sent. "
-                f"To go on, draw everything anew with `tff-pipeline abandon`: the round is then charged again. ({self.path})"
+                f"To go on, draw everything anew with `tff-pipeline abandon` (or, in a run with a seed, with another pipeline.seed): the round is then charged again. ({self.path})"
             )
         self._append({"report": report, "round": round_name}, where)
         self._reports[round_name] = report
@@ -119,7 +119,9 @@ class PartyKey:
             secret = bytes.fromhex(first["secret"])
             if len(secret) != 32:
                 raise ValueError
-            reports = {str(line["round"]): line.get("report") for line in lines}
+            reports: dict[str, str | None] = {}
+            for line in lines:  # a report is not forgotten where a later line says that the round was begun
+                reports[str(line["round"])] = line.get("report") or reports.get(str(line["round"]))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ArtifactError(
                 f"{self.path}: is not a key as this version writes it; expected a line with a secret of 32 bytes, and lines for the rounds begun and reported. "

@@ -30,6 +30,7 @@ from tff_pipeline import __version__
 from tff_pipeline.artifacts import canonical_json, now, sync_directory, write_atomic
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy import accounting
+from tff_pipeline.rounding import rounded_up
 
 _START = "0" * 64
 _RESTORE = "nothing can be charged on top of it. Restore the ledger and its head from a backup."
@@ -353,8 +354,8 @@ class Ledger:
 
         key = "silos[].budget_epsilon" if self.silo else "privacy.budget_epsilon"
         raise PrivacyError(
-            f"{self.path}: the run's {rounds} rounds would bring {self.owner} to epsilon {total(rounds):.4g} at delta {delta:g}, over {key} {budget:g} "
-            f"(spent so far otherwise: {total(0):.4g}); rounds left at these settings: {max(left, 0)}. Plan fewer rounds or more noise."
+            f"{self.path}: the run's {rounds} rounds would bring {self.owner} to epsilon {rounded_up(total(rounds))} at delta {delta:g}, over {key} {budget:g} "
+            f"(spent so far: {rounded_up(total(0))}); rounds left at these settings: {max(left, 0)}. Plan fewer rounds or more noise."
         )
 
     @contextmanager
@@ -460,21 +461,18 @@ def _charges(times: Counter[int], planned: int | None, done: int) -> int:
 
     A planned round that was charged is that charge, and not one more; rounds that are done are not planned any more.
     """
-    if planned is None:
-        return times.total()
-    repeated = sum(count - 1 for count in times.values())
-    return repeated + sum(number <= done for number in times) + max(0, planned - done)
+    return times.total() + sum(number not in times for number in range(done + 1, (planned or 0) + 1))
 
 
 def _lines_of_trees(times: Counter[int], planned: int | None) -> list[int]:
-    """The lengths, in rounds, of the lines of trees under one draw; the first reaches as far as is planned, if anything is.
+    """The lengths, in rounds, of the lines of trees under one draw; the first reaches at least as far as is planned, if anything is.
 
     The newest round stands for all before it: trees begin with the run, and if some of these rounds were another draw's that
     is too much. A round that was charged twice began a second line, and so on.
     """
     most = max(times.values(), default=0)
     lengths = [max(number for number, count in times.items() if count > line) for line in range(most)]
-    return lengths if planned is None else [planned, *lengths[1:]]
+    return lengths if planned is None else [max([planned, *lengths[:1]]), *lengths[1:]]
 
 
 def members_of(entry: Mapping[str, Any]) -> list[str] | None:

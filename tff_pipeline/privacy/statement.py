@@ -202,7 +202,7 @@ def _secure_sum(plan: PrivacyPlan, silos: int) -> str:
     said = (
         "Secure sum: there is one silo, so its masked sum is its sum. The server sees it."
         if silos == 1
-        else f"Secure sum: what a silo sends is masked with keys agreed pairwise among the {silos} silos; a server that follows the protocol learns the sums over all silos of their updates{', before the noise,' if plan.private else ''} and of their training metrics, and nothing more as long as no silo tells it its own."
+        else f"Secure sum: what a silo sends is masked with keys agreed pairwise among the {silos} silos; a server that follows the protocol learns the sums over all silos of {_summed(plan)}, and nothing more as long as no silo tells it its own."
     )
     if plan.private:
         said += (
@@ -210,6 +210,14 @@ def _secure_sum(plan: PrivacyPlan, silos: int) -> str:
             "The guarantee holds against whoever gets the models; it does not hold against the server, which has every sum without noise."
         )
     return said
+
+
+def _summed(plan: PrivacyPlan) -> str:
+    """What a round's secure sums are of, where the server adds the noise."""
+    if not plan.private:
+        return "their updates, of the weights that these are counted by, and of their training metrics"
+    within = f" and of the number of {plan.unit}s within the clip" if plan.adaptive else ""
+    return f"their updates{within}, before the noise, and of their training metrics"
 
 
 def _who_adds_noise(plan: PrivacyPlan, integers: Integers) -> Iterator[str]:
@@ -270,5 +278,5 @@ def _not_covered(plan: PrivacyPlan) -> Iterator[str]:
     whom = "those clients" if plan.unit == "client" else "those clients and their silos"
     yield "Not covered: the choice of hyperparameters; what the public checkpoint was trained on; that a run stops with an error."
     yield f"The evaluation on held-out clients, who took no part in training, is a release about {whom}, and no guarantee covers it."
-    yield "An evaluation on training clients (`evaluate --split train`) is a release about them that no guarantee covers; it is printed for whoever asks for it, and no file and no exported version has it."
+    yield "An evaluation on training clients (`evaluate --split train`) is a release about them that no guarantee covers; it is printed for whoever asks for it, and neither a file of the run nor an exported version has it."
     yield "Label names, the tokenizer, and the numbers of clients and examples by silo, which manifests and exported versions carry, are treated as public."
