@@ -14,6 +14,7 @@ clients' own accuracies, in whole millionths, so that no client counts for more 
 """
 
 import collections
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -163,3 +164,27 @@ class FeatureLearner(_Learner):
         bias = tf.Variable(tf.zeros([labels]), name="bias")
         spec = tf.TensorSpec([None, hidden_size], tf.float32), tf.TensorSpec([None], tf.int32)
         super().__init__(lambda features: tf.matmul(features, kernel) + bias, [kernel, bias], *spec)
+
+
+class CanaryLearner(_Learner):
+    """For audits: weights of `shapes` whose gradient is the batch's mean feature vector, float32 [batch, all coordinates]."""
+
+    def __init__(self, shapes: Sequence[Sequence[int]]):
+        self._sizes = [math.prod(shape) for shape in shapes]
+        weights = [tf.Variable(tf.zeros(shape), name=f"weight_{number}") for number, shape in enumerate(shapes)]
+        spec = tf.TensorSpec([None, sum(self._sizes)], tf.float32), tf.TensorSpec([None], tf.int32)
+        super().__init__(lambda features: features[:, :1], weights, *spec)
+
+    def forward_pass(self, batch_input: Any, training: bool = True) -> tff.learning.models.BatchOutput:
+        features, _ = batch_input
+        parts = tf.split(tf.reduce_mean(features, axis=0), self._sizes)
+        loss = tf.add_n(
+            [
+                tf.reduce_sum(part * tf.reshape(weight, [-1]))
+                for part, weight in zip(parts, self._trainable, strict=True)
+            ]
+        )
+        instances = tf.shape(features, tf.int64)[0]
+        self._instances.assign_add(instances)
+        self._finite.assign(1)
+        return tff.learning.models.BatchOutput(loss=loss, predictions=features[:, :1], num_examples=instances)

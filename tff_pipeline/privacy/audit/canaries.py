@@ -12,40 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
-import tensorflow_federated as tff
 
-from tff_pipeline.model.learner import _Learner
 from tff_pipeline.runtime.clients import Clients, FeatureClients, FeatureSilo
 
 BEYOND = 1000.0  # an update's norm over the clip
 _MANY = 1000  # the most examples that a canary has
 # Of a silo's canaries, one after the other.
 _EXAMPLES = (1, 2, 1, 1, 37)
-
-
-class CanaryLearner(_Learner):
-    """Weights of `shapes` whose gradient is the batch's mean feature vector, float32 [batch, all coordinates]."""
-
-    def __init__(self, shapes: Sequence[Sequence[int]]):
-        self._sizes = [math.prod(shape) for shape in shapes]
-        weights = [tf.Variable(tf.zeros(shape), name=f"weight_{number}") for number, shape in enumerate(shapes)]
-        spec = tf.TensorSpec([None, sum(self._sizes)], tf.float32), tf.TensorSpec([None], tf.int32)
-        super().__init__(lambda features: features[:, :1], weights, *spec)
-
-    def forward_pass(self, batch_input: Any, training: bool = True) -> tff.learning.models.BatchOutput:
-        features, _ = batch_input
-        parts = tf.split(tf.reduce_mean(features, axis=0), self._sizes)
-        loss = tf.add_n(
-            [
-                tf.reduce_sum(part * tf.reshape(weight, [-1]))
-                for part, weight in zip(parts, self._trainable, strict=True)
-            ]
-        )
-        instances = tf.shape(features, tf.int64)[0]
-        self._instances.assign_add(instances)
-        self._finite.assign(1)
-        return tff.learning.models.BatchOutput(loss=loss, predictions=features[:, :1], num_examples=instances)
 
 
 def coordinates_of(clients: int, dimension: int) -> np.ndarray:

@@ -21,6 +21,7 @@ from tff_pipeline import integer_aggregation, learning, rounds
 from tff_pipeline.aggregation import CLIP, CLIP_LEARNING_RATE
 from tff_pipeline.config import TrainingSection
 from tff_pipeline.errors import PrivacyError
+from tff_pipeline.model.learner import CanaryLearner
 from tff_pipeline.privacy import randomness
 from tff_pipeline.privacy.audit import canaries
 from tff_pipeline.privacy.audit.attack import GUESSES_A_ROUND
@@ -201,7 +202,7 @@ class Testbed:
             server_momentum=0.0,
         )
         shapes = self.shapes
-        self.compiled = learning.build(lambda: canaries.CanaryLearner(shapes), training, plan, shapes)
+        self.compiled = learning.build(lambda: CanaryLearner(shapes), training, plan, shapes)
         self._runtime = _Watched(self.compiled, self._silos, devices="CPU", session="audit")
         self._initial = self._runtime.initial_state()
         self.draws = self.fresh_draws("played")
