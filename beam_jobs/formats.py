@@ -438,7 +438,7 @@ class _Comments:
 
     def __init__(self, source: Source):
         self._source = source
-        self._keys = {source.silo.client, source.silo.group} - {""}
+        self.keys = {source.silo.client, source.silo.group} - {""}
         self._tag_at = _conll_columns(source)[1]
         self._width = 0  # of the first row
 
@@ -456,14 +456,14 @@ class _Comments:
         fields = _split(line)
         key, equals, value = (part.strip() for part in line[1:].partition("="))
         spaced = line.startswith("# ")
-        named = spaced and "\t" not in line and equals and (key in self._keys or (key and " = " in line))
+        named = spaced and "\t" not in line and equals and (key in self.keys or (key and " = " in line))
         if not named and self._is_row(fields):
             return None
         if spaced:
             return (key, value) if equals else ("", "")
         if "\t" in line:
             return None
-        if equals and key in self._keys:
+        if equals and key in self.keys:
             kind = "client" if key == self._source.silo.client else "group"
             raise InputError(
                 f"{self._source.name}, line {number}: begins like a comment for the {kind} {key!r}, without a blank after the #; expected `# {key} = ...`, "
@@ -528,8 +528,8 @@ class _Sentence:
 def _conll(content: io.BufferedReader, source: Source) -> Rows:
     word_at, tag_at = _conll_columns(source)
     lines = Lines(content, limit=source.limit)
-    comments, keys = _Comments(source), {source.silo.client, source.silo.group} - {""}
-    values: dict[str, str] = {}  # of `keys`, from comments, up to the next document
+    comments = _Comments(source)
+    values: dict[str, str] = {}  # of `comments.keys`, up to the next document
     sentence, blank, commented, marks = _Sentence(), 0, 0, 0
 
     def ended() -> Rows:
@@ -554,7 +554,7 @@ def _conll(content: io.BufferedReader, source: Source) -> Rows:
             values.clear()
         elif (comment := comments.read(number, line)) is not None:
             commented += 1
-            if comment[0] in keys:
+            if comment[0] in comments.keys:
                 yield from ended()  # what came before it is the client's before it
                 values[comment[0]] = comment[1]
         else:

@@ -189,6 +189,7 @@ def test_hashes_come_back_and_sort_as_numbers():
         (Fields("he\udcfflp", "x", "anna", ""), "not UTF-8"),
         (Fields("help", "x", "\udcff", ""), "not UTF-8"),
         (Fields(("help", "me"), ("x", "x"), "anna", ""), ""),
+        (Fields(("help", "me"), ("x", "x"), "", ""), "empty client"),
         (Fields(("help", "me"), ("x", "y"), "anna", ""), "unknown label"),
         (Fields(("help", "me"), ("x", ""), "anna", ""), "empty label"),
         (Fields(("", " "), ("x", "x"), "anna", ""), "empty text"),
