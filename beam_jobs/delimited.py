@@ -14,6 +14,7 @@ people's rows together into one field. What is done about it:
 """
 
 import csv
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -36,6 +37,7 @@ from tff_pipeline.errors import InputError
 
 SLICE_ROWS = 64  # how many rows come at a time: the fewer, the fewer have to be looked at one by one where one is wrong
 
+_LINE_END = re.compile(r"\r\n|\r|\n")
 _SEEN_LABELS = 10_000  # of one file, to recognise its rows by
 _STYLE_ROWS = 64  # how many rows tell whether this file has blanks after its delimiters
 
@@ -326,16 +328,35 @@ class _Table:
         names = [row[at] for at in self._at[1:] if at in broken]
         if any("\n" in name.strip() or "\r" in name.strip() for name in names):
             return True
-        inner = [(self._split(line), 0, self._width) for line in record if line.strip()]
-        if len(row) == self._width and broken:
-            first, last = broken[0], broken[-1]
-            begins = [*row[:first], *_lines_of(row[first])[0].split(self._delimiter)]
-            ends = [*_lines_of(row[last])[-1].split(self._delimiter), *row[last + 1 :]]
-            inner = inner[1:-1]
-            inner += [(begins, first + 1, self._width)] if first < self._width - 1 else []
-            inner += [(ends, 0, last)] if last > 0 else []
-        alike = [self._like_a_row(fields, begin, end) for fields, begin, end in inner]
-        return any(certain for _, certain in alike) or sum(like for like, _ in alike) > len(alike) / 2
+        lines = alike = 0
+        for fields, begin, end in self._parts(record, row, broken):
+            like, certain = self._like_a_row(fields, begin, end)
+            if certain:
+                return True
+            lines, alike = lines + 1, alike + like
+        return alike > lines / 2
+
+    def _parts(
+        self, record: Sequence[str], row: Sequence[str], broken: Sequence[int]
+    ) -> Iterator[tuple[list[str], int, int]]:
+        """The fields of each line of a record, one line at a time, and which of them are evidence (see `_like_a_row`)."""
+        every = len(row) != self._width or not broken
+        filled = (at for at, line in enumerate(record) if line.strip())
+        last_line = next((at for at in reversed(range(len(record))) if record[at].strip()), 0)
+        if not every:
+            next(filled, None)
+        for at in filled:
+            if every or at < last_line:
+                yield self._split(record[at]), 0, self._width
+        if every:
+            return
+        first, last = broken[0], broken[-1]
+        if first < self._width - 1:
+            begin = _LINE_END.split(row[first], maxsplit=1)[0]
+            yield [*row[:first], *begin.split(self._delimiter)], first + 1, self._width
+        if last > 0:
+            end = row[last][max(row[last].rfind("\n"), row[last].rfind("\r")) + 1 :]
+            yield [*end.split(self._delimiter), *row[last + 1 :]], 0, last
 
     def like_a_row(self, line: str) -> tuple[bool, bool]:
         """Whether a line inside a field looks like a row, and whether its label says that it surely is one."""
@@ -363,10 +384,6 @@ class _Table:
         empty = text is not None and begin <= text < end and not fields[text].strip(' \t"')  # "Dear Sir," before a text
         like = not empty and not any(blank[max(1, begin) : end + 1]) and (not names or any(names))
         return certain or like, certain
-
-
-def _lines_of(field: str) -> list[str]:
-    return field.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def _refuse_header(row: Sequence[str], source: Source) -> None:

@@ -11,6 +11,7 @@ What makes a whole file unusable raises `InputError`. No message holds a value o
 """
 
 import io
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -153,8 +154,14 @@ def _row_of(line: int, values: Sequence[Any], source: Source) -> RawRow:
 
 def _text_of(number: float | Decimal) -> str:
     """A number's text; 42 and 42.0 have the same."""
-    whole = isinstance(number, int) or (abs(number) < _EXACT and number == int(number))
-    return str(int(number)) if whole else str(number)
+    return str(int(number)) if _is_whole(number) else str(number)
+
+
+def _is_whole(number: float | Decimal) -> bool:
+    """Whether a number is whole and exact: a float from 2^53 on may stand for several, an int or a decimal never does."""
+    if isinstance(number, Decimal):
+        return number.is_finite() and number == int(number)
+    return isinstance(number, int) or (abs(number) < _EXACT and number == int(number))  # False for NaN
 
 
 def _require_name(value: Any, line: int, source: Source) -> None:
@@ -163,9 +170,9 @@ def _require_name(value: Any, line: int, source: Source) -> None:
         return
     expected = "expected text or whole numbers"
     if isinstance(value, float | Decimal):
-        if abs(value) < _EXACT and value == int(value):  # False for NaN
+        if _is_whole(value):
             return
-        large = abs(value) >= _EXACT
+        large = isinstance(value, float) and abs(value) >= _EXACT
         kind = (
             "a number of 2^53 or above as a float, which may stand for several people"
             if large
@@ -233,7 +240,7 @@ def _json_row(number: int, line: bytes, keys: Sequence[bytes], source: Source) -
     for key in keys:
         if line.count(key) > 1 and _repeats(line, source):
             return RawRow(number, None, REPEATED_KEY)
-    if b"\\u" in line and _ESCAPED_KEY.search(line) and _repeats(line, source):
+    if b"\\u" in line and _has_escaped_key(line) and _repeats(line, source):
         return RawRow(number, None, REPEATED_KEY)
     try:
         values = [value[column] if column else "" for column in source.wanted]
@@ -255,7 +262,13 @@ def _json_object(line: bytes) -> dict[str, Any] | str:
     return value if isinstance(value, dict) else NOT_JSON
 
 
-_ESCAPED_KEY = re.compile(rb'"(?:[^"\\]|\\.)*?\\u(?:[^"\\]|\\.)*"\s*:')
+# Whole strings, each taken once (possessive): what begins anew at every escape of a text takes time in its square.
+_STRING = re.compile(rb'"((?:[^"\\]|\\.)*+)"(\s*+:)?')
+
+
+def _has_escaped_key(line: bytes) -> bool:
+    """Whether a key of a JSON line is written with \\u, so that it may be a configured one that does not look like it."""
+    return any(string[2] is not None and b"\\u" in string[1] for string in _STRING.finditer(line))
 
 
 def _repeats(line: bytes, source: Source) -> bool:
@@ -406,6 +419,7 @@ def _largest(column: Any) -> int:
 
 _DOCUMENT_MARK = "-DOCSTART-"
 _TAG = re.compile(r"O|[BIESLU]-\S+")
+_BLANKS = re.compile(" +")
 
 
 def _conll_columns(source: Source) -> tuple[int, int]:
@@ -414,32 +428,62 @@ def _conll_columns(source: Source) -> tuple[int, int]:
     return int(text) if text.isdigit() else 0, int(label) if label.isdigit() else 1
 
 
-def _comment(line: str) -> tuple[str, str] | None:
-    """Key and value of "# key = value"; ("", "") for another comment; None for a word.
+def _split(line: str) -> list[str]:
+    """The fields of a line: between tabs, or where it has none, between blanks. Others, as U+00A0, are part of a word."""
+    return line.split("\t") if "\t" in line else _BLANKS.split(line.strip(" "))
 
-    "#hashtag<TAB>O", "#hashtag O" and "# O" are words: a comment has a blank or a key after the "#", and more than a tag.
-    """
-    if not line.startswith("#"):
-        return None
-    if line.startswith("# "):
-        word = line.split()
-        if len(word) == 2 and _TAG.fullmatch(word[1]):
+
+class _Comments:
+    """Tells comments from words that begin with "#"; it knows how many fields the file's rows have."""
+
+    def __init__(self, source: Source):
+        self._source = source
+        self.keys = {source.silo.client, source.silo.group} - {""}
+        self._tag_at = _conll_columns(source)[1]
+        self._width = 0  # of the first row
+
+    def read(self, number: int, line: str) -> tuple[str, str] | None:
+        """Key and value of "# key = value"; ("", "") for another comment; None for a word.
+
+        "# # I-NP O", "#a=b O" and "# O" are words: they have as many fields as a row, and a tag where a row has it.
+
+        Raises:
+          InputError: if the line may be a comment that sets the client or the group, or may be a word.
+        """
+        if not line.startswith("#"):
+            self._width = self._width or len(_split(line))
             return None
-    elif "\t" in line or ("=" not in line and len(line.split()) > 1):
-        return None
-    key, equals, value = line[1:].partition("=")
-    return (key.strip(), value.strip()) if equals else ("", "")
+        fields = _split(line)
+        key, equals, value = (part.strip() for part in line[1:].partition("="))
+        spaced = line.startswith("# ")
+        named = spaced and "\t" not in line and equals and (key in self.keys or (key and " = " in line))
+        if not named and self._is_row(fields):
+            return None
+        if spaced:
+            return (key, value) if equals else ("", "")
+        if "\t" in line:
+            return None
+        if equals and key in self.keys:
+            kind = "client" if key == self._source.silo.client else "group"
+            raise InputError(
+                f"{self._source.name}, line {number}: begins like a comment for the {kind} {key!r}, without a blank after the #; expected `# {key} = ...`, "
+                "or a word and its tag. Write comments with the blank, and separate the fields of words with tabs."
+            )
+        return None if len(fields) > 1 and fields[1] != "=" else ("", "")
+
+    def _is_row(self, fields: Sequence[str]) -> bool:
+        alike = len(fields) in (self._tag_at + 1, self._width) and len(fields) > self._tag_at
+        return alike and bool(_TAG.fullmatch(fields[self._tag_at].strip()))
 
 
 def _check_conll(content: io.BufferedReader, source: Source) -> None:
     keys: dict[str, None] = {}
-    for block in Lines(content, limit=source.limit):
-        if isinstance(block, LongLine):
+    comments = _Comments(source)
+    for number, line in itertools.islice(_conll_lines(Lines(content, limit=source.limit)), _HEAD_ROWS * 10):
+        if line is None or not line.strip() or line.startswith(_DOCUMENT_MARK):
             continue
-        for line in text_lines(block)[: _HEAD_ROWS * 10]:
-            if comment := _comment(line):
-                keys[comment[0]] = None
-        break
+        if comment := comments.read(number, line):
+            keys[comment[0]] = None
     if source.silo.client or source.silo.group:
         wanted = source._replace(silo=msgspec.structs.replace(source.silo, text="", label=""))
         require(
@@ -462,7 +506,7 @@ class _Sentence:
 
     def add(self, line: str, number: int, word_at: int, tag_at: int, limit: int) -> None:
         self.count(number, len(line) if line.isascii() else len(line.encode("utf-8", "surrogateescape")), limit)
-        fields = line.split("\t") if "\t" in line else line.split()
+        fields = _split(line)
         if len(fields) <= max(word_at, tag_at):
             self.reason = self.reason or WRONG_FIELDS
         elif not self.reason:
@@ -484,13 +528,14 @@ class _Sentence:
 def _conll(content: io.BufferedReader, source: Source) -> Rows:
     word_at, tag_at = _conll_columns(source)
     lines = Lines(content, limit=source.limit)
-    comments: dict[str, str] = {}
+    comments = _Comments(source)
+    values: dict[str, str] = {}  # of `comments.keys`, up to the next document
     sentence, blank, commented, marks = _Sentence(), 0, 0, 0
 
     def ended() -> Rows:
         nonlocal sentence
         if sentence.lines:
-            client, group = (comments.get(key, "") for key in (source.silo.client, source.silo.group))
+            client, group = (values.get(key, "") for key in (source.silo.client, source.silo.group))
             row = sentence.row(client, group)
             kind = "rejected" if row.fields is None else "rows"
             yield LineCounts(**{kind: sentence.lines})
@@ -503,12 +548,15 @@ def _conll(content: io.BufferedReader, source: Source) -> Rows:
         elif not line.strip():
             blank += 1
             yield from ended()
-        elif (comment := _comment(line)) is not None:
-            commented += 1
-            comments[comment[0]] = comment[1]
         elif line.startswith(_DOCUMENT_MARK):
             marks += 1
             yield from ended()
+            values.clear()
+        elif (comment := comments.read(number, line)) is not None:
+            commented += 1
+            if comment[0] in comments.keys:
+                yield from ended()  # what came before it is the client's before it
+                values[comment[0]] = comment[1]
         else:
             sentence.add(line, number, word_at, tag_at, source.limit)
     yield from ended()

@@ -94,12 +94,20 @@ def find(section: SiloSection, base: Path, source: Callable[[str], formats.Sourc
                     f"is the same as {first['name']}, byte for byte, and was read once; take one of them out of the input",
                 )
             )
+        elif not _has_rows(file, source(path)):
+            warnings.append(Warned(name, f"holds no rows and is the same as {first['name']}, byte for byte"))
         else:
             raise InputError(
                 f"{path}: is the same as {first['path']}, byte for byte, but the one is in the {first['split']} split of silo {section.name!r} and the other in the {split} split; "
                 "expected each row in one split. Take one of them out of the input."
             )
     return Inputs(tuple(files), list(entries.values()), warnings)
+
+
+def _has_rows(file: InputFile, source: formats.Source) -> bool:
+    """Whether a file holds anything but a header, blank lines and comments."""
+    with formats.opened(open_raw, file.path) as handle:
+        return any(columns.lines or columns.rejects for columns in formats.read_columns(handle, source))
 
 
 def check_unchanged(files: Sequence[InputFile], section: SiloSection) -> None:
@@ -253,7 +261,8 @@ def _as_written(pattern: str) -> tuple[str, str]:
 
 
 def _listed(folder: str, section: SiloSection, *, everywhere: bool) -> list[str]:
-    """The files in a folder, or `everywhere` beneath it."""
+    """The files in a folder, or `everywhere` beneath it, also behind links to folders; one that leads back to a folder which it
+    lies in is not followed, since its files are listed there."""
 
     def failed(error: OSError) -> None:
         raise InputError(
@@ -261,10 +270,15 @@ def _listed(folder: str, section: SiloSection, *, everywhere: bool) -> list[str]
         ) from None
 
     paths = []
-    for directory, folders, names in os.walk(folder, onerror=failed):
+    inside = {
+        folder: {os.path.realpath(folder)}
+    }  # the real path of a folder still to be listed, and of those it lies in
+    for directory, folders, names in os.walk(folder, onerror=failed, followlinks=True):
         paths += [os.path.join(directory, name) for name in names]
-        if not everywhere:
-            folders.clear()
+        above = inside.pop(directory)
+        real = {name: os.path.realpath(os.path.join(directory, name)) for name in folders} if everywhere else {}
+        folders[:] = [name for name in real if real[name] not in above]
+        inside |= {os.path.join(directory, name): above | {real[name]} for name in folders}
     return paths
 
 

@@ -43,6 +43,9 @@ SEVERAL_SPLITS = "client in several splits"
 MANY_NAMES = 20  # more different labels (or groups) than these, and more than one for two rows: a column of free text
 MAX_NAME_CHARACTERS = 200  # of a label, or a group
 _WHOLE = re.compile(r"-?[0-9]+\.0+")
+# A number that was a float: it has a fraction, or an exponent with a sign. "12345e17" may be an id in hexadecimal digits.
+_FLOAT = re.compile(r"[+-]?[0-9]+(?:\.[0-9]*(?:[eE][+-]?[0-9]+)?|[eE][+-][0-9]+)")
+_EXACT = 2**53  # from here on a float may stand for several whole numbers
 
 CLIENTS_REMEMBERED = 2**17  # so that a client's hash is not worked out for each of its rows; they take about 30 MB
 BATCH_ROWS = 2048  # the tokenizer is fastest between 256 and 4,096 texts
@@ -56,6 +59,10 @@ SPLIT_PRECEDENCE = ("test", "validation", "train")
 
 
 # -- who is who --------------------------------------------------------------------------------------------------------
+
+
+class InexactIdError(ValueError):
+    """An id that may stand for several people."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +89,13 @@ def normal_id(raw_id: str) -> str:
 
     Two people whom this takes for one would be protected together, as one client; one person taken for two would be
     protected less than the statement says.
+
+    Raises:
+      InexactIdError: if it is a float's text of 2^53 or above, which may stand for several ids.
     """
     (name,) = normal_names([raw_id])
+    if ("." in name or "+" in name) and _FLOAT.fullmatch(name) and abs(float(name)) >= _EXACT:
+        raise InexactIdError
     return name.partition(".")[0] if "." in name and _WHOLE.fullmatch(name) else name
 
 
@@ -164,14 +176,25 @@ def batches(
     known_labels: frozenset[str] | None,
     has_client: bool,
     keys: Keys,
+    client_column: str = "client",
 ) -> Iterator[RowBatch]:
     """Checks rows and bundles them; what is kept has its label in normal form and its client hashed. The last batch may hold
-    no rows, only counts of lines."""
+    no rows, only counts of lines.
+
+    Raises:
+      InputError: if a client is a float's text that may stand for several people.
+    """
     hashes: dict[str, bytes] = {}
 
     def batch() -> RowBatch:
         if has_client:
-            _remember(hashes, kept.clients, keys)
+            try:
+                _remember(hashes, kept.clients, keys)
+            except InexactIdError:
+                raise InputError(
+                    f"{file_name}: the client column {client_column!r} holds a number of 2^53 or above as a float, with a fraction or an exponent, which may stand for several people; "
+                    "expected text or whole numbers. Write the ids as text where the file is made: a table of floats has lost their last digits."
+                ) from None
             clients = b"".join(map(hashes.__getitem__, kept.clients))
         else:
             clients = b"".join(row_client_hash(keys, file_name, line) for line in kept.lines)

@@ -190,6 +190,7 @@ class _Read(beam.DoFn):
                     known_labels=self._known,
                     has_client=bool(self._plan.silo.client),
                     keys=self._keys,
+                    client_column=self._plan.silo.client,
                 ):
                     self._rows.inc(batch.read)
                     yield batch

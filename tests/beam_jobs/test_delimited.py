@@ -4,6 +4,7 @@ import csv
 import io
 import random
 import re
+import tracemalloc
 
 import pytest
 
@@ -94,6 +95,23 @@ def test_a_quote_that_closes_before_other_text_rejects_the_lines_behind_it_as_we
     assert [row[3] for row in rows] == ["anna", "emma"]
     assert rejects == [formats.Reject(3, "broken quoting", 5)]
     assert counts == formats.LineCounts(read=8, rows=2, rejected=5, header=1)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+def test_a_field_of_many_lines_is_looked_at_line_by_line(end):
+    """Not as a list of all of their parts, which takes a hundred times as much memory as the field."""
+    lines_ = ['anna,"x y', *["x y"] * 100_000, 'z",d']
+    record = [line + end for line in lines_]
+    table = delimited._Table.of(["client", "text", "label"], source(), ",")
+
+    tracemalloc.start()
+    try:
+        glued = table.glued(record, ["anna", end.join(["x y", *["x y"] * 100_000, "z"]), "d"])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert not glued
+    assert peak < 4 * 2**20
 
 
 def test_labels_that_the_configuration_lists_are_known_before_the_first_row():

@@ -4,6 +4,7 @@ import bz2
 import datetime
 import gzip
 import io
+import json
 import lzma
 import math
 import uuid
@@ -272,6 +273,11 @@ def test_a_whole_number_is_the_same_client_whatever_its_type():
 
 
 def test_large_whole_numbers_are_exact_where_they_are_no_floats():
+    large = pyarrow.array([Decimal(90071992547409931)], pyarrow.decimal128(20, 0))
+    table = {"text": ["a"], "label": large, "client": large}
+    (row,) = rows(parquet(table), source("parquet", client="client"))
+    assert (row.fields.label, row.fields.client) == ("90071992547409931", "90071992547409931")
+
     at = source("jsonl", client="client")
 
     assert clients(b'{"text": "a", "label": "x", "client": 9007199254740993}\n', at) == ["9007199254740993"]
@@ -371,6 +377,29 @@ def test_a_key_that_is_there_twice(line, reason):
     assert row.reason == reason
 
 
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        (rb'{"te\u0078t": 1}', True),
+        (rb'{"a": "x\\", "\u0062" : 1}', True),
+        (rb'{"a": {"\u0062": 1}}', True),
+        (rb'{"a": "\u0041", "b": 1}', False),
+        (rb'{"a": "\"\u0041\":", "b": 1}', False),
+        (rb'{"a": ["\u0041", "b"]}', False),
+    ],
+)
+def test_keys_with_escapes_are_told_from_values_with_escapes(line, answer):
+    assert formats._has_escaped_key(line) is answer
+
+
+def test_a_long_text_of_escapes_is_read():
+    """As json.dumps writes every text that is not ASCII; a search that begins anew at each escape would not end."""
+    text = "я" * 200_000
+    line = json.dumps({"text": text, "label": "x", "client": "anna"}).encode() + b"\n"
+
+    assert [row.fields.text for row in rows(line, source("jsonl", client="client"))] == [text]
+
+
 def test_parquet_columns_of_the_same_name():
     file = io.BytesIO()
     table = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 3, names=["text", "label", "text"])
@@ -404,6 +433,68 @@ def test_conll_words_that_begin_like_comments():
 
     (row,) = rows(data, source("conll"))
     assert row == (2, (("#tag", "#", "#", "#tag", "my"), ("O", "O", "B-x", "B-x", "O"), "", ""), "")
+
+
+@pytest.mark.parametrize("word", ["#", "#a=b", "#client=xyz"])
+@pytest.mark.parametrize(
+    ("more", "keys"), [("", {}), ("\tO", {}), (" SYM I-NP", {"label": "3"}), (" x y z", {"label": "1"})]
+)
+def test_conll_words_like_comments_in_rows_of_several_columns(word, more, keys):
+    """A row has as many fields as its tag needs, or as the row before it, and its tag looks like one."""
+    end = {"": " O", "\tO": "\tO", " SYM I-NP": " SYM I-NP O", " x y z": " O y z"}[more]
+    data = f"# client = anna\nmy{end}\n{word}{end}\n"
+
+    (row,) = rows(data.encode(), source("conll", client="client", **keys))
+    assert (row.fields.text, row.fields.label, row.fields.client) == (("my", word), ("O", "O"), "anna")
+
+
+@pytest.mark.parametrize("client", ["U-123", "O", "ann lee", "a = b"])
+@pytest.mark.parametrize("label", ["1", "2", "3", "4"])
+def test_conll_clients_that_look_like_tags(client, label):
+    for equals in (" = ", "=", "= ", " ="):
+        data = f"# client{equals}{client}\nmy{' O' * 4}\n"
+        assert clients(data.encode(), source("conll", client="client", label=label)) == [client]
+
+
+def test_conll_comments_of_clients_need_a_blank():
+    """Whether "#client=ben lee" is a comment or a word and its tag nobody can tell, and it may be another person's text."""
+    data = b"# client = anna\nmy O\n\n%b\nhelp O\n"
+    at = source("conll", client="client")
+
+    for line in (b"#client=ben", b"#client=ben lee", b"#client = ben"):
+        message = refusal(data % line, at)
+        assert "data.conll, line 4: begins like a comment for the client 'client'" in message
+        assert "ben" not in message
+
+
+def test_conll_fields_end_at_blanks_and_tabs_only():
+    assert texts("10\u00a0000 O\nmy  B-x \n".encode(), source("conll")) == [(1, ("10\u00a0000", "my"))]
+    assert texts("10\u00a0000\n".encode(), source("conll")) == [(1, "wrong number of fields")]
+    assert texts("10\u2003000\tO\n".encode(), source("conll")) == [(1, ("10\u2003000",))]
+
+
+@pytest.mark.parametrize("key", ["client", "group"])
+def test_conll_comment_with_another_client_ends_a_sentence(key):
+    data = b"# client = anna\n# group = g\nmy O\ncard O\n# %b = new\nhelp O\n# other = x\nme O\n\n" % key.encode()
+
+    found = rows(data, source("conll", client="client", group="group"))
+    second = {"client": ("new", "g"), "group": ("anna", "new")}[key]
+    assert [(row.line, row.fields.text, row.fields[2:]) for row in found] == [
+        (3, ("my", "card"), ("anna", "g")),
+        (6, ("help", "me"), second),
+    ]
+
+
+def test_conll_client_ends_with_its_document():
+    """A document without a comment of its own is nobody's: its rows have no client, and are rejected as such."""
+    data = b"# client = anna\n# group = g\nmy O\n-DOCSTART- O\n\nsecret O\n\n-DOCSTART- O\n# client = ben\nhelp O\n"
+
+    found = rows(data, source("conll", client="client", group="group"))
+    assert [(row.fields.text, row.fields.client, row.fields.group) for row in found] == [
+        (("my",), "anna", "g"),
+        (("secret",), "", ""),
+        (("help",), "ben", ""),
+    ]
 
 
 def test_conll_document_marks_are_no_words():

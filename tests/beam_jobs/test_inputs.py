@@ -81,6 +81,34 @@ def test_a_link_to_nothing_is_an_error(tmp_path):
         )
 
 
+def test_folders_that_are_links_are_read_and_loops_end(tmp_path):
+    write(tmp_path / "in" / "2023" / "a.csv")
+    write(tmp_path / "archive" / "2024" / "a.csv", ROWS * 2)
+    (tmp_path / "in" / "2024").symlink_to(tmp_path / "archive" / "2024")
+    (tmp_path / "in" / "2023" / "loop").symlink_to(tmp_path / "in")
+    (tmp_path / "archive" / "2024" / "out").symlink_to(tmp_path / "archive")
+
+    for given in ("in/*/a.csv", "in/**.csv"):
+        found = find(tmp_path, given)
+        assert names(found) == ["in/2023/a.csv", "in/2024/a.csv"]
+        assert found.warnings == []
+
+
+def test_files_without_rows_may_be_the_same_in_two_splits(tmp_path):
+    """One split's export of a day without rows is the other's, byte for byte."""
+    header = "text,label\n"
+    for name, content in {"train/a": ROWS, "train/b": header, "test/a": ROWS * 2, "test/b": header}.items():
+        write(tmp_path / f"{name}.csv", content)
+
+    found = find(tmp_path, {"train": "train/*.csv", "test": "test/*.csv"})
+    assert [(file.name, file.split) for file in found.files] == [
+        ("test/a.csv", "test"),
+        ("test/b.csv", "test"),
+        ("train/a.csv", "train"),
+    ]
+    assert found.warnings == [("train/b.csv", "holds no rows and is the same as test/b.csv, byte for byte")]
+
+
 @pytest.mark.parametrize("kind", ["copy", "link", "hard link"])
 def test_the_same_file_twice_is_read_once_with_a_warning(tmp_path, kind):
     write(tmp_path / "a.csv")

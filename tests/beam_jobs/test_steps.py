@@ -90,6 +90,26 @@ def test_one_person_is_one_client_however_the_id_is_written():
         assert len({steps.client_hash(KEYS, name) for name in different}) == 2, different
 
 
+@pytest.mark.parametrize(
+    "name", ["1.2345678901234568e+17", "1.23E17", " 1e+17", "-9007199254740992.0", "9007199254740993.5", "1.0e+999"]
+)
+def test_text_of_a_float_that_may_stand_for_several_people_is_refused(name):
+    """As pandas writes a column of large numbers in which one is missing."""
+    with pytest.raises(InputError) as raised:
+        batches([columns((1, "help", "x", "ben", ""), (2, "help", "x", name, ""))], client_column="who")
+    assert "a.csv: the client column 'who' holds a number of 2^53 or above as a float" in str(raised.value)
+    assert "Write the ids as text" in str(raised.value)
+    assert name.strip() not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["9007199254740993", "12345678e17", "9007199254740991.0", "1.5e+3", "1.2.3e+17", "1e+17a", "12345678901234567-1"],
+)
+def test_text_that_is_no_large_float_is_a_client(name):
+    assert len(batches([columns((1, "help", "x", name, ""))])[0].clients) == 16
+
+
 def test_ordinary_ids_have_the_hash_they_always_had():
     """HMAC-SHA256 of "id", a zero byte and the id under the key for clients, which is HMAC-SHA256 of its name."""
     key = hmac.digest(b"k" * 32, b"tff-pipeline client", "sha256")
@@ -169,6 +189,7 @@ def test_hashes_come_back_and_sort_as_numbers():
         (Fields("he\udcfflp", "x", "anna", ""), "not UTF-8"),
         (Fields("help", "x", "\udcff", ""), "not UTF-8"),
         (Fields(("help", "me"), ("x", "x"), "anna", ""), ""),
+        (Fields(("help", "me"), ("x", "x"), "", ""), "empty client"),
         (Fields(("help", "me"), ("x", "y"), "anna", ""), "unknown label"),
         (Fields(("help", "me"), ("x", ""), "anna", ""), "empty label"),
         (Fields(("", " "), ("x", "x"), "anna", ""), "empty text"),
