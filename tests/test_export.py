@@ -1,6 +1,7 @@
 """What a version holds and answers, what its verification refuses, and that nothing half-made appears."""
 
 import copy
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -304,6 +305,29 @@ def test_warmup_that_a_server_cannot_replay_is_refused(altered, request_):
 def test_a_finished_export_is_not_repeated(run, version, capsys):
     assert export(run, version.parent, progress=Progress()) == version
     assert '"finished_before": true' in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("instantly")
+def test_what_a_version_says_of_the_run_is_exported_again_where_it_changed(run, tmp_path):
+    """Or the gates, which send to `evaluate` and `export`, would never be passed. The same again makes no version."""
+    copied, base = shutil.copytree(run, tmp_path / "runs" / run.name), tmp_path / "models"
+    evaluation, settings = json.loads((copied / "evaluation.json").read_text()), config_of(run).export
+    (copied / "evaluation.json").unlink()
+
+    def exported_as(**changes):
+        return export(copied, base, settings=dataclasses.replace(settings, **changes), progress=QUIET).name
+
+    assert [exported_as(), exported_as()] == ["1", "1"]
+    (copied / "evaluation.json").write_text(json.dumps(evaluation))
+    assert [exported_as(), exported_as()] == ["2", "2"]
+    (copied / "evaluation.json").write_text(json.dumps(evaluation | {"created": "later"}))
+    assert exported_as() == "2", "evaluated again, with the same result"
+    evaluation["overall"]["accuracy"] = 0.125
+    (copied / "evaluation.json").write_text(json.dumps(evaluation))
+    assert [exported_as(), exported_as()] == ["3", "3"]
+    assert [exported_as(intended_use="Cards."), exported_as(intended_use="Cards.")] == ["4", "4"]
+    assert [exported_as(warmup_batch_sizes=(2,)), exported_as(warmup_batch_sizes=(2,))] == ["5", "5"]
+    assert exported_as() == "3", "what it was before is there still"
 
 
 @pytest.fixture
