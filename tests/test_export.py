@@ -1,7 +1,6 @@
 """What a version holds and answers, what its verification refuses, and that nothing half-made appears."""
 
 import copy
-import dataclasses
 import json
 import shutil
 import subprocess
@@ -315,7 +314,7 @@ def test_what_a_version_says_of_the_run_is_exported_again_where_it_changed(run, 
     (copied / "evaluation.json").unlink()
 
     def exported_as(**changes):
-        return export(copied, base, settings=dataclasses.replace(settings, **changes), progress=QUIET).name
+        return export(copied, base, settings=msgspec.structs.replace(settings, **changes), progress=QUIET).name
 
     assert [exported_as(), exported_as()] == ["1", "1"]
     (copied / "evaluation.json").write_text(json.dumps(evaluation))
