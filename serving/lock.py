@@ -271,6 +271,7 @@ class Lock:
 
         Raises:
           LockLostError: as `confirm` does; then the file is what it was.
+          ArtifactError: if it cannot be written; then, too.
         """
         aside = path.parent / f"{prefix}{self.token}"
         try:
@@ -285,8 +286,14 @@ class Lock:
             except FileNotFoundError:
                 self.confirm()  # another command has revoked it, and this says so
                 raise
-        except BaseException:
-            aside.unlink(missing_ok=True)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise ArtifactError(
+                    f"{path}: could not be written ({error.strerror or error}); it is as it was before. Make room in its "
+                    "folder, or give this user permission to write there, and run the command again."
+                ) from error
             raise
         sync_directory(path.parent)
 

@@ -287,6 +287,22 @@ def test_a_winner_that_was_paused_before_it_clears_up_leaves_what_the_next_holde
     assert [path.name for path in folder.glob("new-*")] == ["new-000000000007-next"]
 
 
+def test_a_file_that_cannot_be_written_stays_as_it_was(base, monkeypatch):
+    (base / "file").write_bytes(b"before")
+    with changing(base) as held, monkeypatch.context() as patched:
+
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(
+            ArtifactError, match=r"file: could not be written \(No space left on device\); it is as it was"
+        ):
+            held.write(base / "file", b"after", prefix=lock.PREPARED)
+    assert (base / "file").read_bytes() == b"before"
+    assert sorted(path.name for path in base.iterdir()) == [lock.FOLDER, "file"]
+
+
 def test_who_has_lost_it_is_told_and_releases_nothing(base, short):
     with changing(base) as former, changing(base, "promote", wait_s=60.0) as held:
         with pytest.raises(LockLostError, match=r"paused, and did not renew .* taken it over \(`promote`, process"):
