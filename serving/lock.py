@@ -81,17 +81,26 @@ class Holder:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Holder":
-        """An unknown holder where the text is none: it was not written yet, or its process was killed before it was."""
-        try:
-            return cls(**json.loads(text))
-        except (ValueError, TypeError):
+        """An unknown holder where the text is none: it was not written yet, or its process was killed before it was.
+
+        A damaged record gives an unknown holder too, whose process cannot be asked for; so only its lease decides.
+        """
+        if not text:
             return cls()
+        try:
+            holder = cls(**json.loads(text))
+        except (ValueError, TypeError, RecursionError):
+            return _DAMAGED
+        is_whole = all(type(getattr(holder, field.name)) is type(field.default) for field in dataclasses.fields(cls))
+        return holder if is_whole and 0 <= holder.pid <= _LARGEST_PID else _DAMAGED
 
     def __str__(self) -> str:
         return f"`{self.command}`, process {self.pid} on {self.host}, since {self.since or 'an unknown time'}"
 
 
 _NOBODY = Holder(released=True)
+_DAMAGED = Holder(command="a command whose record in the lock's folder is damaged")
+_LARGEST_PID = 2**31 - 1  # what the operating system's pid_t can hold
 
 
 def this_process(command: str) -> Holder:
@@ -157,18 +166,36 @@ def _numbers(folder: Path) -> list[int]:
 
 
 def _read(folder: Path, number: int) -> Holder | None:
-    """The holder that a number names; None if the file was removed meanwhile, because there is a larger number."""
+    """The holder that a number names; None if the file was removed meanwhile, because there is a larger number.
+
+    Raises:
+      ArtifactError: if the file is there and cannot be read.
+    """
+    path = _path(folder, number)
     try:
-        return Holder.from_json(_path(folder, number).read_bytes())
-    except OSError:  # not there, or NFS's stale handle: look again
-        return None
+        return Holder.from_json(path.read_bytes())
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ESTALE):  # not there, or NFS's stale handle: look again
+            return None
+        raise ArtifactError(
+            f"{path}: says who holds the lock, and cannot be read ({error.strerror}); {_owner(path)}. Expected a file that "
+            f"user id {os.getuid()}, who runs this command, may read. Ask its owner for `chmod 644`, or run the command as "
+            "that user; if the file system is damaged, repair it first."
+        ) from None
+
+
+def _owner(path: Path) -> str:
+    try:
+        return f"it belongs to user id {path.stat().st_uid}"
+    except OSError:
+        return "its owner cannot be found out"
 
 
 def _create(folder: Path, number: int, holder: Holder) -> bool:
     """Whether `holder` has created this number, and no larger one exists."""
     path = _path(folder, number)
     try:
-        _link_or_write(path, folder / f"{_NEW}{holder.token}", holder.to_json().encode())
+        _link_or_write(path, folder / f"{_NEW}{number:012d}-{holder.token}", holder.to_json().encode())
     except FileExistsError:
         # A network file system may repeat a request whose answer was lost, and then refuse what it has done itself.
         if _read(folder, number) != holder:
@@ -182,7 +209,7 @@ def _create(folder: Path, number: int, holder: Holder) -> bool:
 def _link_or_write(path: Path, aside: Path, data: bytes) -> None:
     """Creates a file exclusively: with its content in one step, or in two where the file system has no hard links."""
     try:
-        aside.write_bytes(data)
+        _write(aside, data)
         os.link(aside, path)
         return
     except OSError as error:
@@ -190,8 +217,15 @@ def _link_or_write(path: Path, aside: Path, data: bytes) -> None:
             raise
     finally:
         aside.unlink(missing_ok=True)
+    _write(path, data)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Creates a file exclusively, which every user may read whatever the umask: other users' commands ask it."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
+        with contextlib.suppress(PermissionError):  # a file system that keeps no modes, as SMB
+            os.fchmod(handle, 0o644)
         os.write(handle, data)
     finally:
         os.close(handle)
@@ -237,6 +271,7 @@ class Lock:
 
         Raises:
           LockLostError: as `confirm` does; then the file is what it was.
+          ArtifactError: if it cannot be written; then, too.
         """
         aside = path.parent / f"{prefix}{self.token}"
         try:
@@ -251,8 +286,14 @@ class Lock:
             except FileNotFoundError:
                 self.confirm()  # another command has revoked it, and this says so
                 raise
-        except BaseException:
-            aside.unlink(missing_ok=True)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise ArtifactError(
+                    f"{path}: could not be written ({error.strerror or error}); it is as it was before. Make room in its "
+                    "folder, or give this user permission to write there, and run the command again."
+                ) from error
             raise
         sync_directory(path.parent)
 
@@ -291,7 +332,8 @@ class Lock:
         """Stops renewing, and lets the next one in."""
         self._stop.set()
         self._renewing.join()
-        with self._changing, contextlib.suppress(OSError):  # if that fails, the others see that this process has ended
+        # If that fails, the others see that this process has ended.
+        with self._changing, contextlib.suppress(OSError, ArtifactError):
             self._advance(dataclasses.replace(self._holder, released=True))
 
     def _advance(self, record: Holder) -> None:
@@ -307,11 +349,11 @@ class Lock:
 
     def _renew(self) -> None:
         while not self._stop.wait(RENEW_S):
-            with self._changing, contextlib.suppress(OSError):  # tried again, until the lease ends
+            with self._changing, contextlib.suppress(OSError, ArtifactError):  # tried again, until the lease ends
                 self._advance(self._holder)
 
     def _successor(self) -> str:
-        with contextlib.suppress(OSError, IndexError):
+        with contextlib.suppress(OSError, IndexError, ArtifactError):
             return str(_read(self._folder, _numbers(self._folder)[-1]))
         return f"{self._folder} was removed"
 
@@ -331,7 +373,7 @@ def hold(folder: Path, *, command: str, wait_s: float, progress: Progress) -> It
 
     Raises:
       LockedError: if another command holds it for longer than `wait_s`; the message names it.
-      ArtifactError: if the lock's folder cannot be written to.
+      ArtifactError: if the lock's folder cannot be written to, or the record of its holder cannot be read.
     """
     try:
         folder.mkdir(exist_ok=True)
@@ -373,8 +415,7 @@ def _acquire(folder: Path, me: Holder, wait_s: float, progress: Progress) -> Loc
             for older in _numbers(folder):
                 if older < number:
                     _path(folder, older).unlink(missing_ok=True)
-            for left in folder.glob(f"{_NEW}*"):  # another waiter that loses its own here looks again
-                left.unlink(missing_ok=True)
+            _clear_up(folder, number + 1)
             if holder is not _NOBODY and not holder.released:
                 progress.event("lock", f"{folder.parent}: took the lock over from {holder}: {why}")
             return Lock(folder, me, number + 1)
@@ -390,6 +431,17 @@ def _acquire(folder: Path, me: Holder, wait_s: float, progress: Progress) -> Loc
             reported = passed_s
         time.sleep(pause)
         pause = min(pause * 1.5, _LAST_POLL_S)
+
+
+def _clear_up(folder: Path, own: int) -> None:
+    """Removes records that were prepared for numbers below `own`, and whose processes were killed.
+
+    A larger number's may be the next holder's, if this process was paused for longer than its lease.
+    """
+    for left in folder.glob(f"{_NEW}*-*"):
+        number = left.name.removeprefix(_NEW).partition("-")[0]
+        if number.isascii() and number.isdigit() and int(number) < own:
+            left.unlink(missing_ok=True)
 
 
 def _try(folder: Path, number: int, me: Holder) -> bool:

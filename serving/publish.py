@@ -54,14 +54,15 @@ def publish(
       The published folder.
 
     Raises:
-      ArtifactError: if the version is incomplete or altered (the file is named), or its number is taken by another.
+      ArtifactError: if the version is incomplete or altered (the file is named), its number is taken by another, or it
+        cannot be written.
       LockedError: if another command holds the lock for longer than `wait_s`.
       LockLostError: if this process was paused for so long that another has taken over; then it has published nothing.
     """
     manifest = _checked(version_dir)
     if held is not None:
         return _publish_under(held, version_dir, base_path, manifest)
-    base_path.mkdir(parents=True, exist_ok=True)
+    _make_folder(base_path)
     command, progress = f"publish {version_dir}", progress or Progress()
     with lock.changing(base_path, command=command, wait_s=wait_s, progress=progress) as held:
         return _publish_under(held, version_dir, base_path, manifest)
@@ -81,8 +82,8 @@ def _publish_under(held: lock.Lock, version_dir: Path, base_path: Path, manifest
         for name in names:
             _copy(version_dir / name, aside / name)
         _checked(aside)
-        aside.chmod(0o755)
         for folder in (*(path for path in aside.rglob("*") if path.is_dir()), aside):
+            folder.chmod(0o755)  # the server may run as another user, whatever the umask here
             sync_directory(folder)
         held.confirm()
         os.rename(aside, final)  # fails if `aside` was revoked, and on a version that appeared meanwhile
@@ -93,11 +94,30 @@ def _publish_under(held: lock.Lock, version_dir: Path, base_path: Path, manifest
                 f"{final}: appeared while it was published, written by something that does not take the lock in "
                 f"{base_path / lock.FOLDER}. It was not touched."
             ) from None
+        if isinstance(error, OSError):
+            raise ArtifactError(
+                f"{final}: could not be written ({error.strerror or error}). Nothing was published. Make room there, or give "
+                f"this user permission to read {version_dir} and to write there, and run the command again."
+            ) from error
         raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     sync_directory(base_path)
     return final
+
+
+def _make_folder(base_path: Path) -> None:
+    """Creates a base path that is not there, so that a server of another user can enter it, whatever the umask."""
+    missing = [path for path in (base_path, *base_path.parents) if not path.exists()]
+    try:
+        base_path.mkdir(parents=True, exist_ok=True)
+        for path in missing:
+            path.chmod(0o755)
+    except OSError as error:
+        raise ArtifactError(
+            f"{base_path}: cannot be created ({error.strerror}); expected a folder, or a place where this user may create "
+            "one. Create it, and publish again."
+        ) from None
 
 
 def _check_same(final: Path, version_dir: Path) -> None:
@@ -271,8 +291,9 @@ def _checked(version_dir: Path) -> dict:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copies one file to disk, past the cache."""
+    """Copies one file to disk, past the cache; every user may read it, as the server must."""
     with source.open("rb") as reading, target.open("xb") as writing:
+        os.fchmod(writing.fileno(), 0o644)
         shutil.copyfileobj(reading, writing, 1 << 20)
         writing.flush()
         os.fsync(writing.fileno())
@@ -360,11 +381,12 @@ def _publish(arguments: argparse.Namespace, command: str, progress: Progress) ->
     """Gates, then the copy, then the labels, then what is too old; all under the lock of the base path."""
     config = configuration.load(arguments.config, arguments.overrides) if arguments.config else None
     version, to = newest_version(model_base(config) if config is not None else arguments.model), Path(arguments.to)
-    name, following = _checked(version).get("name", ""), None
+    name, following, is_followed = _checked(version).get("name", ""), None, False
     if arguments.models_config:
         following = rollout.from_arguments(arguments, name, command, progress)
         base_path = following.served().base_path
-        if arguments.canary and base_path.resolve() != to.resolve():
+        is_followed = base_path.resolve() == to.resolve()
+        if arguments.canary and not is_followed:
             raise ConfigError(
                 f"{arguments.models_config}: has base_path {base_path} for {name}; expected {to}, where it is published to."
             )
@@ -372,12 +394,14 @@ def _publish(arguments: argparse.Namespace, command: str, progress: Progress) ->
     if is_new:
         if config is not None:
             _pass_gates(version, None, config.gates, progress)
-        to.mkdir(parents=True, exist_ok=True)
+        _make_folder(to)
     if following is not None and arguments.canary:
         holding = following.changing()
     else:
         holding = lock.changing(to, command=command, wait_s=arguments.lock_wait_s, progress=progress)
     with holding as held:
+        if is_followed:
+            rollout.register(to, arguments.models_config, held)
         serving = _serving(to, following.served() if following is not None else None)
         if config is not None and not (is_new and serving is None):
             _pass_gates(version, serving, config.gates, progress)

@@ -21,6 +21,7 @@ import dataclasses
 import json
 import os
 import shlex
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ from urllib.parse import quote
 
 from serving import lock
 from serving.client import AVAILABLE, RestClient, ServerError
-from tff_pipeline.artifacts import model_versions, read_json, read_manifest, version_numbers
+from tff_pipeline.artifacts import COMPLETE, MANIFEST, model_versions, read_json, read_manifest, version_numbers
 from tff_pipeline.errors import ArtifactError, ConfigError, PipelineError
 from tff_pipeline.progress import Progress
 from tff_pipeline.rounding import rounded_up
@@ -85,7 +86,8 @@ class Rollout:
         command: str = "a rollout",
         progress: Progress,
     ):
-        self._file, self._name, self._servers = file, name, tuple(servers)
+        # The target of a symbolic link: a rename onto the link would replace the link, and the server may read the target.
+        self._file, self._name, self._servers = Path(os.path.realpath(file)), name, tuple(servers)
         self._timeout_s, self._lock_wait_s = timeout_s, lock_wait_s
         self._command, self._progress = command, progress
         self._held: lock.Lock | None = None
@@ -124,12 +126,13 @@ class Rollout:
             f"{self._file}: names no model {self._name!r}; expected it, with the base path of its versions."
         )
 
-    def _base_path(self) -> str:
+    def base_path(self) -> str:
+        """As the file has it: a folder, or an address. Raises ConfigError as `served` does."""
         return self._part(_read(self._file)[0]).base_path
 
     def _whole(self) -> list[int]:
         """The whole versions under the base path, ascending."""
-        base = self._base_path()
+        base = self.base_path()
         return versions_there(base) if "://" in base else model_versions(Path(base))
 
     # -- the commands ----------------------------------------------------------------------------------------------------
@@ -278,7 +281,7 @@ class Rollout:
         return whole[-1] if whole else None
 
     def _check_whole(self, version: int) -> None:
-        base, whole = self._base_path(), self._whole()
+        base, whole = self.base_path(), self._whole()
         if "://" not in base and version in version_numbers(Path(base)):
             read_manifest(Path(base) / str(version), check_files=True)
         elif version not in whole:
@@ -403,7 +406,7 @@ class Rollout:
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[lock.Lock]:
-        base, settings = self._base_path(), {"command": self._command, "wait_s": self._lock_wait_s}
+        base, settings = self.base_path(), {"command": self._command, "wait_s": self._lock_wait_s}
         if "://" in base:  # an object store has no lock; then one command at a time changes this model in this file
             folder = self._file.with_name(f".{self._file.name}.{quote(self._name, safe='')}.publish")
             with lock.hold(folder, **settings, progress=self._progress) as held:
@@ -415,7 +418,7 @@ class Rollout:
                 "the same path as on the server. Mount them there."
             )
         with lock.changing(Path(base), **settings, progress=self._progress) as held:
-            _register(Path(base), self._file, held)
+            register(Path(base), self._file, held)
             yield held
 
     @contextlib.contextmanager
@@ -505,12 +508,12 @@ def _is_unfinished(served: Served, command: str) -> bool:
 _FOLLOWERS = "models-configs.json"  # in the base path's folder of the lock: the files that were used with it
 
 
-def _register(base_path: Path, file: Path, held: lock.Lock) -> None:
+def register(base_path: Path, file: Path, held: lock.Lock) -> None:
     """Remembers that this models.config names versions of this base path, so that `--keep` asks it."""
-    path = base_path / lock.FOLDER / _FOLLOWERS
+    path, target = base_path / lock.FOLDER / _FOLLOWERS, os.path.realpath(file)
     known = read_json(path) if path.exists() else []
-    if str(file.resolve()) not in known:
-        held.write(path, json.dumps([*known, str(file.resolve())], indent=2).encode(), prefix=lock.PREPARED)
+    if target not in known:
+        held.write(path, json.dumps([*known, target], indent=2).encode(), prefix=lock.PREPARED)
 
 
 def needed(base_path: Path) -> set[int]:
@@ -740,7 +743,10 @@ def list_main(argv: Sequence[str]) -> int:
         prog="tff-pipeline list", description="The versions of a model, and which are served."
     )
     parser.add_argument(
-        "--to", metavar="DIR", type=Path, help="the base path of the versions (default: what --models-config says)"
+        "--to",
+        metavar="DIR",
+        help="the base path of the versions, a folder or gs://, s3:// and the like (default: what "
+        "--models-config says)",
     )
     parser.add_argument("--name", help="the model's name in --models-config")
     parser.add_argument("--models-config", metavar="FILE", type=Path, help="the file that the servers follow")
@@ -748,12 +754,13 @@ def list_main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     if bool(arguments.name) != bool(arguments.models_config) or not (arguments.to or arguments.name):
         parser.error("give --to, or --models-config and --name")
-    served = Rollout(arguments.models_config, arguments.name, progress=Progress()).served() if arguments.name else None
+    following = Rollout(arguments.models_config, arguments.name, progress=Progress()) if arguments.name else None
+    served = following.served() if following is not None else None
     if served is not None and served.unfinished is not None:
         command = served.unfinished.command
         Progress().event("rollout", f"a {command} is at work, or was stopped before its last step; then run it again")
-    base_path = arguments.to or (served.base_path if served else Path())
-    rows = [_row(base_path, number, served) for number in version_numbers(base_path)]
+    base = arguments.to or (following.base_path() if following is not None else "")
+    rows = _rows_there(base, served) if "://" in base else _rows(Path(base), served)
     if arguments.json:
         print(json.dumps(rows))
         return 0
@@ -766,10 +773,42 @@ def list_main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _row(base_path: Path, number: int, served: Served | None) -> dict[str, Any]:
+def _rows(base_path: Path, served: Served | None) -> list[dict[str, Any]]:
+    return [_row(base_path / str(number), number, served) for number in version_numbers(base_path)]
+
+
+def _rows_there(base: str, served: Served | None) -> list[dict[str, Any]]:
+    """The rows of what lies at an address of TensorFlow's file systems.
+
+    Raises:
+      ArtifactError: if it cannot be listed or read.
+    """
+    import tensorflow as tf
+
+    files, rows = tf.io.gfile, []
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for number in versions_there(base):
+                version = Path(folder) / str(number)
+                version.mkdir()
+                for name in (MANIFEST, COMPLETE):
+                    source = f"{base.rstrip('/')}/{number}/{name}"
+                    if files.exists(source):
+                        with files.GFile(source, "rb") as file:
+                            (version / name).write_bytes(file.read())
+                rows.append(_row(version, number, served))
+    except tf.errors.OpError as error:
+        raise ArtifactError(
+            f"{base}: cannot be listed ({error.message}); expected an address that TensorFlow's file systems reach from "
+            "here, with this user's credentials."
+        ) from None
+    return rows
+
+
+def _row(version: Path, number: int, served: Served | None) -> dict[str, Any]:
     labels = sorted(name for name, at in served.labels.items() if at == number) if served else []
     try:
-        manifest = read_manifest(base_path / str(number))
+        manifest = read_manifest(version)
     except ArtifactError:
         return {
             "version": number,

@@ -306,6 +306,30 @@ def test_a_finished_export_is_not_repeated(run, version, capsys):
     assert '"finished_before": true' in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("instantly")
+def test_what_a_version_says_of_the_run_is_exported_again_where_it_changed(run, tmp_path):
+    """Or the gates, which send to `evaluate` and `export`, would never be passed. The same again makes no version."""
+    copied, base = shutil.copytree(run, tmp_path / "runs" / run.name), tmp_path / "models"
+    evaluation = json.loads((copied / "evaluation.json").read_text())
+    settings = msgspec.structs.replace(config_of(run).export, explain_steps=0)  # nothing is explained `instantly`
+    (copied / "evaluation.json").unlink()
+
+    def exported_as(**changes):
+        return export(copied, base, settings=msgspec.structs.replace(settings, **changes), progress=QUIET).name
+
+    assert [exported_as(), exported_as()] == ["1", "1"]
+    (copied / "evaluation.json").write_text(json.dumps(evaluation))
+    assert [exported_as(), exported_as()] == ["2", "2"]
+    (copied / "evaluation.json").write_text(json.dumps(evaluation | {"created": "later"}))
+    assert exported_as() == "2", "evaluated again, with the same result"
+    evaluation["overall"]["accuracy"] = 0.125
+    (copied / "evaluation.json").write_text(json.dumps(evaluation))
+    assert [exported_as(), exported_as()] == ["3", "3"]
+    assert [exported_as(intended_use="Cards."), exported_as(intended_use="Cards.")] == ["4", "4"]
+    assert [exported_as(warmup_batch_sizes=(2,)), exported_as(warmup_batch_sizes=(2,))] == ["5", "5"]
+    assert exported_as() == "3", "what it was before is there still"
+
+
 @pytest.fixture
 def instantly(monkeypatch):
     """Building and verifying are tested above; these tests are about names."""

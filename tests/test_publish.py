@@ -133,11 +133,35 @@ def test_a_copy_that_fails_leaves_no_number(version, base, monkeypatch):
         if source.name == "saved_model.pb":
             target.write_bytes(b"\0" + target.read_bytes()[1:])
 
-    for broken, error in ((full, OSError), (turning, ArtifactError)):
+    said = r"desk/1: could not be written \(No space left on device\)\. Nothing was published\. Make room"
+    for broken, message in ((full, said), (turning, r"saved_model\.pb: has changed")):
         monkeypatch.setattr(publishing, "_copy", broken)
-        with pytest.raises(error, match=r"No space left|saved_model\.pb: has changed"):
+        with pytest.raises(ArtifactError, match=message):
             publish(version, base)
         assert seen(base) == []
+
+
+def test_a_base_path_that_cannot_be_made_is_named(version, tmp_path):
+    (tmp_path / "served").touch()
+    for publishing_it in (
+        lambda: publish(version, tmp_path / "served" / "desk"),
+        lambda: main(["--model", str(version), "--to", str(tmp_path / "served" / "desk")]),
+    ):
+        with pytest.raises(ArtifactError, match=r"served/desk: cannot be created \(Not a directory\)"):
+            publishing_it()
+
+
+def test_a_server_of_another_user_may_read_every_file_whatever_the_umask(version, tmp_path):
+    former = os.umask(0o077)
+    try:
+        final = publish(version, tmp_path / "served" / "desk")
+        main(["--model", str(version), "--to", str(tmp_path / "command" / "desk")])
+    finally:
+        os.umask(former)
+    for path in (*(tmp_path / "served").rglob("[!.]*"), tmp_path / "command", tmp_path / "command" / "desk"):
+        if lock.FOLDER not in path.parts:
+            assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
+    assert (final / "variables").is_dir()
 
 
 def test_leftovers_of_a_killed_publish_are_cleared(version, base):
@@ -379,6 +403,27 @@ def test_the_command_uploads_behind_the_same_gates(version, store, tmp_path, cap
     assert main(["--config", str(file), "--to", store, "--set", "gates.max_drop=0.0"]) == 0, "it is there, the same"
     with pytest.raises(SystemExit):
         main(["--model", str(version), "--to", store, "--keep", "3"])
+
+
+def test_the_list_of_a_store(version, store, tmp_path, capsys):
+    publishing.upload(version, store)
+    tf.io.gfile.makedirs(f"{store}/2")
+    tf.io.gfile.copy(f"{store}/1/saved_model.pb", f"{store}/2/saved_model.pb")  # and no manifest
+    file = tmp_path / "models.config"
+    file.write_text(
+        f'model_config_list {{ config {{ name: "desk" base_path: "{store}" model_platform: "tensorflow" '
+        'model_version_policy { specific { versions: 1 } } version_labels { key: "stable" value: 1 } } }'
+    )
+    for arguments, label in ((["--to", store], "-"), (["--name", "desk", "--models-config", str(file)], "stable")):
+        assert rollout.list_main(arguments) == 0
+        first, second = capsys.readouterr().out.splitlines()
+        assert first.startswith(f"1\t{label}\taccuracy 0.")
+        assert second.startswith("2\t-\taccuracy -\tepsilon -\tincomplete")
+
+
+def test_a_store_that_cannot_be_listed_is_an_error():
+    with pytest.raises(ArtifactError, match=r"nosuch://bucket/desk: cannot be listed \(.*nosuch.*\)"):
+        rollout.list_main(["--to", "nosuch://bucket/desk"])
 
 
 def test_labels_of_a_store_too(version, store, tmp_path):

@@ -306,6 +306,47 @@ def test_keep_asks_every_models_config_that_was_used_with_the_base_path(place):
     assert version_numbers(place.base) == [1, 2, 4]
 
 
+def test_keep_remembers_a_models_config_that_publish_was_given_without_canary(place):
+    place.file.write_text(
+        place.file.read_text().replace(
+            'model_platform: "tensorflow"',
+            'model_platform: "tensorflow" model_version_policy { specific { versions: 1 } } '
+            'version_labels { key: "stable" value: 1 }',
+        )
+    )
+    place.publish(3, "--keep", "1", "--models-config", str(place.file))
+    assert version_numbers(place.base) == [1, 3]
+    place.publish(3, "--keep", "1")
+    assert version_numbers(place.base) == [1, 3], "1 is the stable version"
+
+
+def test_a_models_config_of_another_base_path_is_not_remembered(place, tmp_path):
+    other = tmp_path / "elsewhere"
+    publish_main(["--model", str(place.made / "1"), "--to", str(other), "--models-config", str(place.file)])
+    assert not (other / lock.FOLDER / "models-configs.json").exists()
+
+
+def test_a_symbolic_link_is_followed_and_its_target_is_what_changes(place, tmp_path):
+    """The server may read the target; and a link that were replaced by a file would no longer follow it."""
+    target = tmp_path / "etc" / "models.config"
+    target.parent.mkdir()
+    place.file.rename(target)
+    place.file.symlink_to(target)
+    place.server.start(target)
+    place.rollout().promote(1)
+    assert place.labels() == {"stable": 1, "previous": 2}
+    assert place.file.is_symlink()
+    assert rollout.needed(place.base) == {1, 2}
+    assert sorted(path.name for path in target.parent.iterdir()) == [".models.config.writing", "models.config"]
+
+
+def test_a_symbolic_link_to_itself_is_refused(place):
+    place.file.unlink()
+    place.file.symlink_to(place.file)
+    with pytest.raises(ConfigError, match=r"models\.config: cannot be read"):
+        place.rollout().promote(1)
+
+
 def test_keep_leaves_what_was_just_published(place):
     """Also where it is older than what is there."""
     place.publish(3)

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import io
+import json
 import os
 import signal
 import subprocess
@@ -186,6 +187,120 @@ def test_a_record_that_was_never_written_blocks_for_a_lease_only(base, short):
         pass
     with changing(base, wait_s=60.0):
         assert numbers(base) == [3, 4]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"pid": "abc"},
+        {"pid": 2**70},
+        {"pid": -1},
+        {"pid": True},
+        {"started": None},
+        {"command": 5},
+        {"host": ["a"]},
+        {"since": 1},
+        {"released": "no"},
+        {"unknown": 1},
+        [1],
+        "text",
+    ],
+)
+def test_a_damaged_record_blocks_for_a_lease_only(base, short, record):
+    """Nothing is known of its process, as of one on another machine; so only its lease decides."""
+    (base / lock.FOLDER).mkdir()
+    whole = json.loads(lock.this_process("publish").to_json())
+    text = json.dumps(whole | record if isinstance(record, dict) else record)
+    (base / lock.FOLDER / "lock-000000000003").write_text(text)
+    with pytest.raises(LockedError, match="whose record in the lock's folder is damaged"), changing(base):
+        pass
+    with changing(base, wait_s=60.0):
+        assert numbers(base) == [3, 4]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_a_record_that_cannot_be_read_is_an_error_and_no_endless_wait(base, monkeypatch, number):
+    """Every other error than that the file is gone says whose file it is and what to do."""
+    forged(base)
+    read = Path.read_bytes
+
+    def refused(path):
+        if path.name.startswith("lock-"):
+            raise OSError(number, os.strerror(number))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(ArtifactError) as said, changing(base, wait_s=600.0):
+        pass
+    for part in ("lock-000000000005", os.strerror(number), f"user id {os.getuid()}", "chmod 644"):
+        assert part in str(said.value)
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ESTALE])
+def test_a_record_that_is_gone_is_looked_for_again(base, monkeypatch, number):
+    forged(base, released=True)
+    read, failures = Path.read_bytes, [OSError(number, os.strerror(number))]
+
+    def missing_once(path):
+        if path.name.startswith("lock-") and failures:
+            raise failures.pop()
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", missing_once)
+    with changing(base, wait_s=60.0):
+        assert failures == []
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_other_users_may_read_who_holds_it_whatever_the_umask(base, monkeypatch, has_links):
+    if not has_links:
+
+        def refused(source, target):
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+        monkeypatch.setattr(os, "link", refused)
+    former = os.umask(0o077)
+    try:
+        with changing(base) as held:
+            held.confirm()
+            modes = {path.stat().st_mode & 0o777 for path in (base / lock.FOLDER).glob("lock-*")}
+    finally:
+        os.umask(former)
+    assert modes == {0o644}
+
+
+def test_a_winner_that_was_paused_before_it_clears_up_leaves_what_the_next_holder_creates(base, monkeypatch):
+    """The next holder's record is named after a larger number; what is older than the winner's own is removed."""
+    folder = base / lock.FOLDER
+    forged(base, released=True)
+    (folder / "new-000000000004-dead").touch()
+    create = lock._create
+
+    def paused(folder, number, holder):
+        created = create(folder, number, holder)
+        (folder / f"new-{number + 1:012d}-next").touch()
+        return created
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lock, "_create", paused)
+        lock._acquire(folder, lock.this_process("paused"), 0.0, QUIET)
+    assert [path.name for path in folder.glob("new-*")] == ["new-000000000007-next"]
+
+
+def test_a_file_that_cannot_be_written_stays_as_it_was(base, monkeypatch):
+    (base / "file").write_bytes(b"before")
+    with changing(base) as held, monkeypatch.context() as patched:
+
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(
+            ArtifactError, match=r"file: could not be written \(No space left on device\); it is as it was"
+        ):
+            held.write(base / "file", b"after", prefix=lock.PREPARED)
+    assert (base / "file").read_bytes() == b"before"
+    assert sorted(path.name for path in base.iterdir()) == [lock.FOLDER, "file"]
 
 
 def test_who_has_lost_it_is_told_and_releases_nothing(base, short):

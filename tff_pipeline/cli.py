@@ -25,7 +25,10 @@ _COMMANDS = {
     "train": ("tff_pipeline.training:main", "snapshots to a trained run"),
     "evaluate": ("tff_pipeline.evaluation:main", "accuracy and F1 of a run, overall, by silo and by group"),
     "export": ("tff_pipeline.export:main", "a run to a verified version directory that TensorFlow Serving loads"),
-    "publish": ("", "a version directory to the serving base path, in one rename"),
+    "publish": (
+        "",
+        "a version directory to the serving base path, in one rename (an object store: saved_model.pb last)",
+    ),
     "list": ("", "the versions of a model, and which are served"),
     "canary": ("", "load a published version beside the stable one, for those who ask for it"),
     "promote": ("", "make the canary, or another published version, the stable one"),

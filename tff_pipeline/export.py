@@ -107,8 +107,9 @@ def export(
 ) -> Path:
     """Builds, verifies and places a version of the run's model.
 
-    Without `version` the next free number is taken; and if a complete version of this very model is there already,
-    nothing is built and that one is returned, so that an interrupted pipeline does not repeat a finished export.
+    Without `version` the next free number is taken; and if a complete version of this very model is there already, with
+    the run's evaluation and the same settings, nothing is built and that one is returned, so that an interrupted pipeline
+    does not repeat a finished export.
 
     Args:
       run: the folder of a finished run.
@@ -206,10 +207,10 @@ def _round(
 
 
 def _exported(run: Path, destination: Path, settings: "ExportSection") -> Path | None:
-    """The newest version that is whole and holds this run's weights, exported in the same way."""
+    """The newest version that is whole and holds this run's weights and evaluation, exported in the same way."""
     if not (run / "trained").is_dir():
         return None
-    weights = _weights_digest(run)
+    weights, evaluation = _weights_digest(run), _held_out_evaluation(run)
     for number in reversed(model_versions(destination)):
         path = destination / str(number)
         try:
@@ -219,9 +220,26 @@ def _exported(run: Path, destination: Path, settings: "ExportSection") -> Path |
         how = manifest.get("stored_weights", {}).get("kind"), (manifest.get("explain") or {}).get("steps")
         steps = settings.explain_steps if manifest.get("task") == "sequence_classification" else 0
         wanted = settings.weights, steps or None
-        if manifest.get("weights") == weights and manifest.get("run") == run.name and how == wanted:
+        is_of_run = manifest.get("weights") == weights and manifest.get("run") == run.name
+        if is_of_run and how == wanted and _says(manifest, evaluation, settings):
             return path
     return None
+
+
+def _says(manifest: Mapping[str, Any], evaluation: Mapping[str, Any] | None, settings: "ExportSection") -> bool:
+    """Whether a version carries this evaluation, whenever it was made, and was exported with these settings."""
+    held = manifest.get("evaluation")
+    if held is None or evaluation is None:
+        is_same = held is evaluation
+    else:
+        expected = _summary(evaluation)
+        # As JSON, so that a number that is none equals itself.
+        is_same = json.dumps(expected) == json.dumps({key: held.get(key) for key in expected})
+    # A version of an earlier release does not say its batch sizes.
+    sizes = manifest.get("warmup_batch_sizes", list(settings.warmup_batch_sizes))
+    return (
+        is_same and manifest.get("intended_use") == settings.intended_use and sizes == list(settings.warmup_batch_sizes)
+    )
 
 
 def _explained(request: Mapping[str, Any], steps: int, tokenizer: "Tokenizer") -> dict[str, Any]:
@@ -244,20 +262,11 @@ def _manifest(run: Path, trained: "Trained", version: int, settings: "ExportSect
     evaluation = _held_out_evaluation(run)
     held_out: dict[str, Any] = {}
     if evaluation is not None:
-        overall = evaluation["overall"]
-        by_silo, by_group = (
-            [part["accuracy"] for part in evaluation[kind].values() if part.get("accuracy") is not None]
-            for kind in ("silos", "groups")
-        )
         held_out = evaluation["silos"]
         evaluation = {
-            "split": evaluation["split"],
+            **_summary(evaluation),
             "created": evaluation["created"],
-            **{key: overall.get(key) for key in _SUMMARY},
-            "over_silos": _spread(by_silo),
-            "over_groups": _spread(by_group),
-            # Which silo that is stays with the run. `data` tells whether two versions were asked about the same.
-            "worst_silo_accuracy": min(by_silo, default=None),
+            # It tells whether two versions were asked about the same.
             "data": fingerprint([evaluation["split"], sorted(each["id"] for each in facts["snapshots"].values())]),
         }
     return {
@@ -289,6 +298,22 @@ def _manifest(run: Path, trained: "Trained", version: int, settings: "ExportSect
         "training_metrics": _training_metrics(run),
         "code": code(),
         "intended_use": settings.intended_use,
+        "warmup_batch_sizes": list(settings.warmup_batch_sizes),
+    }
+
+
+def _summary(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """What a version says of an evaluation's results. Which silo is the worst stays with the run."""
+    by_silo, by_group = (
+        [part["accuracy"] for part in evaluation[kind].values() if part.get("accuracy") is not None]
+        for kind in ("silos", "groups")
+    )
+    return {
+        "split": evaluation["split"],
+        **{key: evaluation["overall"].get(key) for key in _SUMMARY},
+        "over_silos": _spread(by_silo),
+        "over_groups": _spread(by_group),
+        "worst_silo_accuracy": min(by_silo, default=None),
     }
 
 
