@@ -40,7 +40,7 @@ def drawn(made: RoundDraws) -> dict[str, bytes]:
         parts["rotation"] = made.rotation()
     else:
         parts["noise"] = made.noise([(3,)])[0]
-        parts["metrics noise"] = np.array(dataclasses.replace(made, draws=made.draws).metrics_noise())
+        parts["metrics noise"] = np.array(made.metrics_noise())
     return {name: part.tobytes() for name, part in parts.items()}
 
 
