@@ -32,7 +32,7 @@ def resident_mb() -> float:
 
 def one(cohort: int, silo: int, rounds: int) -> dict[str, Any]:
     """A case, in this process: the snapshot is on disk, as in a run."""
-    from tff_pipeline import records
+    from tff_pipeline.data import records
     from tff_pipeline.runtime import base
     from tff_pipeline.runtime.clients import TextClients
     from tff_pipeline.runtime.local import LocalRuntime

@@ -60,7 +60,7 @@ class Texts:
 
 def records_of(lengths_by_client: Sequence[np.ndarray]) -> Texts:
     """Clients with texts of these lengths. The ids are random: what they are changes nothing about the time."""
-    from tff_pipeline.records import encode_client
+    from tff_pipeline.data.records import encode_client
 
     random = np.random.default_rng(0)
     records = []
@@ -73,7 +73,7 @@ def records_of(lengths_by_client: Sequence[np.ndarray]) -> Texts:
 def conversation_lengths(data: Path, count: int) -> list[np.ndarray] | None:
     """Tokens of each turn of `count` conversations drawn from all businesses; None where the data is not there."""
     from tff_pipeline.config import ModelSection
-    from tff_pipeline.tokenization import Tokenizer
+    from tff_pipeline.data.tokenization import Tokenizer
 
     conversations: dict[tuple[str, str], list[str]] = {}
     for path in sorted(data.glob("*/train.tsv")):
@@ -90,8 +90,8 @@ def conversation_lengths(data: Path, count: int) -> list[np.ndarray] | None:
 
 def network_builder(model: str, trainable: str) -> Callable[[], Any]:
     from tff_pipeline.config import ModelSection
+    from tff_pipeline.data.tokenization import Tokenizer
     from tff_pipeline.model.network import network_of
-    from tff_pipeline.tokenization import Tokenizer
 
     pretrained = ModelSection(checkpoint=MODELS["minilm"])
     tokenizer = Tokenizer.from_config(pretrained, MAX_LENGTH)
@@ -157,8 +157,8 @@ class Subject:
 
         import tf_keras
 
-        from tff_pipeline import learning
         from tff_pipeline.config import TrainingSection
+        from tff_pipeline.learning import process as learning
         from tff_pipeline.model.learner import FeatureLearner, TextLearner, freeze
         from tff_pipeline.privacy.plan import PrivacyPlan
         from tff_pipeline.runtime.determinism import deterministic_operations

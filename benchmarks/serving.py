@@ -62,10 +62,10 @@ def _serve(version: Path) -> None:
     """A double on free ports, which also answers `{"size": n, "signature": s}` lines on standard input in process."""
     import tensorflow as tf
 
-    from serving.double.config import ModelConfig, VersionPolicy
-    from serving.double.metrics import Metrics
-    from serving.double.servable import Servable
-    from serving.double.server import Double, Options
+    from serving.local_server.config import ModelConfig, VersionPolicy
+    from serving.local_server.metrics import Metrics
+    from serving.local_server.servable import Servable
+    from serving.local_server.server import Double, Options
 
     policy = VersionPolicy("specific", versions=(int(version.name),))
     servable = Servable("in-process", 1, version, Metrics())

@@ -99,8 +99,8 @@ def check_changes(candidate: Path, serving: Path | None, gates: GatesSection) ->
 
 def _answers(version: Path, texts: Sequence[bytes]) -> list[tuple[list[bytes], list[float]]]:
     """The labels and scores of each text: one, or for token classification one for each word."""
-    from serving.double.metrics import Metrics
-    from serving.double.servable import DEFAULT_SIGNATURE, Servable
+    from serving.local_server.metrics import Metrics
+    from serving.local_server.servable import DEFAULT_SIGNATURE, Servable
 
     servable = Servable("gate", 0, version, Metrics())
     found: list[tuple[list[bytes], list[float]]] = []

@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from serving.double import config as models_config
-from serving.double.status import ServingError
+from serving.local_server import config as models_config
+from serving.local_server.status import ServingError
 from tff_pipeline.errors import ConfigError
 
 _INT64, _BOOL, _STRING = 3, 8, 9  # FieldDescriptorProto.Type

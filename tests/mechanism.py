@@ -19,8 +19,9 @@ class Mechanism:
     def __init__(self, plan: PrivacyPlan):
         import tensorflow as tf
 
-        from tff_pipeline import integer_aggregation, learning
+        from tff_pipeline.aggregators import distributed_discrete_gaussian as integer_aggregation
         from tff_pipeline.config import TrainingSection
+        from tff_pipeline.learning import process as learning
         from tff_pipeline.model.learner import FeatureLearner
         from tff_pipeline.runtime.base import with_rotation
         from tff_pipeline.runtime.clients import FeatureClients

@@ -23,7 +23,7 @@ from pathlib import Path
 from publish_races import make_version
 
 from serving import publish, rollout, validate
-from serving.double.config import ModelConfig, parse
+from serving.local_server.config import ModelConfig, parse
 from serving.rollout import CANARY, PREVIOUS, STABLE, Rollout, Served
 from tff_pipeline.artifacts import model_versions, read_manifest, version_numbers
 from tff_pipeline.errors import PipelineError

@@ -17,7 +17,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from tff_pipeline import records
 from tff_pipeline.artifacts import Workdir, staged, write_json
 from tff_pipeline.config import (
     Config,
@@ -29,7 +28,8 @@ from tff_pipeline.config import (
     TaskSection,
     TrainingSection,
 )
-from tff_pipeline.tokenization import Tokenizer
+from tff_pipeline.data import records
+from tff_pipeline.data.tokenization import Tokenizer
 
 WORDS = "card lost stolen money transfer fee charged why account open close help please my the a is not loan claim paid refund doctor visit 我 的 卡 丢 了 钱 转 账"
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789.,!?'-"
@@ -239,7 +239,7 @@ def write_run(
 ) -> Path:
     """A finished run: base weights, a trained head with a random kernel of about `spread`, and its description."""
     from tff_pipeline.model.network import base_network
-    from tff_pipeline.state import save_arrays
+    from tff_pipeline.training.store import save_arrays
 
     tokenizer = Tokenizer.from_config(configuration.model, configuration.prepare.max_length)
     folder = Workdir(configuration.workdir).runs / run
@@ -323,10 +323,10 @@ def _leave(workdir: Path) -> None:
 
 def _export(workdir: Path, task: str) -> tuple[Path, Path]:
     from tff_pipeline.artifacts import model_base
-    from tff_pipeline.evaluation import evaluate
-    from tff_pipeline.export import export
+    from tff_pipeline.evaluation.evaluate import evaluate
+    from tff_pipeline.export.build import export
     from tff_pipeline.progress import Progress
-    from tff_pipeline.state import config_of
+    from tff_pipeline.training.store import config_of
 
     run, quiet = make_run(workdir, task=task), Progress(interactive=False)
     evaluate(run, progress=quiet)

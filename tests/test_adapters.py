@@ -6,8 +6,8 @@ from tiny import prepared, quiet
 
 from tff_pipeline.artifacts import is_complete
 from tff_pipeline.model.adapters import Adapters
-from tff_pipeline.state import load_arrays, load_trained
-from tff_pipeline.training import train
+from tff_pipeline.training.job import train
+from tff_pipeline.training.store import load_arrays, load_trained
 
 LABELS, HIDDEN = 3, 16
 
@@ -61,7 +61,9 @@ ROWS = {
 
 
 def test_a_run_with_adapters_sends_little_and_exports_like_any_other(tmp_path):
-    from tff_pipeline import evaluation, export, prediction
+    from tff_pipeline.commands import predict as prediction
+    from tff_pipeline.evaluation import evaluate as evaluation
+    from tff_pipeline.export import build as export
 
     changes = [
         "model.trainable=lora",

@@ -11,8 +11,9 @@ from scipy import stats
 from test_runtime import COHORT, head_case, started
 from test_runtime import plan as small_plan
 
+from tff_pipeline import audit
 from tff_pipeline.errors import PrivacyError
-from tff_pipeline.privacy import audit, randomness
+from tff_pipeline.privacy import randomness
 from tff_pipeline.privacy.plan import PrivacyPlan
 from tff_pipeline.privacy.statement import sentences
 

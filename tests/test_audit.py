@@ -19,15 +19,19 @@ from test_ledger import PRIVATE, ROWS
 from test_privacy import plan as a_plan
 from tiny import prepared, quiet
 
-from tff_pipeline import aggregation, integer_aggregation, learning, rounds, sampling
+from tff_pipeline import audit
+from tff_pipeline.aggregators import distributed_discrete_gaussian as integer_aggregation
+from tff_pipeline.aggregators import dp_sum as aggregation
+from tff_pipeline.audit import attack, checks, exact
+from tff_pipeline.audit.testbed import _with_canaries
 from tff_pipeline.cli import main
 from tff_pipeline.errors import PrivacyError
-from tff_pipeline.privacy import audit, draws, randomness
-from tff_pipeline.privacy.audit import attack, checks, exact
-from tff_pipeline.privacy.audit.testbed import _with_canaries
+from tff_pipeline.learning import process as learning
+from tff_pipeline.privacy import draws, randomness, sampling
 from tff_pipeline.privacy.draws import Draws, RoundDraws
 from tff_pipeline.runtime.local import LocalRuntime
 from tff_pipeline.secagg.masking import Party
+from tff_pipeline.training import loop as rounds
 
 SECRET = b"s" * 32
 OBSERVATIONS = 50_000  # a hundred rounds; the default is four times that
@@ -516,7 +520,7 @@ def test_a_node_of_a_tree_is_what_its_round_finishes():
 
 
 def trained(tmp_path, *changes: str):
-    from tff_pipeline.training import train
+    from tff_pipeline.training.job import train
 
     config = prepared(tmp_path, ROWS, changes=[*PRIVATE, *changes])
     return train(config, progress=quiet())

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from serving_fixtures import SILOS, exported
 
-from tff_pipeline import export as exporting
 from tff_pipeline.artifacts import read_json, read_manifest
-from tff_pipeline.card import card
-from tff_pipeline.evaluation import Answers, accuracy_interval, evaluation_file
+from tff_pipeline.evaluation.evaluate import Answers, accuracy_interval, evaluation_file
+from tff_pipeline.export import build as exporting
+from tff_pipeline.export.model_card import card
 
 
 @pytest.fixture(scope="module")

@@ -26,15 +26,16 @@ from tff_pipeline.artifacts import Workdir, read_json
 from tff_pipeline.cli import main
 from tff_pipeline.config import load
 from tff_pipeline.errors import InsecureProcessError, PrivacyError
-from tff_pipeline.privacy import accounting, discrete, distributed, statement
+from tff_pipeline.privacy import accounting, distributed, statement
+from tff_pipeline.privacy import discrete_gaussian as discrete
 from tff_pipeline.privacy import plan as planning
-from tff_pipeline.privacy.discrete import discrete_gaussian
+from tff_pipeline.privacy.discrete_gaussian import discrete_gaussian
 from tff_pipeline.privacy.distributed import Integers, integers
 from tff_pipeline.privacy.plan import PrivacyPlan
 from tff_pipeline.progress import Progress
 from tff_pipeline.runtime.local import LocalRuntime
-from tff_pipeline.state import StateStore
-from tff_pipeline.training import train
+from tff_pipeline.training.job import train
+from tff_pipeline.training.store import StateStore
 
 KEY = b"k" * 32
 SETTINGS = (
@@ -300,7 +301,7 @@ def sent(update: np.ndarray, made: Integers, seed: tuple[int, int] = (3, 4)) -> 
     """Centred integers."""
     import tensorflow as tf
 
-    from tff_pipeline import integer_aggregation
+    from tff_pipeline.aggregators import distributed_discrete_gaussian as integer_aggregation
 
     found = integer_aggregation.encode([tf.constant(update)], tf.constant(seed, tf.int64), made).numpy()
     assert found.min() >= 0
@@ -312,7 +313,7 @@ def sent(update: np.ndarray, made: Integers, seed: tuple[int, int] = (3, 4)) -> 
 def test_the_rotation_is_the_hadamard_matrix(log2_length):
     from scipy.linalg import hadamard
 
-    from tff_pipeline.integer_aggregation import _hadamard
+    from tff_pipeline.aggregators.distributed_discrete_gaussian import _hadamard
 
     given = np.random.default_rng(0).normal(size=2**log2_length)
     rotated = _hadamard(given, given.size).numpy()
@@ -340,7 +341,7 @@ def test_no_client_sends_more_than_the_bound(coarse, dtype):
 def test_a_vector_that_rounds_too_long_is_rounded_towards_zero_and_one_too_long_anyway_is_not_sent(coarse):
     import tensorflow as tf
 
-    from tff_pipeline.integer_aggregation import _fit
+    from tff_pipeline.aggregators.distributed_discrete_gaussian import _fit
 
     bound = math.isqrt(coarse.sensitivity_squared)
     fitting, too_long = tf.constant([float(bound), 0.0], tf.float64), tf.constant([bound + 1.0, 0.0], tf.float64)
@@ -353,7 +354,7 @@ def test_rounding_is_unbiased_and_independent_between_clients(coarse):
     """The mean of 400 roundings is the value: the error's norm falls with the root of how many there are."""
     import tensorflow as tf
 
-    from tff_pipeline import integer_aggregation
+    from tff_pipeline.aggregators import distributed_discrete_gaussian as integer_aggregation
 
     random = np.random.default_rng(2)
     update = random.normal(size=coarse.dimension)
@@ -369,7 +370,7 @@ def test_rounding_is_unbiased_and_independent_between_clients(coarse):
 def test_a_sum_beyond_the_ring_wraps_and_one_inside_does_not(coarse):
     import tensorflow as tf
 
-    from tff_pipeline import integer_aggregation
+    from tff_pipeline.aggregators import distributed_discrete_gaussian as integer_aggregation
 
     seed = tf.constant([3, 4], tf.int64)
     rotated = np.zeros(coarse.length)
@@ -493,7 +494,8 @@ def test_a_sum_beside_the_noised_one_is_refused(planted):
     """Each would tell the server how many clients took part; all are secure sums, so nothing else would refuse them."""
     import tensorflow_federated as tff
 
-    from tff_pipeline import aggregation, learning
+    from tff_pipeline.aggregators import dp_sum as aggregation
+    from tff_pipeline.learning import process as learning
     from tff_pipeline.model.learner import FeatureLearner
 
     federated: Any = tff
@@ -557,7 +559,7 @@ def test_a_silo_with_nobody_sampled_adds_its_share_too(case, local):
     """Nobody takes part in the round: what the server reads is the two shares."""
     import tensorflow as tf
 
-    from tff_pipeline.integer_aggregation import decode
+    from tff_pipeline.aggregators.distributed_discrete_gaussian import decode
     from tff_pipeline.runtime.base import weights_of
 
     assert PLAN.integers is not None
@@ -649,7 +651,7 @@ def test_the_statement_says_who_adds_the_noise_and_against_whom_it_holds():
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Two silos, prepared; the process is compiled once for all runs on copies of the folder."""
-    from tff_pipeline import learning
+    from tff_pipeline.learning import process as learning
 
     folder = tmp_path_factory.mktemp("tiny")
     prepared(folder, ROWS, changes=SETTINGS)
@@ -778,9 +780,10 @@ def test_a_run_whose_repeated_round_has_another_sum_sends_nothing(tiny, tmp_path
 
 def test_the_records_of_a_run_pass_the_audit_without_cohort_sizes(uninterrupted):
     """The run keeps none with this mechanism; what it keeps is looked at."""
-    from tff_pipeline.privacy.audit import recorded
-    from tff_pipeline.privacy.audit.command import plan_of_run
-    from tff_pipeline.state import config_of
+    from tff_pipeline.audit.command import plan_of_run
+
+    from tff_pipeline.audit import recorded
+    from tff_pipeline.training.store import config_of
 
     run = uninterrupted[0]
     checks = {check.name: check for check in recorded.checks(run, plan_of_run(run), config_of(run))}

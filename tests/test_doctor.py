@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tff_pipeline import doctor
+from tff_pipeline.commands import doctor
+from tff_pipeline.commands.doctor import Check, checks, main, pins
 from tff_pipeline.config import load
-from tff_pipeline.doctor import Check, checks, main, pins
 from tff_pipeline.errors import ConfigError
 
 
@@ -199,7 +199,7 @@ def test_looking_at_the_workdir_leaves_nothing(ci, tmp_path):
 def test_it_imports_neither_beam_nor_tff(ci, root):
     """It must answer where they are broken."""
     program = (
-        "import sys; from tff_pipeline.doctor import main; main(sys.argv[1:]); "
+        "import sys; from tff_pipeline.commands.doctor import main; main(sys.argv[1:]); "
         "print([name for name in ('apache_beam', 'tensorflow_federated') if name in sys.modules])"
     )
     done = subprocess.run(

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from serving_fixtures import LABELS, SILOS, TAGGED_SILOS, TAGS, config, make_run, write_config
 
-from tff_pipeline import evaluation
 from tff_pipeline.errors import ArtifactError
-from tff_pipeline.evaluation import (
+from tff_pipeline.evaluation import evaluate as evaluation
+from tff_pipeline.evaluation.evaluate import (
     Answers,
     calibration_error,
     describe,
@@ -162,7 +162,7 @@ def test_an_entity_does_not_reach_into_the_next_sentence():
 
 
 def test_numbers_of_a_run_are_those_of_asking_one_text_at_a_time(run, result):
-    from tff_pipeline.state import load_trained
+    from tff_pipeline.training.store import load_trained
 
     trained = load_trained(run)
     for silo, data in SILOS.items():

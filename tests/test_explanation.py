@@ -6,12 +6,12 @@ import tensorflow as tf
 from serving_fixtures import LABELS, exported, make_run
 
 from serving.client import GrpcClient, RestClient
-from serving.double.config import ModelConfig
-from serving.double.server import Double, Options
-from tff_pipeline import explanation
+from serving.local_server.config import ModelConfig
+from serving.local_server.server import Double, Options
 from tff_pipeline.artifacts import read_manifest
-from tff_pipeline.export import _without_unused_pooler
-from tff_pipeline.state import load_trained
+from tff_pipeline.export import integrated_gradients as explanation
+from tff_pipeline.export.build import _without_unused_pooler
+from tff_pipeline.training.store import load_trained
 
 TEXTS = ["why was I charged a fee", "my card is lost", "", "Größe 我的卡"]
 

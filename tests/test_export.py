@@ -15,14 +15,14 @@ import tensorflow_text as text
 from serving_fixtures import LABELS, SILOS, TAGS, config, exported, make_run, write_config
 from tensorflow_serving.apis import prediction_log_pb2
 
-from tff_pipeline import export as exporting
-from tff_pipeline import golden, verification
 from tff_pipeline.artifacts import model_base, read_manifest
+from tff_pipeline.data.records import write_frame
 from tff_pipeline.errors import ArtifactError, ConfigError, ExportError
-from tff_pipeline.export import GOLDEN_TEXTS, check, export, main, verification_request
+from tff_pipeline.export import build as exporting
+from tff_pipeline.export import golden, verification
+from tff_pipeline.export.build import GOLDEN_TEXTS, check, export, main, verification_request
 from tff_pipeline.progress import Progress
-from tff_pipeline.records import write_frame
-from tff_pipeline.state import config_of, load_trained
+from tff_pipeline.training.store import config_of, load_trained
 
 QUIET = Progress(interactive=False)
 
@@ -58,7 +58,7 @@ def altered(version, tmp_path):
 
 @pytest.mark.parametrize("metrics", ["withheld", "released", "noised"])
 def test_training_metrics_leave_only_where_they_are_released(run, tmp_path, metrics):
-    from tff_pipeline.export import _training_metrics
+    from tff_pipeline.export.build import _training_metrics
 
     facts = json.loads((run / "run.json").read_text())
     facts["config"]["privacy"]["metrics"] = metrics

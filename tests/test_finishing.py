@@ -13,9 +13,10 @@ import pytest
 from test_ledger import PRIVATE, ROWS
 from tiny import prepared, quiet, trained_weights
 
-from tff_pipeline import run_keys, training
 from tff_pipeline.artifacts import Workdir, is_complete, read_json, read_manifest
 from tff_pipeline.config import Config, load
+from tff_pipeline.training import job as training
+from tff_pipeline.training import secrets as run_keys
 
 SETTINGS = (*PRIVATE, "model.trainable=lora", "model.lora_rank=2")
 KILLED = 77

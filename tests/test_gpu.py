@@ -139,8 +139,8 @@ def test_nothing_that_bounds_an_update_is_computed_in_tf32():
     import tensorflow as tf
     import test_distributed
 
-    from tff_pipeline.integer_aggregation import encode
-    from tff_pipeline.whole_numbers import in_quanta, norm_at_least
+    from tff_pipeline.aggregators.distributed_discrete_gaussian import encode
+    from tff_pipeline.aggregators.quantized_sum import in_quanta, norm_at_least
 
     integers = test_distributed.PLAN.integers
     assert integers is not None
@@ -262,8 +262,8 @@ def test_deterministic_work_is_the_same_work(monkeypatch, make):
 @pytest.mark.parametrize("trainable", ["head", "lora", "full"])
 def test_training_is_deterministic_from_building_to_the_last_round(tmp_path, monkeypatch, trainable):
     """Operations are from before the process is built until the last round, and not after it; a round's sums can be repeated."""
-    from tff_pipeline import training
     from tff_pipeline.runtime.local import LocalRuntime
+    from tff_pipeline.training import job as training
 
     rows: dict[str, list[Row]] = {
         "bank": [("a", "lost my card", "card"), ("b", "send money", "money")],

@@ -20,8 +20,8 @@ from test_runtime import Case, full_case, head_case, lora_case, started
 from tiny import quiet
 
 from tff_pipeline.artifacts import COMPLETE, Workdir, read_json, seal
-from tff_pipeline.silos import load_snapshot
-from tff_pipeline.tokenization import Tokenizer
+from tff_pipeline.data.snapshots import load_snapshot
+from tff_pipeline.data.tokenization import Tokenizer
 
 EVERYBODY = range(5)
 SEQUENCE, TOKEN = "sequence_classification", "token_classification"

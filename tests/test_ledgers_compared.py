@@ -18,7 +18,7 @@ from tff_pipeline.artifacts import canonical_json
 from tff_pipeline.cli import main
 from tff_pipeline.config import Config
 from tff_pipeline.errors import ConfigError, PrivacyError
-from tff_pipeline.privacy import account
+from tff_pipeline.privacy import charges as account
 
 PLAN = a_plan(rounds=1000)
 

@@ -75,7 +75,7 @@ def test_a_run_releases_the_mean_of_noised_sums(tmp_path):
         "privacy.mechanism=gaussian", "privacy.clip_norm=1.0", "privacy.noise_multiplier=0.3", "privacy.delta=1e-3",
         "privacy.metrics=noised", "privacy.metrics_stddev=0.5", "training.clients_per_round=2", "training.rounds=3",
     ]  # fmt: skip
-    from tff_pipeline.training import train
+    from tff_pipeline.training.job import train
 
     run = train(prepared(tmp_path, {"bank": BANK}, changes=changes), progress=quiet())
 
@@ -88,7 +88,7 @@ def test_a_run_releases_the_mean_of_noised_sums(tmp_path):
 
 
 def test_they_are_one_number_of_the_noise_and_the_sums():
-    from tff_pipeline.training import _released_accuracy
+    from tff_pipeline.training.job import _released_accuracy
 
     made = a_plan(**NOISED)
     sums = {"client_accuracy": 300_000_000.0, "finite_clients": 400.0}

@@ -6,11 +6,14 @@ import pytest
 import tensorflow as tf
 from serving_fixtures import SILOS, exported
 
-from tff_pipeline import evaluation, export, precision, verification
 from tff_pipeline.artifacts import read_json, read_manifest
 from tff_pipeline.errors import ExportError
+from tff_pipeline.evaluation import evaluate as evaluation
+from tff_pipeline.export import build as export
+from tff_pipeline.export import verification
+from tff_pipeline.export import weight_precision as precision
 from tff_pipeline.progress import Progress
-from tff_pipeline.state import config_of, load_trained
+from tff_pipeline.training.store import config_of, load_trained
 
 QUIET = Progress(interactive=False)
 TEXTS = [text for data in SILOS.values() for client in data.splits["test"] for text, *_ in client]

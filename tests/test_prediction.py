@@ -12,9 +12,9 @@ import threading
 import pytest
 from serving_fixtures import LABELS, config, exported, write_config
 
+from tff_pipeline.commands.predict import Model, lines, main
 from tff_pipeline.errors import ArtifactError, InputError
-from tff_pipeline.prediction import Model, lines, main
-from tff_pipeline.state import config_of
+from tff_pipeline.training.store import config_of
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_it_needs_neither_transformers_nor_tff_and_survives_head(tmp_path):
     file = write_config(config_of(run), tmp_path / "config.toml")
     code = (
         "import sys; from tff_pipeline.progress import silence_libraries; silence_libraries()\n"
-        "from tff_pipeline.prediction import main\n"
+        "from tff_pipeline.commands.predict import main\n"
         f"code = main(['--config', {str(file)!r}, *['text'] * 20_000])\n"
         "print(sorted({'transformers', 'tensorflow_federated', 'tf_keras', 'sklearn'} & set(sys.modules)), file=sys.stderr)\n"
         "sys.exit(code)\n"

@@ -10,9 +10,8 @@ import pytest
 from dp_accounting.pld import PLDAccountant
 from scipy import optimize, stats
 
-from tff_pipeline import sampling
 from tff_pipeline.errors import PrivacyError
-from tff_pipeline.privacy import accounting, randomness, statement
+from tff_pipeline.privacy import accounting, randomness, sampling, statement
 from tff_pipeline.privacy.plan import PrivacyPlan
 
 EVENT = {"kind": "poisson_gaussian", "sampling_probability": 0.1, "noise_multiplier": 1.2}

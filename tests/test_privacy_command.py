@@ -9,9 +9,10 @@ from test_ledger import PRIVATE, ROWS
 from tiny import configured, prepared, quiet
 
 from tff_pipeline.cli import main
+from tff_pipeline.commands import plot
 from tff_pipeline.config import Config, load
 from tff_pipeline.errors import PrivacyError
-from tff_pipeline.privacy import accounting, plot
+from tff_pipeline.privacy import accounting
 from tff_pipeline.privacy.plan import make
 
 SETTINGS = (*PRIVATE, "training.clients_per_round=2", "privacy.noise_multiplier=3.0")
@@ -111,7 +112,7 @@ def test_curves_pass_through_the_plan(tiny):
 
 
 def test_the_ledger_is_shown_verified_and_held_against_its_budget(tmp_path, capsys):
-    from tff_pipeline.training import train
+    from tff_pipeline.training.job import train
 
     config = prepared(tmp_path, ROWS, changes=SETTINGS)
     train(config, progress=quiet())

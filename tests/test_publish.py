@@ -22,7 +22,7 @@ from serving.publish import main, publish
 from tff_pipeline.artifacts import COMPLETE, MANIFEST, read_manifest, seal
 from tff_pipeline.errors import ArtifactError, GateError
 from tff_pipeline.progress import Progress
-from tff_pipeline.state import config_of
+from tff_pipeline.training.store import config_of
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tff_pipeline import records
+from tff_pipeline.data import records
 from tff_pipeline.errors import ArtifactError
 
 CLIENTS = [

@@ -18,13 +18,16 @@ import pytest
 from test_privacy import plan as a_plan
 from tiny import Row, prepared, quiet
 
-from tff_pipeline import learning, rounds, run_keys, training
 from tff_pipeline.artifacts import COMPLETE, MANIFEST, Workdir, is_complete, read_json, seal
 from tff_pipeline.config import Config, load
 from tff_pipeline.errors import ArtifactError, PipelineError, PrivacyError
-from tff_pipeline.privacy import account
+from tff_pipeline.learning import process as learning
+from tff_pipeline.privacy import charges as account
 from tff_pipeline.privacy.draws import RoundDraws
 from tff_pipeline.secagg.masking import Party
+from tff_pipeline.training import job as training
+from tff_pipeline.training import loop as rounds
+from tff_pipeline.training import secrets as run_keys
 
 ROUNDS = 4
 WORDS = {"card": "lost my card", "money": "send money", "parcel": "where is the parcel"}

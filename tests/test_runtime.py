@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tff_pipeline import records
 from tff_pipeline.config import TrainingSection
+from tff_pipeline.data import records
 from tff_pipeline.errors import InsecureProcessError, TrainingError
 from tff_pipeline.privacy.plan import PrivacyPlan
 
@@ -71,7 +71,7 @@ class Case:
 
 
 def head_case(made: PrivacyPlan | None = None) -> Case:
-    from tff_pipeline import learning
+    from tff_pipeline.learning import process as learning
     from tff_pipeline.model.learner import FeatureLearner
     from tff_pipeline.runtime.clients import FeatureClients
 
@@ -112,7 +112,7 @@ def full_case() -> Case:
 
 def text_case(adapters: Any, frozen: Path | None, trainable: str = "") -> Case:
     """All weights, or with files for the frozen ones the adapters and the head, or what `trainable` says."""
-    from tff_pipeline import learning
+    from tff_pipeline.learning import process as learning
     from tff_pipeline.model.learner import TextLearner, freeze
     from tff_pipeline.runtime.clients import TextClients
 
@@ -371,7 +371,7 @@ def test_features_computed_once_train_the_head_that_the_encoder_in_the_graph_wou
     """`trainable = "head"` never runs the encoder in a round: the weights are those of running it there, to float tolerance."""
     import tensorflow as tf
 
-    from tff_pipeline import learning
+    from tff_pipeline.learning import process as learning
     from tff_pipeline.model.learner import FeatureLearner
     from tff_pipeline.runtime.base import weights_of
     from tff_pipeline.runtime.clients import FeatureClients
@@ -484,7 +484,8 @@ def test_every_device_works_and_nothing_of_the_model_runs_elsewhere():
 def test_a_process_that_sums_in_the_clear_is_refused(leak):
     import tensorflow_federated as tff
 
-    from tff_pipeline import aggregation, learning
+    from tff_pipeline.aggregators import dp_sum as aggregation
+    from tff_pipeline.learning import process as learning
     from tff_pipeline.model.learner import FeatureLearner
 
     shapes = [(HIDDEN, LABELS), (LABELS,)]

@@ -11,12 +11,12 @@ import pytest
 from serving_models import fetch, small_model
 
 from serving.client import GrpcClient, RestClient, ServerError
-from serving.double.batching import Parameters, Scheduler
-from serving.double.config import ModelConfig
-from serving.double.manager import Loading
-from serving.double.metrics import Metrics
-from serving.double.server import Double, Options, main
-from serving.double.status import ServingError
+from serving.local_server.batching import Parameters, Scheduler
+from serving.local_server.config import ModelConfig
+from serving.local_server.manager import Loading
+from serving.local_server.metrics import Metrics
+from serving.local_server.server import Double, Options, main
+from serving.local_server.status import ServingError
 from tff_pipeline.errors import ConfigError
 
 LONG_MICROS = 10_000_000  # longer than any test waits

@@ -18,10 +18,10 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from serving import golden
 from serving.client import GrpcClient, RestClient, ServerError, ServerTimeout, ServerUnavailable
-from serving.double.config import ModelConfig
-from serving.double.server import Double, Options
+from serving.local_server.config import ModelConfig
+from serving.local_server.server import Double, Options
 from tff_pipeline.artifacts import read_manifest, seal
-from tff_pipeline.state import load_trained
+from tff_pipeline.training.store import load_trained
 
 WORDS = "my card is lost why the fee charged close account help please doctor visit claim paid 我 的 卡 \U0001f600 ½".split()  # noqa: SIM905
 

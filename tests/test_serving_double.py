@@ -32,11 +32,11 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from serving.double import json_tensor, json_writer
-from serving.double.config import ModelConfig, VersionPolicy, parse
-from serving.double.manager import Loading, numbered
-from serving.double.server import Double, Options
-from serving.double.status import ServingError
+from serving.local_server import json_tensor, json_writer
+from serving.local_server.config import ModelConfig, VersionPolicy, parse
+from serving.local_server.manager import Loading, numbered
+from serving.local_server.server import Double, Options
+from serving.local_server.status import ServingError
 
 
 def quick(**changes):
@@ -719,7 +719,7 @@ def test_surrogates_and_doubled_members():
 
 
 def test_the_package_loads_nothing_heavy_for_its_help():
-    code = "import sys, serving.double.server; print([name for name in ('tensorflow', 'grpc') if name in sys.modules])"
+    code = "import sys, serving.local_server.server; print([name for name in ('tensorflow', 'grpc') if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent
     )

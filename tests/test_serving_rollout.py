@@ -13,9 +13,9 @@ from serving_models import fetch
 
 from serving import gates, rollout
 from serving.client import RestClient, ServerError
-from serving.double.config import parse
-from serving.double.manager import Loading
-from serving.double.server import Double, Options, follow
+from serving.local_server.config import parse
+from serving.local_server.manager import Loading
+from serving.local_server.server import Double, Options, follow
 from serving.lock import LockedError
 from serving.publish import main as publish_main
 from serving.rollout import Rollout, Served
@@ -24,7 +24,7 @@ from tff_pipeline.artifacts import COMPLETE, MANIFEST, read_manifest, seal, vers
 from tff_pipeline.config import GatesSection
 from tff_pipeline.errors import ArtifactError, ConfigError, GateError, PipelineError
 from tff_pipeline.progress import Progress
-from tff_pipeline.state import config_of
+from tff_pipeline.training.store import config_of
 
 QUIET = Progress(interactive=False)
 

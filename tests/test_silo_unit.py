@@ -13,11 +13,11 @@ from test_privacy import plan as a_plan
 from tiny import Row, prepared, quiet
 
 from tff_pipeline.config import load
+from tff_pipeline.data.snapshots import load_snapshot
 from tff_pipeline.errors import ArtifactError, ConfigError, PrivacyError
 from tff_pipeline.privacy import accounting
 from tff_pipeline.privacy.draws import RoundDraws
 from tff_pipeline.privacy.statement import sentences
-from tff_pipeline.silos import load_snapshot
 
 BANK: list[Row] = [
     (f"c{number % 5}", text, label)
@@ -111,7 +111,7 @@ def config(tmp_path_factory) -> Any:
 
 def silo_texts(config: Any, silo: str, **options: Any) -> Any:
     from tff_pipeline.runtime.clients import TextSilo
-    from tff_pipeline.training import job
+    from tff_pipeline.training.job import job
 
     work = job(config)
     snapshot = load_snapshot_of(config, silo)
@@ -192,8 +192,8 @@ def test_a_damaged_file_is_named_before_training(config, tmp_path):
 def test_a_run_is_charged_for_silos(config):
     """A whole run: charged for silos, and refused where a budget for silos meets charges for clients."""
     from tff_pipeline.artifacts import Workdir, read_json
-    from tff_pipeline.privacy import account
-    from tff_pipeline.training import train
+    from tff_pipeline.privacy import charges as account
+    from tff_pipeline.training.job import train
 
     run = train(config, progress=quiet())
 
@@ -214,7 +214,7 @@ def test_a_run_is_charged_for_silos(config):
 
 
 def test_the_number_of_silos_is_not_for_the_command_line(config):
-    from tff_pipeline.privacy.command import main
+    from tff_pipeline.commands.privacy import main
 
     with pytest.raises(ConfigError, match=r"as many as \[\[silos\]\] tables"):
         main(["--config", str(config.path), "--set", "privacy.unit=silo", "--clients", "9"])
@@ -249,7 +249,7 @@ def test_a_silos_features_go_with_their_labels_once_an_epoch(tmp_path, batch_siz
 @pytest.mark.parametrize("trainable", ["head", "full"])
 def test_a_silo_without_text_takes_its_turn_and_adds_nothing(tmp_path, monkeypatch, trainable):
     """In the second round it is drawn alone."""
-    from tff_pipeline.training import train
+    from tff_pipeline.training.job import train
 
     def drawn_here(draws: RoundDraws, silo: str, clients: int) -> np.ndarray:
         return np.arange(clients if (silo == "idle") == (draws.number == 1) else 0)

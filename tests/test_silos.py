@@ -7,10 +7,10 @@ import pytest
 from serving_fixtures import LABELS, SILOS, TAGGED_SILOS, config, write_snapshot
 
 from tff_pipeline.artifacts import Workdir, write_json
+from tff_pipeline.data.records import IGNORED, decode_client
+from tff_pipeline.data.snapshots import check_compatible, load_snapshot, map_labels, union_labels
+from tff_pipeline.data.tokenization import Tokenizer
 from tff_pipeline.errors import ArtifactError
-from tff_pipeline.records import IGNORED, decode_client
-from tff_pipeline.silos import check_compatible, load_snapshot, map_labels, union_labels
-from tff_pipeline.tokenization import Tokenizer
 
 
 @pytest.fixture

@@ -471,7 +471,7 @@ GAUSSIAN = (
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path, list[dict[str, Any]]]:
     """A run with withheld metrics, and its events as a scheduler's log has them."""
-    from tff_pipeline.training import train
+    from tff_pipeline.training.job import train
 
     held_out = {"bank": [("e", "lost my card", "card"), ("f", "send money", "money")]}
     folder = tmp_path_factory.mktemp("trained")
@@ -498,8 +498,8 @@ def test_the_operator_has_exact_metrics_and_whoever_reads_the_log(trained):
 
 def test_what_is_withheld_is_in_no_exported_file(trained):
     """Nor what `evaluate --split train` printed: neither the numbers, nor a name of one of them, in any file of a version."""
-    from tff_pipeline.evaluation import evaluate
-    from tff_pipeline.export import export
+    from tff_pipeline.evaluation.evaluate import evaluate
+    from tff_pipeline.export.build import export
 
     config, run, _ = trained
     quiet = Progress(io.StringIO(), interactive=False)

@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 
 from tff_pipeline.config import ModelSection
+from tff_pipeline.data.tokenization import Tokenizer, checkpoint_folder
 from tff_pipeline.errors import ConfigError
-from tff_pipeline.tokenization import Tokenizer, checkpoint_folder
 
 _WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] [ ] mask the card is lost ##s un ##block ! 我 的 卡 é e"
 VOCABULARY = _WORDS.split()

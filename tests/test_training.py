@@ -13,7 +13,7 @@ from tiny import Row, configured, prepare_all, prepared, quiet, trained_weights
 from tff_pipeline.artifacts import Workdir, is_complete, read_json
 from tff_pipeline.config import Config
 from tff_pipeline.errors import ArtifactError, PrivacyError, TrainingError
-from tff_pipeline.training import job, train
+from tff_pipeline.training.job import job, train
 
 BANK: list[Row] = [
     ("a", "lost my card", "card"),
@@ -131,7 +131,7 @@ def test_a_gradient_of_some_rows_moves_what_the_same_one_made_dense_moves(proxim
     import tensorflow as tf
     import tensorflow_federated as tff
 
-    from tff_pipeline.learning import Proximal, SparseSgd
+    from tff_pipeline.learning.process import Proximal, SparseSgd
 
     random = np.random.default_rng(4)
     table, bias = (tf.constant(random.normal(size=shape), tf.float32) for shape in ((7, 3), (3,)))
@@ -281,7 +281,9 @@ SENTENCES = {
 @pytest.mark.parametrize("trainable", ["head", "full"])
 def test_entities_are_learnt_through_the_whole_pipeline(tmp_path: Path, trainable: str):
     """Token classification from CoNLL files to answers: on a handful of sentences it has to find every entity."""
-    from tff_pipeline import evaluation, export, prediction
+    from tff_pipeline.commands import predict as prediction
+    from tff_pipeline.evaluation import evaluate as evaluation
+    from tff_pipeline.export import build as export
 
     tables = ""
     for name, text in SENTENCES.items():

@@ -15,16 +15,17 @@ from test_privacy import gaussian_epsilon
 from test_privacy import plan as a_plan
 from tiny import prepared, quiet, trained_weights
 
-from tff_pipeline import sampling
+from tff_pipeline import audit
 from tff_pipeline.artifacts import Workdir
+from tff_pipeline.commands import plot
 from tff_pipeline.config import load
-from tff_pipeline.privacy import accounting, audit, plot, statement
+from tff_pipeline.privacy import accounting, sampling, statement
 from tff_pipeline.privacy.ledger import Ledger
 
 
 @pytest.fixture(scope="module")
 def compiled_once():
-    from tff_pipeline import learning
+    from tff_pipeline.learning import process as learning
 
     made, build = {}, learning.build
 
@@ -175,8 +176,8 @@ def test_a_run_that_was_killed_goes_on_with_the_same_tree_and_charges_nothing_tw
     tmp_path, monkeypatch, compiled_once
 ):
     """Four clients, two a round: trees of two rounds. Killed in the fourth round, after its charge."""
-    from tff_pipeline import training
     from tff_pipeline.runtime.local import LocalRuntime
+    from tff_pipeline.training import job as training
 
     changes = [*PRIVATE, "privacy.mechanism=tree", "training.clients_per_round=2", "training.rounds=5"]
     (tmp_path / "whole").mkdir()

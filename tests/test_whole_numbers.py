@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tff_pipeline import learning, whole_numbers
+from tff_pipeline.aggregators import quantized_sum as whole_numbers
+from tff_pipeline.aggregators.quantized_sum import WholeNumberSumFactory, cut, in_quanta, norm_at_least
+from tff_pipeline.learning import process as learning
 from tff_pipeline.privacy.plan import CLIP_EXCESS
-from tff_pipeline.whole_numbers import WholeNumberSumFactory, cut, in_quanta, norm_at_least
 
 RANDOM = np.random.default_rng(5)
 UPDATES = {

@@ -88,6 +88,6 @@ def prepare_all(config: Config) -> None:
 
 
 def trained_weights(run: Path) -> list[Any]:
-    from tff_pipeline.state import load_arrays
+    from tff_pipeline.training.store import load_arrays
 
     return load_arrays(run / "trained", kind="weights")[0]

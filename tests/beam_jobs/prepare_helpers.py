@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from beam_jobs import prepare_silo
-from tff_pipeline import artifacts, config, records
+from tff_pipeline import artifacts, config
+from tff_pipeline.data import records
 from tff_pipeline.progress import Progress, silence_libraries
 
 silence_libraries()

@@ -21,7 +21,8 @@ import pytest
 from prepare_helpers import VOCABULARY, Case, data_bytes, examples_in, manifest_of, rejected_of, words_by_client
 
 from beam_jobs import prepare_silo, steps, transforms
-from tff_pipeline import artifacts, records
+from tff_pipeline import artifacts
+from tff_pipeline.data import records
 from tff_pipeline.errors import ArtifactError, ConfigError, InputError, PipelineError
 from tff_pipeline.progress import Progress
 

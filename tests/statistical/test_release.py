@@ -19,8 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from mechanism import CANARIES, SHAPES, Mechanism
 from test_privacy import plan as a_plan
 
-from tff_pipeline import sampling
-from tff_pipeline.privacy import randomness
+from tff_pipeline.privacy import randomness, sampling
 
 ROUNDS = 400
 PLAN = a_plan(

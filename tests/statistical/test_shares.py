@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from mechanism import CANARIES, Mechanism
 from test_privacy import plan as a_plan
 
-from tff_pipeline import sampling
-from tff_pipeline.privacy.discrete import discrete_gaussian
+from tff_pipeline.privacy import sampling
+from tff_pipeline.privacy.discrete_gaussian import discrete_gaussian
 from tff_pipeline.privacy.randomness import derive
 
 ROUNDS = 300

@@ -15,10 +15,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tff_pipeline import sampling
 from tff_pipeline.artifacts import canonical_json
-from tff_pipeline.privacy import randomness
-from tff_pipeline.privacy.discrete import discrete_gaussian
+from tff_pipeline.privacy import randomness, sampling
+from tff_pipeline.privacy.discrete_gaussian import discrete_gaussian
 from tff_pipeline.privacy.keys import PartyKey
 from tff_pipeline.privacy.plan import PrivacyPlan
 

@@ -11,9 +11,9 @@ from typing import Protocol
 
 import numpy as np
 
-from tff_pipeline.aggregation import CLIP, NOISE
-from tff_pipeline.integer_aggregation import ROTATION, SHARES
-from tff_pipeline.learning import Compiled
+from tff_pipeline.aggregators.distributed_discrete_gaussian import ROTATION, SHARES
+from tff_pipeline.aggregators.dp_sum import CLIP, NOISE
+from tff_pipeline.learning.process import Compiled
 
 State = list[np.ndarray]
 Cohorts = Mapping[str, Sequence[int] | np.ndarray]

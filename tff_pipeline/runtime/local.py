@@ -19,7 +19,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_pipeline.errors import TrainingError
-from tff_pipeline.learning import Compiled
+from tff_pipeline.learning.process import Compiled
 from tff_pipeline.runtime.allocator import keep_freed_memory
 from tff_pipeline.runtime.base import (
     Cohorts,

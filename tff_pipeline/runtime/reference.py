@@ -26,7 +26,7 @@ from tensorflow_federated.python.core.impl.executors import remote_executor, rem
 from tensorflow_federated.python.core.impl.types import type_conversions
 
 from tff_pipeline.errors import TrainingError
-from tff_pipeline.learning import Compiled
+from tff_pipeline.learning.process import Compiled
 from tff_pipeline.runtime.base import (
     Cohorts,
     OnSum,

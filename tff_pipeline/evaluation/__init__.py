@@ -1,0 +1,1 @@
+"""A run's model on the held-out split."""
