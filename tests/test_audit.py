@@ -29,6 +29,7 @@ from tff_pipeline.errors import PrivacyError
 from tff_pipeline.learning import process as learning
 from tff_pipeline.privacy import draws, randomness, sampling
 from tff_pipeline.privacy.draws import Draws, RoundDraws
+from tff_pipeline.privacy.round import Round
 from tff_pipeline.runtime.local import LocalRuntime
 from tff_pipeline.secagg.masking import Party
 from tff_pipeline.training import loop as rounds
@@ -142,7 +143,7 @@ SUM, NORM, MASK, KEYSTREAM = LocalRuntime._silo_sum, aggregation.norm_at_least, 
 
 def as_in_round(drawn: RoundDraws, number: int) -> RoundDraws:
     """The draws of an earlier round."""
-    return dataclasses.replace(drawn, starts=drawn.starts[: number + 1])
+    return dataclasses.replace(drawn, round=Round(drawn.round.draw, drawn.round.starts[: number + 1]))
 
 
 def scaled(factor: float) -> list[tuple[Any, str, Any]]:

@@ -11,8 +11,9 @@ from test_privacy import plan as a_plan
 
 from tff_pipeline.errors import ArtifactError, PrivacyError
 from tff_pipeline.privacy import randomness
-from tff_pipeline.privacy.draws import Draws, RoundDraws, digest_of
+from tff_pipeline.privacy.draws import Draws, RoundDraws
 from tff_pipeline.privacy.keys import PartyKey
+from tff_pipeline.privacy.round import digest_of
 
 GAUSSIAN = a_plan(clients=1000, sampling_probability=0.5, expected_cohort=500.0)
 DISTRIBUTED = a_plan(

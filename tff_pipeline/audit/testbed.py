@@ -26,9 +26,10 @@ from tff_pipeline.errors import PrivacyError
 from tff_pipeline.learning import process as learning
 from tff_pipeline.model.learner import CanaryLearner
 from tff_pipeline.privacy import randomness
-from tff_pipeline.privacy.draws import Draws, RoundDraws, digest_of
+from tff_pipeline.privacy.draws import Draws, RoundDraws
 from tff_pipeline.privacy.keys import PartyKey
 from tff_pipeline.privacy.plan import PrivacyPlan
+from tff_pipeline.privacy.round import digest_of
 from tff_pipeline.progress import Bar
 from tff_pipeline.runtime.base import (
     OnSum,

@@ -20,6 +20,7 @@ from tff_pipeline.privacy import randomness, sampling
 from tff_pipeline.privacy.discrete_gaussian import discrete_gaussian
 from tff_pipeline.privacy.keys import PartyKey
 from tff_pipeline.privacy.plan import PrivacyPlan
+from tff_pipeline.privacy.round import Round
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Draws:
 
     def round(self, starts: Sequence[str]) -> "RoundDraws":
         """The draws of a round, given what it and every round before it started from (`start_of`), oldest first."""
-        return RoundDraws(self, tuple(starts))
+        return RoundDraws(self, Round(self.digest, tuple(starts)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,22 +64,22 @@ class RoundDraws:
     """
 
     draws: Draws
-    starts: tuple[str, ...]
+    round: Round
 
     @property
     def number(self) -> int:
         """Of the round in its run, from 0."""
-        return len(self.starts) - 1
+        return self.round.number
 
     @property
     def start(self) -> str:
         """What the round starts from, as the ledger names it."""
-        return self.starts[-1]
+        return self.round.start
 
-    @functools.cached_property
+    @property
     def name(self) -> str:
-        """Names the round's draw; see `round_name`."""
-        return round_name(self.draws.digest, self.number, self.start)
+        """Names the round's draw."""
+        return self.round.name
 
     # -- what a silo draws
 
@@ -95,7 +96,7 @@ class RoundDraws:
                 rounds_per_tree=plan.rounds_per_tree,
             )
         return sampling.cohort(
-            randomness.derive(secret, f"cohort/{silo}/{self._bound}"),
+            randomness.derive(secret, f"cohort/{silo}/{self.round.binding}"),
             round_number=self.number,
             clients=clients,
             probability=plan.sampling_probability,
@@ -106,7 +107,7 @@ class RoundDraws:
         integers = self.draws.plan.integers
         if integers is None:
             raise ValueError("the silos add no noise with this mechanism; expected a plan with integers.")
-        key = randomness.derive(self.draws.silos[silo].secret, f"share/{silo}/{self._bound}/{self.number}")
+        key = randomness.derive(self.draws.silos[silo].secret, f"share/{silo}/{self.round.binding}/{self.number}")
         return discrete_gaussian(key, integers.log2_share, integers.length)
 
     def begin(self) -> None:
@@ -138,7 +139,7 @@ class RoundDraws:
                 rounds_per_tree=plan.rounds_per_tree,
                 stddev=plan.noise_stddev,
                 shapes=shapes,
-                starts=self.starts,
+                starts=self.round.starts,
             )
         return randomness.round_noise(
             self._server_secret,
@@ -161,32 +162,4 @@ class RoundDraws:
 
     @property
     def _server_secret(self) -> bytes:
-        return randomness.derive(self.draws.server.secret, f"noise/{self._bound}")
-
-    @property
-    def _bound(self) -> str:
-        """What every draw of the round is bound to."""
-        return f"{self.draws.digest}/{self.starts[-1]}"
-
-
-def round_name(draw: str, number: int, start: str) -> str:
-    """Names the draw of a round, 32 hex digits, from the run's draw, the round's number from 0, and its `RoundDraws.start`."""
-    return hashlib.sha256(f"tff-pipeline round\0{draw}/{number}/{start}".encode()).hexdigest()[:32]
-
-
-def start_of(state: Sequence[np.ndarray], *others: str, before: Sequence[str]) -> str:
-    """What a round starts from: a digest of the server's state, of `others`, and of what every round before it started from.
-
-    The last because the noise of a tree's node is bound to the round that finished it, and is taken away in a later one.
-    """
-    return digest_of(state, *others, *before)
-
-
-def digest_of(arrays: Sequence[np.ndarray], *others: str) -> str:
-    """A SHA-256, 64 hex digits, of arrays as they are kept on disk (type, shape and bytes), and of other digests."""
-    digest = hashlib.sha256(canonical_json(others))
-    for array in map(np.asarray, arrays):
-        plain = array.astype(np.bytes_) if array.dtype == object else np.ascontiguousarray(array)
-        digest.update(f"\0{plain.dtype.str}{array.shape}\0".encode())
-        digest.update(plain.tobytes() if plain.dtype.kind == "S" or not plain.ndim else plain.data)
-    return digest.hexdigest()
+        return randomness.derive(self.draws.server.secret, f"noise/{self.round.binding}")

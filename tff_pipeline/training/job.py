@@ -29,8 +29,9 @@ from tff_pipeline.errors import ArtifactError, TrainingError
 from tff_pipeline.privacy import charges as account
 from tff_pipeline.privacy import plan as planning
 from tff_pipeline.privacy import statement
-from tff_pipeline.privacy.draws import Draws, digest_of, start_of
+from tff_pipeline.privacy.draws import Draws
 from tff_pipeline.privacy.plan import PrivacyPlan
+from tff_pipeline.privacy.round import digest_of, start_of
 from tff_pipeline.progress import Progress
 from tff_pipeline.rounding import rounded_up
 from tff_pipeline.training import secrets as run_keys

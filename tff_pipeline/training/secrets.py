@@ -23,9 +23,10 @@ from tff_pipeline.config import Config
 from tff_pipeline.errors import ConfigError
 from tff_pipeline.privacy import charges as account
 from tff_pipeline.privacy import randomness
-from tff_pipeline.privacy.draws import Draws, round_name
+from tff_pipeline.privacy.draws import Draws
 from tff_pipeline.privacy.keys import PartyKey
 from tff_pipeline.privacy.plan import PrivacyPlan
+from tff_pipeline.privacy.round import round_name
 from tff_pipeline.progress import Progress
 
 if TYPE_CHECKING:
