@@ -22,7 +22,7 @@ _COMMANDS = {
         "all of it: prepare, train, evaluate, export; goes on where an earlier run stopped",
     ),
     "prepare": ("", "raw text of the silos to snapshots (Beam; runner options after --)"),
-    "train": ("tff_pipeline.training.job:main", "snapshots to a trained run"),
+    "train": ("tff_pipeline.commands.train:main", "snapshots to a trained run"),
     "evaluate": ("tff_pipeline.evaluation.evaluate:main", "accuracy and F1 of a run, overall, by silo and by group"),
     "export": ("tff_pipeline.export.build:main", "a run to a verified version directory that TensorFlow Serving loads"),
     "publish": (
@@ -45,7 +45,7 @@ _COMMANDS = {
     ),
     "audit": ("tff_pipeline.commands.audit:main", "attack a trained run's mechanism, and compare with what it claims"),
     "abandon": (
-        "tff_pipeline.training.secrets:main",
+        "tff_pipeline.commands.abandon:main",
         "list unfinished runs, or remove the keys of some: they draw anew",
     ),
     "doctor": ("tff_pipeline.commands.doctor:main", "is this machine fit: versions, devices, disk, inputs"),

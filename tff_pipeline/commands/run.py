@@ -51,9 +51,9 @@ def run(config: Config, *, overrides: Sequence[str], ask: Sequence[str], progres
     from tff_pipeline.commands import predict as prediction
     from tff_pipeline.evaluation import evaluate as evaluation
     from tff_pipeline.export import build as export
-    from tff_pipeline.training import job as training
+    from tff_pipeline.training.run import train
 
-    folder = training.train(config, progress=progress)
+    folder = train(config, progress=progress)
     file = evaluation.evaluation_file(folder)
     evaluated = read_json(file) if file.exists() else evaluation.evaluate(folder, progress=progress)
     version = export.export(folder, export.model_base(config), settings=config.export, progress=progress)
