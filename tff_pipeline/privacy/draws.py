@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tff_pipeline.artifacts import canonical_json
-from tff_pipeline.privacy import randomness, sampling
-from tff_pipeline.privacy.discrete_gaussian import discrete_gaussian
+from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy.keys import PartyKey
+from tff_pipeline.privacy.mechanisms import ServerInputs
 from tff_pipeline.privacy.plan import PrivacyPlan
 from tff_pipeline.privacy.round import Round
 
@@ -85,30 +85,11 @@ class RoundDraws:
 
     def cohort(self, silo: str, clients: int) -> np.ndarray:
         """The rows of the silo's clients that take part, int64, ascending, drawn as the plan's accounting assumes."""
-        plan, secret = self.draws.plan, self.draws.silos[silo].secret
-        if plan.rounds_per_tree:
-            # A client's turn is the same in all rounds of a tree, whatever they start from.
-            return sampling.cohort_of_tree(
-                randomness.derive(secret, f"cohort/{silo}/{self.draws.digest}"),
-                round_number=self.number,
-                clients=clients,
-                probability=plan.sampling_probability,
-                rounds_per_tree=plan.rounds_per_tree,
-            )
-        return sampling.cohort(
-            randomness.derive(secret, f"cohort/{silo}/{self.round.binding}"),
-            round_number=self.number,
-            clients=clients,
-            probability=plan.sampling_probability,
-        )
+        return self.draws.plan.cohort(self.draws.silos[silo].secret, silo=silo, round=self.round, clients=clients)
 
     def noise_share(self, silo: str) -> np.ndarray:
         """The silo's share of the round's noise, int64 [length], where silos add it."""
-        integers = self.draws.plan.integers
-        if integers is None:
-            raise ValueError("the silos add no noise with this mechanism; expected a plan with integers.")
-        key = randomness.derive(self.draws.silos[silo].secret, f"share/{silo}/{self.round.binding}/{self.number}")
-        return discrete_gaussian(key, integers.log2_share, integers.length)
+        return self.draws.plan.noise_share(self.draws.silos[silo].secret, silo=silo, round=self.round)
 
     def begin(self) -> None:
         """Has every silo note that the round is about to be charged; see `PartyKey.begin`."""
@@ -129,37 +110,24 @@ class RoundDraws:
 
     def noise(self, shapes: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """The noise that the server adds, float64, one array a weight; and one number for the count of an adaptive clip."""
-        plan = self.draws.plan
-        if not plan.private:
-            return [np.zeros(shape) for shape in shapes]
-        if plan.rounds_per_tree:
-            return randomness.tree_noise(
-                randomness.derive(self.draws.server.secret, f"noise/{self.draws.digest}"),
-                round_number=self.number,
-                rounds_per_tree=plan.rounds_per_tree,
-                stddev=plan.noise_stddev,
-                shapes=shapes,
-                starts=self.round.starts,
-            )
-        return randomness.round_noise(
-            self._server_secret,
-            round_number=self.number,
-            stddev=plan.noise_stddev,
-            shapes=shapes,
-            count_stddev=plan.clip_count_stddev,
-        )
+        inputs = self._server_inputs(shapes)
+        if inputs.noise is None:
+            raise PrivacyError("the server adds no noise with this mechanism; expected one whose noise it adds.")
+        return [*inputs.noise, *([] if inputs.count_noise is None else [inputs.count_noise])]
 
     def metrics_noise(self) -> list[float]:
         """The noise on the sums that a round's metrics are released as."""
-        stddev = self.draws.plan.metrics_stddev
-        return randomness.metrics_noise(self._server_secret, round_number=self.number, stddev=stddev)
+        metrics = self.draws.plan.noised_metrics
+        if metrics is None:
+            raise PrivacyError('the run releases no metrics with noise; expected privacy.metrics = "noised".')
+        return metrics.noise(self.draws.server.secret, round=self.round)
 
     def rotation(self) -> np.ndarray:
         """The public seed of the round's rotation, int64 [2]."""
-        return randomness.uniform_words(randomness.derive(self._server_secret, f"rotation/{self.number}"), 2).view(
-            np.int64
-        )
+        rotation = self._server_inputs(()).rotation
+        if rotation is None:
+            raise PrivacyError("updates are not rotated with this mechanism; expected one whose noise the silos add.")
+        return rotation
 
-    @property
-    def _server_secret(self) -> bytes:
-        return randomness.derive(self.draws.server.secret, f"noise/{self.round.binding}")
+    def _server_inputs(self, shapes: Sequence[Sequence[int]]) -> ServerInputs:
+        return self.draws.plan.server_inputs(self.draws.server.secret, round=self.round, shapes=shapes)
