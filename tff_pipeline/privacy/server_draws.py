@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tff_pipeline.privacy import randomness
+from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy.keys import PartyKey
+from tff_pipeline.privacy.mechanisms import ServerInputs
 from tff_pipeline.privacy.plan import PrivacyPlan
 from tff_pipeline.privacy.round import Round
 
@@ -28,34 +29,24 @@ class ServerDraws:
 
     def noise(self, at: Round, shapes: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """The noise that the server adds, float64, one array a weight; and one number for the count of an adaptive clip."""
-        plan = self.plan
-        if not plan.private:
-            return [np.zeros(shape) for shape in shapes]
-        if plan.rounds_per_tree:
-            return randomness.tree_noise(
-                randomness.derive(self.key.secret, f"noise/{at.draw}"),
-                round_number=at.number,
-                rounds_per_tree=plan.rounds_per_tree,
-                stddev=plan.noise_stddev,
-                shapes=shapes,
-                starts=at.starts,
-            )
-        return randomness.round_noise(
-            self._secret_of(at),
-            round_number=at.number,
-            stddev=plan.noise_stddev,
-            shapes=shapes,
-            count_stddev=plan.clip_count_stddev,
-        )
+        inputs = self._inputs(at, shapes)
+        if inputs.noise is None:
+            raise PrivacyError("the server adds no noise with this mechanism; expected one whose noise it adds.")
+        return [*inputs.noise, *([] if inputs.count_noise is None else [inputs.count_noise])]
 
     def metrics_noise(self, at: Round) -> list[float]:
         """The noise on the sums that a round's metrics are released as."""
-        return randomness.metrics_noise(self._secret_of(at), round_number=at.number, stddev=self.plan.metrics_stddev)
+        metrics = self.plan.noised_metrics
+        if metrics is None:
+            raise PrivacyError('the run releases no metrics with noise; expected privacy.metrics = "noised".')
+        return metrics.noise(self.key.secret, round=at)
 
     def rotation(self, at: Round) -> np.ndarray:
         """The public seed of the round's rotation, int64 [2]."""
-        key = randomness.derive(self._secret_of(at), f"rotation/{at.number}")
-        return randomness.uniform_words(key, 2).view(np.int64)
+        rotation = self._inputs(at, ()).rotation
+        if rotation is None:
+            raise PrivacyError("updates are not rotated with this mechanism; expected one whose noise the silos add.")
+        return rotation
 
-    def _secret_of(self, at: Round) -> bytes:
-        return randomness.derive(self.key.secret, f"noise/{at.binding}")
+    def _inputs(self, at: Round, shapes: Sequence[Sequence[int]]) -> ServerInputs:
+        return self.plan.server_inputs(self.key.secret, round=at, shapes=shapes)

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tff_pipeline.privacy import randomness, sampling
-from tff_pipeline.privacy.discrete_gaussian import discrete_gaussian
 from tff_pipeline.privacy.keys import PartyKey
 from tff_pipeline.privacy.plan import PrivacyPlan
 from tff_pipeline.privacy.round import Round
@@ -31,29 +29,11 @@ class SiloDraws:
 
     def cohort(self, at: Round, clients: int) -> np.ndarray:
         """The indices of the silo's clients that take part, int64, ascending, drawn as the plan's accounting assumes."""
-        if self.plan.rounds_per_tree:
-            # A client's turn is the same in all rounds of a tree, whatever they start from.
-            return sampling.cohort_of_tree(
-                randomness.derive(self.key.secret, f"cohort/{self.silo}/{at.draw}"),
-                round_number=at.number,
-                clients=clients,
-                probability=self.plan.sampling_probability,
-                rounds_per_tree=self.plan.rounds_per_tree,
-            )
-        return sampling.cohort(
-            randomness.derive(self.key.secret, f"cohort/{self.silo}/{at.binding}"),
-            round_number=at.number,
-            clients=clients,
-            probability=self.plan.sampling_probability,
-        )
+        return self.plan.cohort(self.key.secret, silo=self.silo, round=at, clients=clients)
 
     def noise_share(self, at: Round) -> np.ndarray:
         """The silo's share of the round's noise, int64 [length], where silos add it."""
-        integers = self.plan.integers
-        if integers is None:
-            raise ValueError("the silos add no noise with this mechanism; expected a plan with integers.")
-        key = randomness.derive(self.key.secret, f"share/{self.silo}/{at.binding}/{at.number}")
-        return discrete_gaussian(key, integers.log2_share, integers.length)
+        return self.plan.noise_share(self.key.secret, silo=self.silo, round=at)
 
     def begin(self, at: Round) -> None:
         """Notes that the round is about to be charged; see `PartyKey.begin`."""

@@ -50,7 +50,7 @@ def describe(work: Job, plan: PrivacyPlan) -> dict[str, Any]:
                 "rounds": plan.rounds,
                 "plan": plan.as_json() | {"round_event": plan.round_event},
                 "guarantee": {
-                    "mechanism": plan.mechanism,
+                    "mechanism": plan.mechanism.kind,
                     "epsilon": epsilon if math.isfinite(epsilon) else None,
                     "delta": plan.delta,
                     "statement": said,
