@@ -520,7 +520,7 @@ def test_a_node_of_a_tree_is_what_its_round_finishes():
 
 
 def trained(tmp_path, *changes: str):
-    from tff_pipeline.training.job import train
+    from tff_pipeline.training.run import train
 
     config = prepared(tmp_path, ROWS, changes=[*PRIVATE, *changes])
     return train(config, progress=quiet())

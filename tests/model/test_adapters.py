@@ -6,7 +6,7 @@ from builders.tiny import prepared, quiet
 
 from tff_pipeline.artifacts import is_complete
 from tff_pipeline.model.adapters import Adapters
-from tff_pipeline.training.job import train
+from tff_pipeline.training.run import train
 from tff_pipeline.training.store import load_arrays, load_trained
 
 LABELS, HIDDEN = 3, 16

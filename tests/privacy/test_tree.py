@@ -176,7 +176,7 @@ def test_a_run_that_was_killed_goes_on_with_the_same_tree_and_charges_nothing_tw
 ):
     """Four clients, two a round: trees of two rounds. Killed in the fourth round, after its charge."""
     from tff_pipeline.runtime.local import LocalRuntime
-    from tff_pipeline.training import job as training
+    from tff_pipeline.training import run as training
 
     changes = [*PRIVATE, "privacy.mechanism=tree", "training.clients_per_round=2", "training.rounds=5"]
     (tmp_path / "whole").mkdir()

@@ -14,7 +14,7 @@ from builders.tiny import PRIVATE, ROWS, prepared, quiet, trained_weights
 
 from tff_pipeline.artifacts import Workdir, is_complete, read_json, read_manifest
 from tff_pipeline.config import Config, load
-from tff_pipeline.training import job as training
+from tff_pipeline.training import run as training
 from tff_pipeline.training import secrets as run_keys
 
 SETTINGS = (*PRIVATE, "model.trainable=lora", "model.lora_rank=2")

@@ -13,7 +13,8 @@ from builders.tiny import Row, configured, prepare_all, prepared, quiet, trained
 from tff_pipeline.artifacts import Workdir, is_complete, read_json
 from tff_pipeline.config import Config
 from tff_pipeline.errors import ArtifactError, PrivacyError, TrainingError
-from tff_pipeline.training.job import job, train
+from tff_pipeline.training.job import job
+from tff_pipeline.training.run import train
 
 BANK: list[Row] = [
     ("a", "lost my card", "card"),

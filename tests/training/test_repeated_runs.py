@@ -25,8 +25,8 @@ from tff_pipeline.learning import process as learning
 from tff_pipeline.privacy import charges as account
 from tff_pipeline.privacy.draws import RoundDraws
 from tff_pipeline.secagg.masking import Party
-from tff_pipeline.training import job as training
 from tff_pipeline.training import loop as rounds
+from tff_pipeline.training import run as training
 from tff_pipeline.training import secrets as run_keys
 
 ROUNDS = 4

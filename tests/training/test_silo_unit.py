@@ -193,7 +193,7 @@ def test_a_run_is_charged_for_silos(config):
     """A whole run: charged for silos, and refused where a budget for silos meets charges for clients."""
     from tff_pipeline.artifacts import Workdir, read_json
     from tff_pipeline.privacy import charges as account
-    from tff_pipeline.training.job import train
+    from tff_pipeline.training.run import train
 
     run = train(config, progress=quiet())
 
@@ -249,7 +249,7 @@ def test_a_silos_features_go_with_their_labels_once_an_epoch(tmp_path, batch_siz
 @pytest.mark.parametrize("trainable", ["head", "full"])
 def test_a_silo_without_text_takes_its_turn_and_adds_nothing(tmp_path, monkeypatch, trainable):
     """In the second round it is drawn alone."""
-    from tff_pipeline.training.job import train
+    from tff_pipeline.training.run import train
 
     def drawn_here(draws: RoundDraws, silo: str, clients: int) -> np.ndarray:
         return np.arange(clients if (silo == "idle") == (draws.number == 1) else 0)
