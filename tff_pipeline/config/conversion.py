@@ -32,6 +32,8 @@ def convert(tables: Mapping[str, Any], path: Path) -> Config:
     Raises:
       ConfigError: naming the file and key, what was found and what was expected.
     """
+    if "path" in tables:  # a field of Config, and no key of the file
+        raise ConfigError(f"{path}: {_unknown('path', '')} {_README}")
     try:
         return msgspec.convert({**tables, "path": str(path)}, Config)
     except msgspec.ValidationError as error:

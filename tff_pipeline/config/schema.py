@@ -114,10 +114,10 @@ class ModelSection(_Section, frozen=True, kw_only=True):
     ] = ("query", "value")
     vocabulary: str = ""
     lower_case: bool | None = None
-    hidden_size: int = 64
-    num_hidden_layers: int = 2
-    num_attention_heads: int = 2
-    intermediate_size: int = 128
+    hidden_size: AtLeastOne = 64
+    num_hidden_layers: AtLeastOne = 2
+    num_attention_heads: AtLeastOne = 2
+    intermediate_size: AtLeastOne = 128
 
 
 class TrainingSection(_Section, frozen=True, kw_only=True):
