@@ -35,8 +35,7 @@ def next_clip(mechanism: Any, clip: float, canaries: Any, count_noise: float = 0
     compiled, number = mechanism._compiled, mechanism._rounds
     mechanism._rounds += 1
     state = mechanism._state.with_noise([*silence(compiled)[:-1], np.array(count_noise)])
-    (place,) = [place for place, name in enumerate(compiled.state_names) if name.endswith("/clip")]
-    state[place] = np.array(clip)
+    state = state.with_clip(clip)
     cohorts = {name: np.flatnonzero(np.isin(rows, canaries)) for name, rows in mechanism._silos.items()}
     after = mechanism._runtime.run_round(state, cohorts, round_number=number).state
     return float(after.clip)
@@ -98,7 +97,6 @@ def test_what_is_released_has_the_plans_noise(mechanism):
     made, compiled = mechanism.plan, mechanism._compiled
     clip, updates, counts = 3.0, [], []
     state = mechanism._state
-    (place,) = [place for place, name in enumerate(compiled.state_names) if name.endswith("/clip")]
     for number in range(800):
         noise = randomness.round_noise(
             b"a" * 32,
@@ -107,8 +105,7 @@ def test_what_is_released_has_the_plans_noise(mechanism):
             shapes=SHAPES,
             count_stddev=made.clip_count_stddev,
         )
-        given = state.with_noise(noise)
-        given[place] = np.array(clip)
+        given = state.with_noise(noise).with_clip(clip)
         after = mechanism._runtime.run_round(given, {}, round_number=mechanism._rounds).state
         mechanism._rounds += 1
         flat = np.concatenate([weight.astype(np.float64).ravel() for weight in after.weights])
@@ -132,11 +129,12 @@ def test_the_audit_finds_nothing():
 def test_both_runtimes_end_in_the_same_weights_and_clip():
     from tff_pipeline.runtime.local import LocalRuntime
     from tff_pipeline.runtime.reference import ReferenceRuntime
+    from tff_pipeline.runtime.scripted import ScriptedRuntime
 
     case = head_case(plan(expected_cohort=4.0))
     ends = []
     for kind in (LocalRuntime, ReferenceRuntime):
-        with kind(case.compiled, case.silos) as runtime:
+        with ScriptedRuntime(kind, case.compiled, case.silos) as runtime:
             state = started(case, runtime)
             for number in range(3):
                 filled = state.with_noise(silence(case.compiled))

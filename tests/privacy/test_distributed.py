@@ -33,8 +33,8 @@ from tff_pipeline.privacy.discrete_gaussian import discrete_gaussian
 from tff_pipeline.privacy.distributed import Integers, integers
 from tff_pipeline.privacy.plan import PrivacyPlan
 from tff_pipeline.progress import Progress
-from tff_pipeline.runtime.local import LocalRuntime
 from tff_pipeline.runtime.scripted import ScriptedRuntime
+from tff_pipeline.runtime.silo import Silo
 from tff_pipeline.training.run import train
 from tff_pipeline.training.store import StateStore
 
@@ -565,8 +565,6 @@ def test_a_silo_with_nobody_sampled_adds_its_share_too(case, local):
 
 
 def test_noise_that_was_forgotten_releases_nothing(case, local, reference):
-    from tff_pipeline.runtime.base import share_places
-
     with pytest.raises(PrivacyError, match=r"silo bank: round 70 came with noise for 0 of its 1 sums"):
         local.run_round(begun(case, local), COHORT, round_number=70)
     result = reference.run_round(begun(case, reference), COHORT, round_number=70)
@@ -575,8 +573,8 @@ def test_noise_that_was_forgotten_releases_nothing(case, local, reference):
         np.testing.assert_array_equal(after, before)
     # And after a round the state has forgotten it again.
     after = local.run_round(begun(case, local), COHORT, round_number=71, shares=share).state
-    (place,) = share_places(case.compiled)
-    assert (after[place] == np.iinfo(np.int64).min).all()
+    assert after.layout.noise_shares is not None
+    assert (after.arrays[after.layout.noise_shares] == np.iinfo(np.int64).min).all()
 
 
 def test_any_client_moves_the_integers_by_at_most_the_plans_bound(case, local):
@@ -742,13 +740,13 @@ def test_a_run_whose_repeated_round_has_another_sum_sends_nothing(tiny, tmp_path
     folder = tmp_path / "tiny"
     shutil.copytree(tiny, folder)
     (folder / "config.toml").write_text((folder / "config.toml").read_text().replace("seed = 3", ""))
-    summed = LocalRuntime._silo_sum
+    summed = Silo.sum
 
     def killed(store: StateStore, *rest: Any) -> None:
         raise KeyboardInterrupt
 
-    def other(runtime: LocalRuntime, *rest: Any) -> list[np.ndarray]:
-        sums = summed(runtime, *rest)
+    def other(silo: Silo, *rest: Any) -> list[np.ndarray]:
+        sums = summed(silo, *rest)
         sums[-1][0] += 1
         return sums
 
@@ -757,7 +755,7 @@ def test_a_run_whose_repeated_round_has_another_sum_sends_nothing(tiny, tmp_path
         with pytest.raises(KeyboardInterrupt):
             trained(folder)
         patched.undo()
-        patched.setattr(LocalRuntime, "_silo_sum", other)
+        patched.setattr(Silo, "sum", other)
         with pytest.raises(
             PrivacyError, match=r"silo bank: round 1 is repeated, .* Nothing was sent\. .*tff-pipeline abandon"
         ):

@@ -190,10 +190,10 @@ def test_a_run_that_was_killed_goes_on_with_the_same_tree_and_charges_nothing_tw
 
     run_round = LocalRuntime.run_round
 
-    def killing(self, *arguments, round_number, **keywords):
-        if round_number == 3:
+    def killing(self, state, at, **keywords):
+        if at.number == 3:
             raise Killed
-        return run_round(self, *arguments, round_number=round_number, **keywords)
+        return run_round(self, state, at, **keywords)
 
     with monkeypatch.context() as patched:
         patched.setattr(LocalRuntime, "run_round", killing)

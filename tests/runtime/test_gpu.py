@@ -271,10 +271,11 @@ def test_training_is_deterministic_from_building_to_the_last_round(tmp_path, mon
     config = prepared(tmp_path, rows, changes=[f"model.trainable={trainable}"])
     run_round, sums = LocalRuntime.run_round, []
 
-    def twice(self: Any, state: Any, cohorts: Any, **kwargs: Any) -> Any:
+    def twice(self: LocalRuntime, state: Any, at: Any, **options: Any) -> Any:
         assert enabled()
-        sums.append([self.secure_sums(state, cohorts) for _ in range(2)])
-        return run_round(self, state, cohorts, **kwargs)
+        cohorts = {silo.name: silo._draws.cohort(at, len(silo._clients)) for silo in self.silos}
+        sums.append([self.secure_sums(state, at, cohorts) for _ in range(2)])
+        return run_round(self, state, at, **options)
 
     monkeypatch.setattr(LocalRuntime, "run_round", twice)
     monkeypatch.setattr("tff_pipeline.runtime.determinism._any_gpu", lambda devices: True)  # the CPU stands for one

@@ -16,7 +16,8 @@ from tff_pipeline.config import load
 from tff_pipeline.data.snapshots import load_snapshot
 from tff_pipeline.errors import ArtifactError, ConfigError, PrivacyError
 from tff_pipeline.privacy import accounting
-from tff_pipeline.privacy.draws import RoundDraws
+from tff_pipeline.privacy.round import Round
+from tff_pipeline.privacy.silo_draws import SiloDraws
 from tff_pipeline.privacy.statement import sentences
 
 BANK: list[Row] = [
@@ -251,10 +252,10 @@ def test_a_silo_without_text_takes_its_turn_and_adds_nothing(tmp_path, monkeypat
     """In the second round it is drawn alone."""
     from tff_pipeline.training.run import train
 
-    def drawn_here(draws: RoundDraws, silo: str, clients: int) -> np.ndarray:
-        return np.arange(clients if (silo == "idle") == (draws.number == 1) else 0)
+    def drawn_here(draws: SiloDraws, at: Round, clients: int) -> np.ndarray:
+        return np.arange(clients if (draws.silo == "idle") == (at.number == 1) else 0)
 
-    monkeypatch.setattr(RoundDraws, "cohort", drawn_here)
+    monkeypatch.setattr(SiloDraws, "cohort", drawn_here)
 
     changes = [
         "privacy.unit=silo",
