@@ -7,7 +7,9 @@ import pytest
 from serving_fixtures import SILOS, exported
 
 from tff_pipeline.artifacts import read_json, read_manifest
-from tff_pipeline.evaluation.evaluate import Answers, accuracy_interval, evaluation_file
+from tff_pipeline.evaluation.answers import Answers
+from tff_pipeline.evaluation.evaluate import evaluation_file
+from tff_pipeline.evaluation.metrics import accuracy_interval
 from tff_pipeline.export import build as exporting
 from tff_pipeline.export.model_card import card
 

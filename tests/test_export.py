@@ -16,11 +16,12 @@ from serving_fixtures import LABELS, SILOS, TAGS, config, exported, make_run, wr
 from tensorflow_serving.apis import prediction_log_pb2
 
 from tff_pipeline.artifacts import model_base, read_manifest
+from tff_pipeline.commands.export import main
 from tff_pipeline.data.records import write_frame
 from tff_pipeline.errors import ArtifactError, ConfigError, ExportError
 from tff_pipeline.export import build as exporting
 from tff_pipeline.export import golden, verification
-from tff_pipeline.export.build import GOLDEN_TEXTS, check, export, main, verification_request
+from tff_pipeline.export.build import GOLDEN_TEXTS, check, export, verification_request
 from tff_pipeline.progress import Progress
 from tff_pipeline.training.store import config_of, load_trained
 

@@ -117,7 +117,7 @@ def test_another_way_to_store_is_another_version(smaller):
 
 
 def test_nobody_to_measure_it_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "difference", lambda *_, **__: None)
+    monkeypatch.setattr(export, "measure_weight_change", lambda *_, **__: None)
     with pytest.raises(ExportError, match=r'export\.weights is "int8", but no client is held out.*Set prepare\.splits'):
         export.export(exported()[0], tmp_path, settings=settings("int8"), progress=QUIET)
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tff_pipeline import config as configuration
-from tff_pipeline.artifacts import Workdir, read_json
+from tff_pipeline.artifacts import Workdir, model_base, read_json
 from tff_pipeline.config import Config
 from tff_pipeline.progress import Progress
 
@@ -56,7 +56,7 @@ def run(config: Config, *, overrides: Sequence[str], ask: Sequence[str], progres
     folder = training.train(config, progress=progress)
     file = evaluation.evaluation_file(folder)
     evaluated = read_json(file) if file.exists() else evaluation.evaluate(folder, progress=progress)
-    version = export.export(folder, export.model_base(config), settings=config.export, progress=progress)
+    version = export.export(folder, model_base(config), settings=config.export, progress=progress)
     texts = [*config.export.examples, *ask]
     facts = read_json(folder / "run.json")
     return {

@@ -21,7 +21,6 @@ The version is built beside its place, asked golden texts in a fresh process (ve
 warm-up requests and golden pairs (golden.py). MODEL_CARD.md (card.py), manifest.json and COMPLETE lie at its top, where TensorFlow Serving ignores them: it reads only names that it knows.
 """
 
-import argparse
 import base64
 import csv
 import json
@@ -39,7 +38,6 @@ import numpy as np
 from tff_pipeline import __version__
 from tff_pipeline.artifacts import (
     fingerprint,
-    model_base,
     model_versions,
     read_json,
     read_manifest,
@@ -48,7 +46,8 @@ from tff_pipeline.artifacts import (
 )
 from tff_pipeline.data.tokenization import checkpoint_identity
 from tff_pipeline.errors import ArtifactError, ExportError
-from tff_pipeline.evaluation.evaluate import add_run_arguments, chosen_run, difference, evaluation_file
+from tff_pipeline.evaluation.evaluate import evaluation_file
+from tff_pipeline.evaluation.weight_change import measure_weight_change
 from tff_pipeline.export import golden, verification
 from tff_pipeline.export import integrated_gradients as explanation
 from tff_pipeline.export import model_card as card
@@ -199,7 +198,7 @@ def _round(
         return kind
     stored = precision.store(trained.network, weights, settings.weights)
     change = partial(trained.network.set_weights, [each.restored for each in stored])
-    measured = difference(run, trained, change, progress=progress)
+    measured = measure_weight_change(run, trained, change, progress=progress)
     if measured is None:
         raise ExportError(
             f'export.weights is "{settings.weights}", but no client is held out (split "test") on whom to measure what that changes; expected '
@@ -670,33 +669,3 @@ def check(model: Path, request: Mapping[str, Any], *, timeout_s: float = TIMEOUT
 
 def _base64(value: bytes) -> str:
     return base64.b64encode(value).decode()
-
-
-# -- the command -------------------------------------------------------------------------------------------------------
-
-
-def main(argv: Sequence[str]) -> int:
-    """`tff-pipeline export`: prints the version's folder, or with --json its manifest too."""
-    parser = argparse.ArgumentParser(
-        prog="tff-pipeline export", description="Makes a verified version of a trained model that a model server loads."
-    )
-    add_run_arguments(parser)
-    parser.add_argument(
-        "--to",
-        metavar="DIR",
-        type=Path,
-        help="the model's base path (default: export.base_path, or models/<name> in the work directory)",
-    )
-    parser.add_argument(
-        "--version", metavar="N", type=int, help="the version's number (default: one more than the newest)"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    arguments = parser.parse_args(argv)
-    run, config = chosen_run(arguments)
-    path = export(
-        run, arguments.to or model_base(config), version=arguments.version, settings=config.export, progress=Progress()
-    )
-    print(
-        json.dumps({"path": str(path), "manifest": read_manifest(path)}, ensure_ascii=False) if arguments.json else path
-    )
-    return 0
