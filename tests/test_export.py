@@ -329,6 +329,7 @@ def test_what_a_version_says_of_the_run_is_exported_again_where_it_changed(run, 
     assert [exported_as(), exported_as()] == ["3", "3"]
     assert [exported_as(intended_use="Cards."), exported_as(intended_use="Cards.")] == ["4", "4"]
     assert [exported_as(warmup_batch_sizes=(2,)), exported_as(warmup_batch_sizes=(2,))] == ["5", "5"]
+    assert [exported_as(name="other"), exported_as(name="other")] == ["6", "6"], "warm-up and golden requests name it"
     assert exported_as() == "3", "what it was before is there still"
 
 

@@ -106,7 +106,8 @@ def is_same_export(
     # A version of an earlier release does not say its batch sizes.
     batch_sizes = manifest.get("warmup_batch_sizes", list(settings.warmup_batch_sizes))
     return (
-        manifest.get("stored_weights", {}).get("kind") == settings.weights
+        manifest.get("name") == served_name(run, settings)
+        and manifest.get("stored_weights", {}).get("kind") == settings.weights
         and (manifest.get("explain") or {}).get("steps") == (steps or None)
         and manifest.get("intended_use") == settings.intended_use
         and batch_sizes == list(settings.warmup_batch_sizes)
