@@ -23,8 +23,11 @@ _COMMANDS = {
     ),
     "prepare": ("", "raw text of the silos to snapshots (Beam; runner options after --)"),
     "train": ("tff_pipeline.commands.train:main", "snapshots to a trained run"),
-    "evaluate": ("tff_pipeline.evaluation.evaluate:main", "accuracy and F1 of a run, overall, by silo and by group"),
-    "export": ("tff_pipeline.export.build:main", "a run to a verified version directory that TensorFlow Serving loads"),
+    "evaluate": ("tff_pipeline.commands.evaluate:main", "accuracy and F1 of a run, overall, by silo and by group"),
+    "export": (
+        "tff_pipeline.commands.export:main",
+        "a run to a verified version directory that TensorFlow Serving loads",
+    ),
     "publish": (
         "",
         "a version directory to the serving base path, in one rename (an object store: saved_model.pb last)",

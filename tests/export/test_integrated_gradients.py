@@ -10,7 +10,7 @@ from serving.local_server.config import ModelConfig
 from serving.local_server.server import Double, Options
 from tff_pipeline.artifacts import read_manifest
 from tff_pipeline.export import integrated_gradients as explanation
-from tff_pipeline.export.build import _without_unused_pooler
+from tff_pipeline.export.graph import without_unused_pooler
 from tff_pipeline.training.store import load_trained
 
 TEXTS = ["why was I charged a fee", "my card is lost", "", "Größe 我的卡"]
@@ -135,11 +135,11 @@ def test_the_manifest_says_how():
 def test_memory_does_not_grow_with_the_steps():
     """The graph has one step in a loop: as many nodes for 1,000 steps as for 2."""
     trained = load_trained(exported()[0])
-    with _without_unused_pooler(trained.network):
+    with without_unused_pooler(trained.network):
         sizes = [
             len(graph.graph.as_graph_def().SerializeToString())
             for graph in (
-                explanation.function(
+                explanation.explain_function(
                     trained.network, trained.tokenizer, trained.labels, steps=steps
                 ).get_concrete_function()
                 for steps in (2, 1000)

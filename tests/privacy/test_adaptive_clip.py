@@ -94,7 +94,7 @@ def test_a_cohort_too_small_for_it_is_refused_with_what_would_do():
 def test_what_is_released_has_the_plans_noise(mechanism):
     """800 rounds of nobody; secrets are fixed, so nothing can flake."""
 
-    made, compiled = mechanism.plan, mechanism._compiled
+    made = mechanism.plan
     clip, updates, counts = 3.0, [], []
     state = mechanism._state
     for number in range(800):
