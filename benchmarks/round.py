@@ -160,6 +160,7 @@ class Subject:
         from tff_pipeline.config import TrainingSection
         from tff_pipeline.learning import process as learning
         from tff_pipeline.model.learner import FeatureLearner, TextLearner, freeze
+        from tff_pipeline.privacy.mechanisms import Gaussian
         from tff_pipeline.privacy.plan import PrivacyPlan
         from tff_pipeline.runtime.determinism import deterministic_operations
         from tff_pipeline.runtime.local import choose_devices
@@ -186,10 +187,10 @@ class Subject:
         self.clients = {kind: self._clients(kind, one, trainable, network.hidden_size) for kind, one in lengths.items()}
         self.dimension = sum(value.size for value in self.initial)
         plan = PrivacyPlan(
-            mechanism="gaussian", unit="client", clients=100, expected_cohort=20.0, sampling_probability=0.2, rounds=1, clip_norm=CLIP, value_range=CLIP,
-            noise_multiplier=1.0, delta=1e-5, dimension=self.dimension, max_examples_per_client=32, local_epochs=1,
+            mechanism=Gaussian(clip_norm=CLIP, noise_multiplier=1.0), unit="client", clients=100, expected_cohort=20.0,
+            sampling_probability=0.2, rounds=1, delta=1e-5, dimension=self.dimension, max_examples_per_client=32, local_epochs=1,
         )  # fmt: skip
-        self.quanta = plan.quanta
+        self.quanta = plan.quantization.levels
         training = TrainingSection(rounds=1, clients_per_round=20.0, client_learning_rate=RATE)
         self.plain = plain_loop(logits, variables, self.clients["long"])
         started = time.perf_counter()

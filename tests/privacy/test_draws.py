@@ -1,6 +1,5 @@
 """What a run draws: bound to every key and to what it starts from; and what a silo remembers having reported."""
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,13 +12,14 @@ from tff_pipeline.errors import ArtifactError, PrivacyError
 from tff_pipeline.privacy import randomness
 from tff_pipeline.privacy.draws import Draws, RoundDraws
 from tff_pipeline.privacy.keys import PartyKey
+from tff_pipeline.privacy.mechanisms import DistributedDiscreteGaussian, NoisedMetrics, Tree
 from tff_pipeline.privacy.round import digest_of
 
-GAUSSIAN = a_plan(clients=1000, sampling_probability=0.5, expected_cohort=500.0)
+GAUSSIAN = a_plan(clients=1000, sampling_probability=0.5, expected_cohort=500.0, metrics=NoisedMetrics(stddev=10.0))
 DISTRIBUTED = a_plan(
-    mechanism="distributed_discrete_gaussian", clients=1000, sampling_probability=0.5, expected_cohort=500.0, silos=2
+    DistributedDiscreteGaussian, clients=1000, sampling_probability=0.5, expected_cohort=500.0, silos=2
 )
-TREE = a_plan(mechanism="tree", clients=1000, sampling_probability=0.125, expected_cohort=125.0, rounds_per_tree=8)
+TREE = a_plan(Tree, clients=1000, sampling_probability=0.125, expected_cohort=125.0, rounds_per_tree=8)
 STARTS = ("a" * 64, "b" * 64, "c" * 64)
 
 
@@ -36,7 +36,7 @@ def drawn(made: RoundDraws) -> dict[str, bytes]:
     """Everything that is drawn in a round, by name."""
     plan = made.draws.plan
     parts = {f"cohort of {silo}": made.cohort(silo, 1000) for silo in made.draws.silos}
-    if plan.integers:
+    if plan.mechanism.silos_add_noise:
         parts |= {f"share of {silo}": made.noise_share(silo) for silo in made.draws.silos}
         parts["rotation"] = made.rotation()
     else:
@@ -48,7 +48,6 @@ def drawn(made: RoundDraws) -> dict[str, bytes]:
 @pytest.mark.parametrize("plan", [GAUSSIAN, DISTRIBUTED], ids=["gaussian", "distributed"])
 def test_whatever_is_lost_or_changed_everything_is_drawn_anew(tmp_path, plan):
     """By everybody: no cohort and no noise of the old draw comes back. The same files draw the same again."""
-    plan = dataclasses.replace(plan, metrics_stddev=10.0) if not plan.integers else plan
     before = drawn(draws(tmp_path, plan).round(STARTS))
     assert drawn(draws(tmp_path, plan).round(STARTS)) == before
 
