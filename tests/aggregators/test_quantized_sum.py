@@ -9,7 +9,7 @@ import tensorflow as tf
 from tff_pipeline.aggregators import quantized_sum as whole_numbers
 from tff_pipeline.aggregators.quantized_sum import WholeNumberSumFactory, cut, in_quanta, norm_at_least
 from tff_pipeline.learning import process as learning
-from tff_pipeline.privacy.plan import CLIP_EXCESS
+from tff_pipeline.privacy.mechanisms.quantization import CLIP_EXCESS
 
 RANDOM = np.random.default_rng(5)
 UPDATES = {

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from builders.plans import changed
 from builders.plans import plan as a_plan
 from builders.tiny import PRIVATE, ROWS, prepared, quiet
 from scipy import stats
@@ -26,8 +27,15 @@ from tff_pipeline.audit.testbed import _with_canaries
 from tff_pipeline.cli import main
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.learning import process as learning
-from tff_pipeline.privacy import draws, randomness, sampling
+from tff_pipeline.privacy import randomness, sampling
 from tff_pipeline.privacy.draws import Draws, RoundDraws
+from tff_pipeline.privacy.mechanisms import (
+    AdaptiveGaussian,
+    DistributedDiscreteGaussian,
+    NoPrivacy,
+    Tree,
+    distributed_discrete_gaussian,
+)
 from tff_pipeline.privacy.round import Round
 from tff_pipeline.runtime.local import LocalRuntime
 from tff_pipeline.secagg.masking import Party
@@ -40,9 +48,9 @@ BUILD = learning.build
 # Noise of a bit more than the clip; epsilon is of no account here.
 GAUSSIAN = a_plan(noise_multiplier=1.2, sampling_probability=0.5, expected_cohort=500.0, rounds=30, delta=1e-4)
 RARE = dataclasses.replace(GAUSSIAN, sampling_probability=0.02, expected_cohort=20.0)
-ADAPTIVE = dataclasses.replace(GAUSSIAN, clip_quantile=0.5, clip_count_stddev=25.0, value_range=1.0)
+ADAPTIVE = changed(GAUSSIAN, AdaptiveGaussian, quantile=0.5, count_stddev=25.0)
 TREE = a_plan(
-    mechanism="tree",
+    Tree,
     noise_multiplier=1.5,
     sampling_probability=0.1,
     expected_cohort=20.0,
@@ -51,8 +59,8 @@ TREE = a_plan(
     rounds_per_tree=10,
     delta=1e-4,
 )
-SHARED = dataclasses.replace(GAUSSIAN, mechanism="distributed_discrete_gaussian", silos=3, tolerated_silos=1)
-SHARED_16 = dataclasses.replace(SHARED, ring_bits=16)
+SHARED = changed(GAUSSIAN, DistributedDiscreteGaussian, silos=3, tolerated_silos=1)
+SHARED_16 = changed(SHARED, bits=16)
 SILOS = dataclasses.replace(GAUSSIAN, unit="silo", clients=12, silos=12, expected_cohort=6.0)
 SHARED_SILOS = dataclasses.replace(
     SHARED, unit="silo", clients=6, silos=6, expected_cohort=3.0, sampling_probability=0.5
@@ -132,7 +140,7 @@ def zeros(self: RoundDraws, shapes: Any) -> list[np.ndarray]:
 NOISE, SHARE, COHORT, ROUND = RoundDraws.noise, RoundDraws.noise_share, RoundDraws.cohort, LocalRuntime.run_round
 GAUSS, DISCRETE, POISSON, TURNS = (
     randomness.gaussian,
-    draws.discrete_gaussian,
+    distributed_discrete_gaussian.discrete_gaussian,
     sampling.cohort,
     sampling.cohort_of_tree,
 )
@@ -153,7 +161,7 @@ def scaled(factor: float) -> list[tuple[Any, str, Any]]:
             lambda key, stddev, shapes: [np.asarray(factor * part) for part in GAUSS(key, stddev, shapes)],
         ),
         (
-            draws,
+            distributed_discrete_gaussian,
             "discrete_gaussian",
             lambda key, scale, count: np.rint(factor * DISCRETE(key, scale, count)).astype(np.int64),
         ),
@@ -570,4 +578,4 @@ def test_a_run_that_trained_on_everybody_shows_it_in_its_history(tmp_path, capsy
 
 def test_a_run_without_privacy_claims_nothing():
     with pytest.raises(PrivacyError, match="the run claims nothing"):
-        audit.audit(a_plan(mechanism="none", noise_multiplier=0.0, delta=None))
+        audit.audit(a_plan(NoPrivacy, delta=None))

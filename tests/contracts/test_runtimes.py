@@ -34,6 +34,7 @@ from builders.cases import (
 from tff_pipeline.config import TrainingSection
 from tff_pipeline.data import records
 from tff_pipeline.errors import InsecureProcessError, TrainingError
+from tff_pipeline.privacy.mechanisms import Tree
 
 
 @pytest.fixture(scope="module", params=[head_case, full_case, lora_case], ids=["head", "full", "lora"])
@@ -170,7 +171,7 @@ def test_sums_of_32_bits_are_those_of_64(head):
     from tff_pipeline.runtime.local import LocalRuntime
     from tff_pipeline.runtime.scripted import ScriptedRuntime
 
-    many = plan(mechanism="tree", rounds_per_tree=2, clients=10**8)
+    many = plan(Tree, rounds_per_tree=2, clients=10**8)
     assert many.quanta > 2**25
     results = []
     for made in (head, head_case(many)):
@@ -186,7 +187,7 @@ def test_a_cohort_larger_than_its_sum_has_room_for_releases_nothing():
     from tff_pipeline.runtime.local import LocalRuntime
     from tff_pipeline.runtime.scripted import ScriptedRuntime
 
-    made = head_case(plan(mechanism="tree", rounds_per_tree=2, clients=3))
+    made = head_case(plan(Tree, rounds_per_tree=2, clients=3))
     with ScriptedRuntime(LocalRuntime, made.compiled, made.silos) as runtime:
         result = rounds(made, runtime, started(made, runtime), 1)
     assert result.metrics["update_non_finite"] == 1

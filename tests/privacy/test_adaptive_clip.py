@@ -1,19 +1,20 @@
 """A clip that follows a quantile of the clients' norms: what it does, what it tells, and what that costs."""
 
-import dataclasses
 import math
 from typing import Any
 
 import numpy as np
 import pytest
-from builders.cases import ADAPTIVE, COHORT, head_case, started
+from builders.cases import COHORT, head_case, started
 from builders.cases import adaptive_plan as plan
 from builders.mechanism import SHAPES, Mechanism
+from builders.plans import changed
 from scipy import stats
 
 from tff_pipeline import audit
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy import randomness
+from tff_pipeline.privacy.mechanisms import Gaussian
 from tff_pipeline.privacy.statement import sentences
 
 ETA = 0.2
@@ -74,15 +75,13 @@ def test_a_client_moves_both_sums_by_no_more_than_the_plan_counts(mechanism):
 
 def test_update_and_count_together_are_one_mechanism_with_the_plans_noise():
     for z, stddev in ((0.5, 1.0), (2.0, 3.0), (5.0, 30.0)):
-        made = plan(noise_multiplier=z, clip_count_stddev=stddev)
+        made = plan(noise_multiplier=z, count_stddev=stddev)
         count = 0.5 / stddev
         update = made.sensitivity / made.noise_stddev
         assert math.hypot(update, count) == pytest.approx(1 / z, rel=1e-12)
         assert made.update_noise_multiplier > z
         # What it is charged as is that one mechanism.
-        assert (
-            made.epsilon() == dataclasses.replace(made, **dict.fromkeys(ADAPTIVE, 0.0) | {"value_range": 0.5}).epsilon()
-        )
+        assert made.epsilon() == changed(made, Gaussian).epsilon()
 
 
 def test_a_cohort_too_small_for_it_is_refused_with_what_would_do():
@@ -103,7 +102,7 @@ def test_what_is_released_has_the_plans_noise(mechanism):
             round_number=number,
             stddev=made.noise_stddev,
             shapes=SHAPES,
-            count_stddev=made.clip_count_stddev,
+            count_stddev=made.mechanism.count_stddev,
         )
         given = state.with_noise(noise).with_clip(clip)
         after = mechanism._runtime.run_round(given, {}, round_number=mechanism._rounds).state
@@ -111,7 +110,7 @@ def test_what_is_released_has_the_plans_noise(mechanism):
         flat = np.concatenate([weight.astype(np.float64).ravel() for weight in after.weights])
         updates.append(flat * made.denominator / clip / made.noise_stddev)
         # Nobody adds nothing: the share is a half, and what moves the clip is the count's noise.
-        counts.append(math.log(after.clip / clip) * -made.denominator / ETA / made.clip_count_stddev)
+        counts.append(math.log(after.clip / clip) * -made.denominator / ETA / made.mechanism.count_stddev)
     assert stats.kstest(np.concatenate(updates), "norm").pvalue > 1e-3
     assert stats.kstest(counts, "norm").pvalue > 1e-3
     assert abs(np.corrcoef(np.stack(updates)[:, 0], counts)[0, 1]) < 4 / math.sqrt(800)

@@ -4,7 +4,6 @@ Keys are fixed, so nothing here can flake.
 """
 
 import csv
-import dataclasses
 import io
 import json
 import math
@@ -18,6 +17,7 @@ import pytest
 from builders.cases import COHORT, Case, head_case, started
 from builders.cases import DISTRIBUTED as PLAN
 from builders.cases import plan as a_runtime_plan
+from builders.plans import changed
 from builders.plans import plan as a_plan
 from builders.tiny import ROWS, prepared, quiet, trained_weights
 from scipy import optimize, special, stats
@@ -31,6 +31,7 @@ from tff_pipeline.privacy import discrete_gaussian as discrete
 from tff_pipeline.privacy import plan as planning
 from tff_pipeline.privacy.discrete_gaussian import discrete_gaussian
 from tff_pipeline.privacy.distributed import Integers, integers
+from tff_pipeline.privacy.mechanisms import DistributedDiscreteGaussian
 from tff_pipeline.privacy.plan import PrivacyPlan
 from tff_pipeline.progress import Progress
 from tff_pipeline.runtime.scripted import ScriptedRuntime
@@ -50,7 +51,7 @@ KIND = "poisson_distributed_discrete_gaussian"
 
 
 def plan(**changes: Any) -> PrivacyPlan:
-    return a_plan(**{"mechanism": "distributed_discrete_gaussian", "silos": 3, "tolerated_silos": 1, **changes})
+    return a_plan(DistributedDiscreteGaussian, **{"silos": 3, "tolerated_silos": 1, **changes})
 
 
 # -- the sampler
@@ -284,7 +285,7 @@ def test_a_sum_that_does_not_fit_says_what_to_change():
         PrivacyError,
         match=r"secure_sum.bits is 16: the sum of about 100 updates of 20000000 .* Set secure_sum.bits = 32",
     ):
-        _ = plan(ring_bits=16, dimension=20_000_000).round_event
+        _ = plan(bits=16, dimension=20_000_000).round_event
 
 
 # -- a client's integers
@@ -293,7 +294,7 @@ def test_a_sum_that_does_not_fit_says_what_to_change():
 @pytest.fixture(scope="module")
 def coarse() -> Integers:
     """16 bits and 1,000 coordinates: rounding matters."""
-    found = plan(ring_bits=16, dimension=1000, clip_norm=0.5).integers
+    found = plan(bits=16, dimension=1000, clip_norm=0.5).integers
     assert found is not None
     return found
 
@@ -593,7 +594,7 @@ def test_with_16_bits_a_silo_sends_half_and_the_round_is_the_same(case, local):
     """Two bytes for each of 64 coordinates in place of four; the update is that of 32 bits, but for coarser rounding."""
     from tff_pipeline.runtime.local import LocalRuntime
 
-    made = dataclasses.replace(PLAN, ring_bits=16)
+    made = changed(PLAN, bits=16)
     small = head_case(made)
     with ScriptedRuntime(LocalRuntime, small.compiled, small.silos) as runtime:
         ours = runtime.run_round(begun(small, runtime), COHORT, round_number=0, shares=silence)

@@ -1,6 +1,5 @@
 """What a run draws: bound to every key and to what it starts from; and what a silo remembers having reported."""
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,15 +12,16 @@ from tff_pipeline.errors import ArtifactError, PrivacyError
 from tff_pipeline.privacy import randomness
 from tff_pipeline.privacy.draws import Draws
 from tff_pipeline.privacy.keys import PartyKey
+from tff_pipeline.privacy.mechanisms import DistributedDiscreteGaussian, NoisedMetrics, Tree
 from tff_pipeline.privacy.round import digest_of
 from tff_pipeline.privacy.server_draws import ServerDraws
 from tff_pipeline.privacy.silo_draws import SiloDraws
 
-GAUSSIAN = a_plan(clients=1000, sampling_probability=0.5, expected_cohort=500.0)
+GAUSSIAN = a_plan(clients=1000, sampling_probability=0.5, expected_cohort=500.0, metrics=NoisedMetrics(stddev=10.0))
 DISTRIBUTED = a_plan(
-    mechanism="distributed_discrete_gaussian", clients=1000, sampling_probability=0.5, expected_cohort=500.0, silos=2
+    DistributedDiscreteGaussian, clients=1000, sampling_probability=0.5, expected_cohort=500.0, silos=2
 )
-TREE = a_plan(mechanism="tree", clients=1000, sampling_probability=0.125, expected_cohort=125.0, rounds_per_tree=8)
+TREE = a_plan(Tree, clients=1000, sampling_probability=0.125, expected_cohort=125.0, rounds_per_tree=8)
 STARTS = ("a" * 64, "b" * 64, "c" * 64)
 
 
@@ -39,7 +39,7 @@ def drawn(made: Draws, starts: Sequence[str] = STARTS) -> dict[str, bytes]:
     """Everything that is drawn in a round, by name."""
     at, plan = made.round(starts), made.plan
     parts = {f"cohort of {silo}": own.cohort(at, 1000) for silo, own in made.silos.items()}
-    if plan.integers:
+    if plan.mechanism.silos_add_noise:
         parts |= {f"share of {silo}": own.noise_share(at) for silo, own in made.silos.items()}
         parts["rotation"] = made.server.rotation(at)
     else:
@@ -51,7 +51,6 @@ def drawn(made: Draws, starts: Sequence[str] = STARTS) -> dict[str, bytes]:
 @pytest.mark.parametrize("plan", [GAUSSIAN, DISTRIBUTED], ids=["gaussian", "distributed"])
 def test_whatever_is_lost_or_changed_everything_is_drawn_anew(tmp_path, plan):
     """By everybody: no cohort and no noise of the old draw comes back. The same files draw the same again."""
-    plan = dataclasses.replace(plan, metrics_stddev=10.0) if not plan.integers else plan
     before = drawn(draws(tmp_path, plan))
     assert drawn(draws(tmp_path, plan)) == before
 

@@ -12,10 +12,11 @@ from scipy import stats
 
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy import randomness
+from tff_pipeline.privacy.mechanisms import AdaptiveGaussian, NoisedMetrics
 from tff_pipeline.privacy.statement import sentences
 
 BANK: list[Row] = [("a", "lost my card", "card"), ("a", "send money", "money"), ("b", "send money", "money")]
-NOISED = {"metrics_stddev": 20.0, "noise_multiplier": 2.0}
+NOISED = {"metrics": NoisedMetrics(stddev=20.0), "noise_multiplier": 2.0}
 
 
 def test_updates_and_metrics_together_are_one_mechanism_with_the_plans_noise():
@@ -23,17 +24,17 @@ def test_updates_and_metrics_together_are_one_mechanism_with_the_plans_noise():
     update = made.sensitivity / made.noise_stddev
     assert math.hypot(update, math.sqrt(2) / 20.0) == pytest.approx(1 / 2.0, rel=1e-12)
     assert made.epsilon() == a_plan(noise_multiplier=2.0).epsilon()
-    three = a_plan(**NOISED, clip_quantile=0.5, clip_count_stddev=9.0, value_range=1.0)
+    three = a_plan(AdaptiveGaussian, **NOISED, quantile=0.5, count_stddev=9.0)
     count = 0.5 / 9.0
     assert math.hypot(three.sensitivity / three.noise_stddev, count, math.sqrt(2) / 20.0) == pytest.approx(
         0.5, rel=1e-12
     )
     with pytest.raises(PrivacyError, match=r"too small for metrics with noise .* expected more than 2.828"):
-        _ = a_plan(metrics_stddev=2.0, noise_multiplier=2.0).noise_stddev
+        _ = a_plan(metrics=NoisedMetrics(stddev=2.0), noise_multiplier=2.0).noise_stddev
     # What the metrics tell is not there for the clip: of 1 / 4 they leave 1 / 4 - 2 / 9.
-    both = {"metrics_stddev": 3.0, "clip_quantile": 0.5, "clip_count_stddev": 2.0, "value_range": 1.0}
+    both = {"metrics": NoisedMetrics(stddev=3.0), "quantile": 0.5, "count_stddev": 2.0}
     with pytest.raises(PrivacyError, match=r"too small for adaptive clipping .* expected more than 3\."):
-        _ = a_plan(noise_multiplier=2.0, **both).noise_stddev
+        _ = a_plan(AdaptiveGaussian, noise_multiplier=2.0, **both).noise_stddev
 
 
 def test_one_client_adds_its_accuracy_and_itself_and_no_more():

@@ -17,9 +17,7 @@ from scipy import stats
 from tff_pipeline.privacy import randomness, sampling
 
 ROUNDS = 400
-PLAN = a_plan(
-    noise_multiplier=0.7, clip_norm=0.5, value_range=0.5, expected_cohort=10.0, sampling_probability=0.25, dimension=123
-)
+PLAN = a_plan(noise_multiplier=0.7, clip_norm=0.5, expected_cohort=10.0, sampling_probability=0.25, dimension=123)
 
 
 @pytest.fixture(scope="module")

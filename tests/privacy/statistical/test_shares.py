@@ -16,15 +16,16 @@ from scipy import stats
 
 from tff_pipeline.privacy import sampling
 from tff_pipeline.privacy.discrete_gaussian import discrete_gaussian
+from tff_pipeline.privacy.mechanisms import DistributedDiscreteGaussian
 from tff_pipeline.privacy.randomness import derive
 
 ROUNDS = 300
 # 16 bits, so that quanta are coarse: a share has a standard deviation of some hundreds.
 PLAN = a_plan(
-    mechanism="distributed_discrete_gaussian",
+    DistributedDiscreteGaussian,
     silos=3,
     tolerated_silos=1,
-    ring_bits=16,
+    bits=16,
     noise_multiplier=0.7,
     clip_norm=0.5,
     expected_cohort=10.0,

@@ -13,13 +13,13 @@ from builders.plans import plan as a_plan
 from scipy import stats
 
 from tff_pipeline.privacy import randomness
+from tff_pipeline.privacy.mechanisms import Tree
 
 ROUNDS, TREES = 11, 40
 PLAN = a_plan(
-    mechanism="tree",
+    Tree,
     noise_multiplier=0.7,
     clip_norm=0.5,
-    value_range=0.5,
     clients=110,
     expected_cohort=10.0,
     sampling_probability=1 / 11,
