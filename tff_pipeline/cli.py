@@ -36,7 +36,7 @@ _COMMANDS = {
     "canary": ("", "load a published version beside the stable one, for those who ask for it"),
     "promote": ("", "make the canary, or another published version, the stable one"),
     "rollback": ("", "drop the canary, or go back to the version before"),
-    "serve": ("", "a local double of the model server, REST and gRPC, to try a version out"),
+    "serve": ("", "a local model server, REST and gRPC, to try a version out"),
     "predict": ("tff_pipeline.commands.predict:main", "ask an exported model"),
     "privacy": (
         "tff_pipeline.commands.privacy:main",

@@ -6,8 +6,8 @@ import tensorflow as tf
 from builders.serving_fixtures import LABELS, exported, make_run
 
 from serving.client import GrpcClient, RestClient
-from serving.local_server.config import ModelConfig
-from serving.local_server.server import Double, Options
+from serving.local_server.server import LocalModelServer, Options
+from serving.model_server.models_config import ModelConfig
 from tff_pipeline.artifacts import read_manifest
 from tff_pipeline.export import integrated_gradients as explanation
 from tff_pipeline.export.graph import without_unused_pooler
@@ -103,10 +103,10 @@ def test_over_rest_and_grpc():
     """The same explanations as in process, from both clients; a row of each with numbers that JSON can carry."""
     version = exported()[1]
     wanted = ask(tf.saved_model.load(str(version)).signatures["explain"], TEXTS)
-    with Double([ModelConfig("desk", version.parent)], Options(port=0, rest_port=0)) as double:
+    with LocalModelServer([ModelConfig("desk", version.parent)], Options(port=0, rest_port=0)) as server:
         for client in (
-            RestClient(f"http://127.0.0.1:{double.rest_port}", "desk"),
-            GrpcClient(f"127.0.0.1:{double.port}", "desk"),
+            RestClient(f"http://127.0.0.1:{server.rest_port}", "desk"),
+            GrpcClient(f"127.0.0.1:{server.port}", "desk"),
         ):
             with client:
                 found = client.explain(TEXTS)

@@ -36,7 +36,7 @@ def test_the_files_here_are_right(path):
         (
             "batching_parameters.txt",
             "max_batch_size { value: 8 } allowed_batch_sizes: 8 allowed_batch_sizes: 1",
-            "expected whole numbers that grow",
+            "expected positive integers in ascending order",
         ),
         ("batching_params.pbtxt", "pad_variable_length_inputs: true", "the answers change"),
         ("monitoring.config", "prometheus_config { path: '/x' }", "enable is not true"),
