@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tff_pipeline import cli
 
-ROOT = Path(__file__).resolve().parent.parent
+TESTS = Path(__file__).resolve().parent
 
 
 def test_the_command_line_starts_without_anything_heavy(root):
