@@ -35,11 +35,12 @@ import numpy as np
 
 from beam_jobs import formats, inputs, steps, transforms, worker
 from beam_jobs.spill import read_segments, writing
-from tff_pipeline import artifacts, config, records
+from tff_pipeline import artifacts, config
 from tff_pipeline.config import SPLITS, Config, SiloSection
+from tff_pipeline.data import records
+from tff_pipeline.data.tokenization import Tokenizer
 from tff_pipeline.errors import ConfigError, InputError, PipelineError
 from tff_pipeline.progress import Progress, silence_libraries
-from tff_pipeline.tokenization import Tokenizer
 
 FORMAT = 1
 RULES = 2  # by which rows are read and clients told apart; others make another snapshot of the same files

@@ -29,10 +29,10 @@ import numpy as np
 from beam_jobs.formats import NOT_UTF8, Columns, Fields, LineCounts, Reject, size_of
 from beam_jobs.rows import CLIENT_BYTES, Rows, hashes_to_numbers, numbered, numbers_to_hashes
 from beam_jobs.spill import Segment, read_segments, writing
-from tff_pipeline import records
 from tff_pipeline.config import SPLITS, SiloSection
+from tff_pipeline.data import records
+from tff_pipeline.data.tokenization import Tokenizer
 from tff_pipeline.errors import InputError
-from tff_pipeline.tokenization import Tokenizer
 
 EMPTY_TEXT = "empty text"
 EMPTY_LABEL = "empty label"

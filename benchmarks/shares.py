@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tff_pipeline.privacy.discrete import discrete_gaussian
+from tff_pipeline.privacy.discrete_gaussian import discrete_gaussian
 from tff_pipeline.privacy.distributed import integers
 
 # Weights of all-MiniLM-L6-v2: a head for 49 labels; with adapters of rank 8 on query and value; everything.
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import tensorflow as tf
 
-    from tff_pipeline.integer_aggregation import decode, encode
+    from tff_pipeline.aggregators.distributed_discrete_gaussian import decode, encode
 
     print("| trained | coordinates, padded | a silo's share, s | a client's integers, s | turning the sum back, s |")
     print("| --- | --- | --- | --- | --- |")

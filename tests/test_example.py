@@ -148,7 +148,7 @@ class TestDefects:
 
 
 def test_the_vocabulary_is_small_and_covers_the_messages(everything):
-    from tff_pipeline.tokenization import Tokenizer
+    from tff_pipeline.data.tokenization import Tokenizer
 
     words = vocabulary()
     assert words[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -18,13 +18,16 @@ from tff_pipeline.progress import Progress, silence_libraries
 
 _COMMANDS = {
     "run": (
-        "tff_pipeline.pipeline:main",
+        "tff_pipeline.commands.run:main",
         "all of it: prepare, train, evaluate, export; goes on where an earlier run stopped",
     ),
     "prepare": ("", "raw text of the silos to snapshots (Beam; runner options after --)"),
-    "train": ("tff_pipeline.training:main", "snapshots to a trained run"),
-    "evaluate": ("tff_pipeline.evaluation:main", "accuracy and F1 of a run, overall, by silo and by group"),
-    "export": ("tff_pipeline.export:main", "a run to a verified version directory that TensorFlow Serving loads"),
+    "train": ("tff_pipeline.commands.train:main", "snapshots to a trained run"),
+    "evaluate": ("tff_pipeline.commands.evaluate:main", "accuracy and F1 of a run, overall, by silo and by group"),
+    "export": (
+        "tff_pipeline.commands.export:main",
+        "a run to a verified version directory that TensorFlow Serving loads",
+    ),
     "publish": (
         "",
         "a version directory to the serving base path, in one rename (an object store: saved_model.pb last)",
@@ -33,19 +36,22 @@ _COMMANDS = {
     "canary": ("", "load a published version beside the stable one, for those who ask for it"),
     "promote": ("", "make the canary, or another published version, the stable one"),
     "rollback": ("", "drop the canary, or go back to the version before"),
-    "serve": ("", "a local double of the model server, REST and gRPC, to try a version out"),
-    "predict": ("tff_pipeline.prediction:main", "ask an exported model"),
+    "serve": ("", "a local model server, REST and gRPC, to try a version out"),
+    "predict": ("tff_pipeline.commands.predict:main", "ask an exported model"),
     "privacy": (
-        "tff_pipeline.privacy.command:main",
+        "tff_pipeline.commands.privacy:main",
         "the guarantee in sentences, and what a population has been charged",
     ),
     "ledger": (
-        "tff_pipeline.privacy.command:ledger",
+        "tff_pipeline.commands.privacy:ledger",
         "what a population and its silos have been charged: show, verify, budget, anchor; and who joined or left",
     ),
-    "audit": ("tff_pipeline.privacy.audit:main", "attack a trained run's mechanism, and compare with what it claims"),
-    "abandon": ("tff_pipeline.run_keys:main", "list unfinished runs, or remove the keys of some: they draw anew"),
-    "doctor": ("tff_pipeline.doctor:main", "is this machine fit: versions, devices, disk, inputs"),
+    "audit": ("tff_pipeline.commands.audit:main", "attack a trained run's mechanism, and compare with what it claims"),
+    "abandon": (
+        "tff_pipeline.commands.abandon:main",
+        "list unfinished runs, or remove the keys of some: they draw anew",
+    ),
+    "doctor": ("tff_pipeline.commands.doctor:main", "is this machine fit: versions, devices, disk, inputs"),
 }
 _EXIT_CODES = "0 done; 1 other failure; 2 configuration or usage; 3 a silo's input; 4 an artifact of an earlier stage; 5 privacy; 6 training; 7 export; 8 a gate before publishing; 130 interrupted"
 _INTERRUPTED = 130

@@ -6,15 +6,15 @@ import itertools
 
 import numpy as np
 import pytest
-from prepare_helpers import VOCABULARY
+from builders.prepare_helpers import VOCABULARY
 
 from beam_jobs import steps
 from beam_jobs.formats import Columns, Fields, Reject
 from beam_jobs.rows import Rows, hashes_to_numbers, numbers_to_hashes
 from beam_jobs.spill import SegmentWriter, read_segments
 from tff_pipeline.config import SiloSection
+from tff_pipeline.data.tokenization import Tokenizer
 from tff_pipeline.errors import InputError
-from tff_pipeline.tokenization import Tokenizer
 
 KEYS = steps.Keys.of(b"k" * 32)
 TOKENIZER = Tokenizer(VOCABULARY, lower_case=True, max_length=8)

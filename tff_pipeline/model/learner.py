@@ -24,8 +24,8 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_pipeline.artifacts import read_json, staged, write_json
+from tff_pipeline.data.records import IGNORED
 from tff_pipeline.model.network import Network, replaced_initializers
-from tff_pipeline.records import IGNORED
 
 MILLION = 1_000_000
 _PLACES = "places.json"

@@ -23,9 +23,9 @@ import tf_keras
 from transformers import BertConfig, TFBertForSequenceClassification, TFBertForTokenClassification
 
 from tff_pipeline.config import ModelSection
+from tff_pipeline.data.tokenization import Tokenizer, checkpoint_folder
 from tff_pipeline.errors import ArtifactError, ConfigError
 from tff_pipeline.model.adapters import Adapters, adapt
-from tff_pipeline.tokenization import Tokenizer, checkpoint_folder
 
 Task = Literal["sequence_classification", "token_classification"]
 _NORM_EPSILON = 1e-6

@@ -5,7 +5,7 @@ the sum is taken in integers modulo 2**bits; and every silo adds a share of disc
 is masked, so that the server never sees a sum without noise. Here are the numbers of that, and two facts about them.
 
 What one client can change. A client's integers have a squared norm of at most `sensitivity_squared`, always: the client
-compares the integers that it sends, exactly (tff_pipeline.integer_aggregation). The bound is chosen (equation in `_inflated`) so
+compares the integers that it sends, exactly (tff_pipeline.aggregators.distributed_discrete_gaussian). The bound is chosen (equation in `_inflated`) so
 that ordinary rounding stays under it.
 
 What the noise is worth. `n - t` of the silos' shares, each a discrete Gaussian of variance 4**s on Z, are honest. Their
@@ -37,6 +37,7 @@ input, it is (epsilon + 2 h, exp(h) delta)-private. h adds up over coordinates a
 """
 
 import dataclasses
+import functools
 import math
 
 # Variance set aside for the step from the continuous Gaussian to the integers; see (1).
@@ -97,6 +98,7 @@ class Integers:
         return math.sqrt(self.sensitivity_squared) / self.clip
 
 
+@functools.lru_cache(maxsize=256)
 def integers(
     *,
     clip_norm: float,

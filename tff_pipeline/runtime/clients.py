@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
-from tff_pipeline.records import IGNORED, LABELS, LENGTHS, TOKENS, ClientReader, parse_in_graph
+from tff_pipeline.data.records import IGNORED, LABELS, LENGTHS, TOKENS, ClientReader, parse_in_graph
 
 # TensorFlow's stubs do not know it.
 _ragged: Any = tf.RaggedTensor.from_row_lengths  # pyrefly: ignore[missing-attribute]

@@ -19,13 +19,13 @@ import numpy as np
 import tensorflow as tf
 
 from tff_pipeline.artifacts import COMPLETE, is_complete, read_manifest, staged
+from tff_pipeline.data.records import IGNORED, LABELS, LENGTHS, TOKENS
+from tff_pipeline.data.snapshots import Snapshot, map_labels
 from tff_pipeline.model.network import Network
-from tff_pipeline.privacy.draws import digest_of
+from tff_pipeline.privacy.round import digest_of
 from tff_pipeline.progress import Bar
-from tff_pipeline.records import IGNORED, LABELS, LENGTHS, TOKENS
 from tff_pipeline.runtime.clients import FeatureClients, FeatureSilo
 from tff_pipeline.runtime.threads import bounded_map
-from tff_pipeline.silos import Snapshot, map_labels
 
 # Of how features are computed: those of another format have other bits. 1: in batches that clients shared.
 FORMAT = 2

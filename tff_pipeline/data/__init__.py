@@ -1,0 +1,1 @@
+"""What a silo's text becomes: tokens, records, snapshots."""

@@ -1,0 +1,1 @@
+"""A run to a version directory that a model server loads."""

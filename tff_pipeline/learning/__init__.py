@@ -1,0 +1,1 @@
+"""The learning process that TFF compiles, and its optimizers."""

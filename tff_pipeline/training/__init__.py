@@ -1,0 +1,1 @@
+"""A run: its job, its secrets, its store, its loop."""
