@@ -21,7 +21,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from builders.publish_races import make_version
-
 from serving import validate
 from serving.commands import publish, rollout
 from serving.model_server.models_config import ModelConfig, parse
