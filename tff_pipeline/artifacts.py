@@ -51,6 +51,11 @@ class Workdir:
     def __init__(self, root: Path):
         self.root = root
 
+    @classmethod
+    def of_run(cls, run: Path) -> "Workdir":
+        """The work directory that a run's folder lies in."""
+        return cls(run.parent.parent)
+
     def silo(self, name: str) -> Path:
         return self.root / "silos" / name
 
