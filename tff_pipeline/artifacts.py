@@ -13,6 +13,7 @@ manifest. What lacks either, or does not match, is not used.
       models/<name>/<version>/      exported versions
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -157,30 +158,77 @@ def staged(final: Path, manifest: Callable[[], Mapping[str, Any]]) -> Iterator[P
     """Builds the directory `final` aside, and renames it when the block ends well.
 
     `manifest()` is called at the end of the block; the checksums of all files are added to what it returns. An
-    existing complete `final` is an error; an incomplete one (there is none after a rename) is replaced. Leftovers of
-    an earlier attempt that was killed are removed.
+    existing complete `final` is an error; an incomplete one (there is none after a rename) is replaced. What killed
+    attempts left is removed. Several processes may build the same artifact at once: the first to finish makes it, the
+    others raise.
 
     Yields:
       The directory to write into.
+
+    Raises:
+      ArtifactError: if `final` is complete, before the block or after it.
     """
     if (final / COMPLETE).exists():
         raise ArtifactError(
             f"{final}: is there already and complete; artifacts are never overwritten. Remove it first if it must be made again."
         )
     final.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in final.parent.glob(f".staging-{final.name}-*"):
-        shutil.rmtree(leftover)
-    aside = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".staging-{final.name}-"))
+    prefix = f".staging-{final.name}-"
+    for leftover in final.parent.glob(f"{prefix}*"):
+        _remove_unless_in_use(leftover)
+    aside, lock = _locked_directory(final.parent, prefix)
     try:
         yield aside
         seal(aside, manifest())
         if final.exists() and not is_complete(final):
             shutil.rmtree(final)
-        os.rename(aside, final)  # fails where another process has finished the same artifact meanwhile
+        _rename(aside, final)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+    finally:
+        os.close(lock)
     sync_directory(final.parent)
+
+
+def _locked_directory(parent: Path, prefix: str) -> tuple[Path, int]:
+    """A new directory, and the open handle that locks it until it is closed or its process ends, however that ends."""
+    while True:
+        directory = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
+        try:
+            lock = os.open(directory, os.O_RDONLY)
+        except FileNotFoundError:  # another process took it for a leftover before it was locked
+            continue
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if directory.exists():
+            return directory, lock
+        os.close(lock)
+
+
+def _remove_unless_in_use(directory: Path) -> None:
+    """Removes a staging directory that no process of this machine has locked."""
+    try:
+        lock = os.open(directory, os.O_RDONLY)
+    except FileNotFoundError:  # finished or removed meanwhile
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(directory)
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(lock)
+
+
+def _rename(aside: Path, final: Path) -> None:
+    try:
+        os.rename(aside, final)
+    except OSError:
+        if is_complete(final):
+            raise ArtifactError(
+                f"{final}: another process has finished it meanwhile; artifacts are never overwritten. Use it as it is: what this process made is removed."
+            ) from None
+        raise
 
 
 def seal(directory: Path, manifest: Mapping[str, Any], *, without: Collection[str] = ()) -> None:
