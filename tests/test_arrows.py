@@ -15,7 +15,16 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("tff_pipeline", "beam_jobs", "serving")
 GROUND_FLOOR = {
     f"tff_pipeline.{name}"
-    for name in ("errors", "config", "artifacts", "data.tokenization", "data.records", "progress", "rounding")
+    for name in (
+        "errors",
+        "config",
+        "artifacts",
+        "data.tokenization",
+        "data.records",
+        "data.input_files",
+        "progress",
+        "rounding",
+    )
 }
 
 # Who alone may import a heavy or delicate package: modules, or rooms with everything in them.
