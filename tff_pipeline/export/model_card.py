@@ -158,7 +158,7 @@ def _origin(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "commands", "`tff-pipeline run --config FILE`, `tff-pipeline export --config FILE`"
 
 
-def _table(head: tuple[object, ...], rows: list[tuple[object, ...]]) -> Iterator[str]:
+def _table(head: tuple[object, ...], rows: Sequence[tuple[object, ...]]) -> Iterator[str]:
     for row in (head, ("---",) * len(head), *rows):
         yield "| " + " | ".join(map(str, row)) + " |"
 
