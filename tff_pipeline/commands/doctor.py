@@ -359,7 +359,7 @@ def _labels(config: Config) -> Iterator[Check]:
 
 def _existing(path: Path) -> Path:
     """The path itself, or the nearest folder above it that is there."""
-    return next(place for place in (path, *path.parents) if place.is_dir())
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 
 def _listed(items: Sequence[str], *, between: str = "; ") -> str:
