@@ -7,8 +7,8 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
-from test_privacy import plan
-from tiny import configured
+from builders.plans import plan
+from builders.tiny import configured
 
 from tff_pipeline.artifacts import seal
 from tff_pipeline.cli import main

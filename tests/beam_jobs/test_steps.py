@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from prepare_helpers import VOCABULARY
+from builders.prepare_helpers import VOCABULARY
 
 from beam_jobs.reading import Columns, Fields, Reject
 from beam_jobs.rows import Rows, hashes_to_numbers, numbers_to_hashes
