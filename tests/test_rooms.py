@@ -22,14 +22,12 @@ ONLY_IN = {
     "apache_beam": ("beam_jobs",),
     "tensorflow_federated": (
         "tff_pipeline.model",
-        "tff_pipeline.aggregators.dp_sum",
-        "tff_pipeline.aggregators.distributed_discrete_gaussian",
-        "tff_pipeline.aggregators.quantized_sum",
+        "tff_pipeline.aggregators",
         "tff_pipeline.learning.process",
         "tff_pipeline.runtime",
     ),
-    "tensorflow_privacy": ("tff_pipeline.aggregators.dp_sum",),
-    "dp_accounting": ("tff_pipeline.privacy", "tff_pipeline.audit"),
+    "tensorflow_privacy": ("tff_pipeline.aggregators",),
+    "dp_accounting": ("tff_pipeline.privacy",),
     "transformers": ("tff_pipeline.model",),
 }
 

@@ -60,7 +60,7 @@ def test_the_clip_ends_at_the_norm_that_all_have(mechanism):
 
 def test_a_round_with_nobody_moves_it_by_the_noise_alone(mechanism):
     assert next_clip(mechanism, 1.0, []) == pytest.approx(1.0)
-    grain = plan().count_grain
+    grain = plan().mechanism.count_rounding_step
     assert next_clip(mechanism, 1.0, [], 3.3) == pytest.approx(
         math.exp(-ETA * round(3.3 / grain) * grain / 40), rel=1e-12
     )
@@ -72,7 +72,7 @@ def test_a_client_moves_both_sums_by_no_more_than_the_plan_counts(mechanism):
         released = mechanism.released([canary], silence(mechanism._compiled))
         assert 0.999 * made.clip_norm < np.linalg.norm(released) <= made.clip_norm * made.sensitivity
     moved = [abs(math.log(next_clip(mechanism, clip, [0])) - math.log(clip)) * 40 / ETA for clip in (0.5, 5000.0)]
-    assert np.allclose(moved, 0.5, atol=made.count_grain)
+    assert np.allclose(moved, 0.5, atol=made.mechanism.count_rounding_step)
 
 
 def test_update_and_count_together_are_one_mechanism_with_the_plans_noise():

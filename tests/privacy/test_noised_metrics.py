@@ -98,7 +98,7 @@ def test_they_are_one_number_of_the_noise_and_the_sums():
     assert _released_accuracy(sums, [1000.0, 0.0], made) == 1.0
     assert _released_accuracy(sums, [-1000.0, -1000.0], made) == 0.0
     # Neighbours cannot be told by low-order bits: what comes out lies on a grain.
-    assert made.on_metrics_grain(1 / 3) * 2**6 == round(made.on_metrics_grain(1 / 3) * 2**6)
+    assert made.noised_metrics.released(1 / 3) * 2**6 == round(made.noised_metrics.released(1 / 3) * 2**6)
 
 
 def test_the_statement_says_what_is_released():

@@ -137,7 +137,11 @@ class Observer:
         ) -> Any:
             self._reached("charged", draws.number)
             cohorts = {silo: draws.cohort(silo, count).tobytes() for silo, count in clients.items()}
-            noise = b"" if draws.draws.plan.integers else b"".join(n.tobytes() for n in draws.noise(compiled.shapes))
+            noise = (
+                b""
+                if draws.draws.plan.mechanism.silos_add_noise
+                else b"".join(n.tobytes() for n in draws.noise(compiled.shapes))
+            )
             self.attempts.append(Attempt(draws.draws.name, draws.number, draws.start, cohorts, noise))
             return play(compiled, runtime, state, draws, clients)
 

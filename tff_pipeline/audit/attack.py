@@ -23,7 +23,7 @@ GUESSES_A_ROUND = 500  # at least: one for every coordinate of the testbed's mod
 # Half of `checks.FALSE_REFUTATIONS` is left for the bound.
 CONFIDENCE = 0.9995
 _FEWEST_ROUNDS = 100
-_NO_NOISE = 1e-6  # of the planned variance: what rounding the sum to the grain leaves
+_NO_NOISE = 1e-6  # of the planned variance: what rounding the sum leaves
 # Of a head on an encoder: weights and biases.
 _SHAPES = ((40, 3), (3,))
 
@@ -104,7 +104,6 @@ def audit(
     from tff_pipeline.audit import checks
     from tff_pipeline.audit.testbed import Testbed
 
-    assert plan.delta is not None
     training = training or TrainingSection(rounds=plan.rounds, clients_per_round=plan.expected_cohort)
     with Testbed(plan, training, shapes, secret) as testbed:
         count = rounds_for(plan, observations)
@@ -144,8 +143,8 @@ def audit(
 def rounds_for(plan: PrivacyPlan, observations: int) -> int:
     """How many rounds are played: enough for the guesses, and for anything that repeats within the plan's rounds to do so."""
     count = max(_FEWEST_ROUNDS, math.ceil(observations / GUESSES_A_ROUND), plan.rounds)
-    # Trees are played to their end.
-    return math.ceil(count / plan.rounds_per_tree) * plan.rounds_per_tree if plan.rounds_per_tree else count
+    period = plan.mechanism.period
+    return math.ceil(count / period) * period  # trees are played to their end
 
 
 def guess(
@@ -157,16 +156,20 @@ def guess(
     it: beyond half the clip or not. Directions of nobody are guessed too, so that somebody is out if all are sampled. With
     trees the sum is that of the node which the round finishes, and a canary was in if it took part in one of its rounds.
     """
-    from tff_pipeline.audit.checks import nodes_of
-
-    sums = nodes_of(released, plan.rounds_per_tree)
-    took_part = nodes_of(cohorts.astype(np.int64), plan.rounds_per_tree) > 0
+    sums = plan.mechanism.own_noise(released)
+    took_part = plan.mechanism.own_noise(cohorts.astype(np.int64)) > 0
     taken = np.abs(directions).max(axis=0) > 0
     along = np.concatenate([sums @ directions.T, sums[:, ~taken]], axis=1)
     inside = np.concatenate([took_part, np.zeros((len(sums), int((~taken).sum())), bool)], axis=1)
-    assert plan.clip_norm is not None
-    said = along > (1.0 if plan.adaptive else plan.clip_norm) / 2
+    said = along > _clip(plan) / 2
     return int((said & ~inside).sum()), int((~inside).sum()), int((~said & inside).sum()), int(inside.sum())
+
+
+def _clip(plan: PrivacyPlan) -> float:
+    """In the units of the released sums."""
+    if plan.clip_of_sum is None:
+        raise PrivacyError("the plan has no clip, so nothing tells who took part; expected one with a mechanism.")
+    return plan.clip_of_sum
 
 
 def noise_multiplier_at_most(false_positives: int, outs: int, false_negatives: int, ins: int, *, share: float) -> float:

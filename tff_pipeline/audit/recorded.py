@@ -51,7 +51,7 @@ def checks(run: Path, plan: PrivacyPlan, config: Config) -> Iterator[Check]:
     repeated = len(starts) - len(set(starts))
     yield at_most("recorded starts", repeated, 0, "rounds of the run that started from where another one had")
     # With trees one round of each: within a tree a client's turn in one is none in another.
-    entries = history[:: max(1, plan.rounds_per_tree)]
+    entries = history[:: plan.mechanism.period]
     sizes = [
         entry["clients"] for entry in entries if entry.get("clients") is not None
     ]  # none where silos add the noise
@@ -84,7 +84,8 @@ def _noise(
         update = _update(weights, number, training.server_momentum)
         if update is None:
             continue
-        clip = history[number - 1].get("clip_norm", 1.0) if plan.adaptive else 1.0
+        # The sum is in units of the round's clip where that is adaptive; the history has the clip of such runs only.
+        clip = history[number - 1].get("clip_norm", 1.0)
         expected = plan.noise_stddev * clip / plan.denominator * training.server_learning_rate
         for step, weight in zip(update, weights[number], strict=True):
             # What float32 cannot hold beside the weight was never added.

@@ -16,8 +16,8 @@ import tensorflow_federated as tff
 from tensorflow_federated.python.core.impl.context_stack import runtime_error_context
 from tensorflow_federated.python.learning import loop_builder
 
-from tff_pipeline.aggregators import dp_sum as aggregation
 from tff_pipeline.aggregators.distributed_discrete_gaussian import SHARES
+from tff_pipeline.aggregators.factory import aggregator_for, weighted_aggregator_for
 from tff_pipeline.config import TrainingSection
 from tff_pipeline.errors import InsecureProcessError
 from tff_pipeline.privacy.plan import PrivacyPlan
@@ -73,9 +73,9 @@ def build(
     build_process = algorithms.build_weighted_fed_avg if weighted else algorithms.build_unweighted_fed_avg
     if weighted:
         most = largest_weight or plan.max_examples_per_client * training.local_epochs
-        aggregator: Any = aggregation.weighted(plan, largest_weight=most)
+        aggregator: Any = weighted_aggregator_for(plan, largest_weight=most)
     else:
-        aggregator = aggregation.unweighted(plan, shapes)
+        aggregator = aggregator_for(plan, shapes)
     _let_tff_end_in_order()
     process = build_process(
         model_fn,

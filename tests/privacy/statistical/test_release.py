@@ -94,7 +94,7 @@ def test_coordinates_and_rounds_are_independent(released):
 
 def test_what_is_released_lies_on_the_grain(mechanism):
     """Low-order bits of the float noise do not leave: the noised sum is a whole number of grains."""
-    grains = mechanism.released([1, 2, 3], noise(9999)) / PLAN.grain
+    grains = mechanism.released([1, 2, 3], noise(9999)) / PLAN.rounding_step
     # The release is the sum over 10 in float32, which is all that rounds it again.
     np.testing.assert_allclose(grains, np.round(grains), atol=1e-3)
 
@@ -105,7 +105,7 @@ def test_any_client_moves_the_sum_by_at_most_the_sensitivity(mechanism):
     With the noise off the sum is rounded to the grain, so neighbours are compared through the secure slots.
     """
     random = np.random.default_rng(3)
-    runtime, state, step = mechanism._runtime, mechanism._state, PLAN.value_range / PLAN.quanta
+    runtime, state, step = mechanism._runtime, mechanism._state, PLAN.quantization.step
     moved = []
     for _ in range(40):
         taking_part = random.permutation(CANARIES)[: int(random.integers(1, 12))]
@@ -118,7 +118,7 @@ def test_any_client_moves_the_sum_by_at_most_the_sensitivity(mechanism):
             }
             slots = runtime.secure_sums(state, cohorts)
             sums.append(np.concatenate([slot.ravel() for slot in slots if slot.shape in SHAPES and slot.size > 1]))
-        difference = (sums[1] - sums[0]).astype(np.int64) - PLAN.largest_whole_number
+        difference = (sums[1] - sums[0]).astype(np.int64) - PLAN.quantization.largest_summand
         moved.append(float(np.linalg.norm(difference * step)))
     assert max(moved) <= PLAN.sensitivity
     assert min(moved) > 0.999 * PLAN.sensitivity

@@ -73,6 +73,7 @@ class Tree(ServerNoise):
 
     kind: ClassVar[str] = "tree"
     event_type: ClassVar[type[Event]] = TreeEvent
+    turns_in_a_period: ClassVar[int | None] = 1
     rounds_per_tree: int
 
     def __post_init__(self) -> None:
@@ -100,6 +101,9 @@ class Tree(ServerNoise):
     def numbers(self) -> dict[str, Any]:
         return super().numbers() | {"rounds_per_tree": self.rounds_per_tree}
 
+    def derived(self, run: RunNumbers) -> dict[str, Any]:
+        return {"trees": self.trees(run), "levels": self.levels(run)}
+
     def trees(self, run: RunNumbers) -> int:
         """How many trees are begun, which is how often a client takes part at most."""
         return math.ceil(run.rounds / self.rounds_per_tree)
@@ -107,6 +111,24 @@ class Tree(ServerNoise):
     def levels(self, run: RunNumbers) -> int:
         """Levels of the highest tree, floor(log2 of its rounds) + 1."""
         return min(run.rounds, self.rounds_per_tree).bit_length()
+
+    @property
+    def period(self) -> int:
+        return self.rounds_per_tree
+
+    def own_noise(self, table: np.ndarray) -> np.ndarray:
+        """Of numbers by round [rounds, ...], those of the tree's node that each round finishes.
+
+        A round ends the node of as many rounds as the lowest set bit of its number in its tree. The prefix sums at both of the
+        node's ends have all other nodes in common, so that their difference has this node's noise alone.
+        """
+        nodes = np.empty_like(table)
+        for start in range(0, len(table), self.rounds_per_tree):
+            prefix = np.cumsum(table[start : start + self.rounds_per_tree], axis=0)
+            for index in range(len(prefix)):
+                before = index + 1 - ((index + 1) & -(index + 1))
+                nodes[start + index] = prefix[index] - (prefix[before - 1] if before else 0)
+        return nodes
 
     def event(self, run: RunNumbers) -> Event:
         return self.gaussian_event(self.noise_multiplier, sampling_probability=run.sampling_probability, unit=run.unit)
@@ -141,6 +163,9 @@ class Tree(ServerNoise):
                 starts=round.starts,
             )
         )
+
+    def participation(self, run: RunNumbers) -> str:
+        return f"at most once in {self.rounds_per_tree} rounds"
 
     def mechanism_sentence(self, run: RunNumbers) -> str:
         trees, levels = self.trees(run), self.levels(run)
