@@ -1,7 +1,7 @@
 """The audit: it leaves sound mechanisms alone, and catches each fault that is planted in the code that training runs.
 
 The faults are planted here by replacing functions of production; the audit knows nothing of them. Keys are fixed, so cohorts
-and noise cannot flake; masks have keys of the operating system, and refute a sound run in 2 of 100,000 (`SHARES`).
+and noise cannot flake; masks have keys of the operating system, and refute a sound run in 2 of 100,000 (`SIGNIFICANCE`).
 """
 
 import dataclasses
@@ -127,7 +127,7 @@ def test_every_client_sampled_always_stands_too():
 
 def test_a_sound_run_is_refuted_in_at_most_one_of_a_thousand():
     """By the union bound: the shares of all tests, and what the bound on epsilon may err with."""
-    assert sum(checks.SHARES.values()) + (1 - attack.CONFIDENCE) <= checks.FALSE_REFUTATIONS == 1e-3
+    assert sum(checks.SIGNIFICANCE.values()) + (1 - attack.CONFIDENCE) <= checks.FALSE_REFUTATIONS == 1e-3
 
 
 # -- faults, in what training calls

@@ -13,8 +13,9 @@ from scipy import stats
 
 from tff_pipeline import audit
 from tff_pipeline.errors import PrivacyError
-from tff_pipeline.privacy import randomness
 from tff_pipeline.privacy.mechanisms import Gaussian
+from tff_pipeline.privacy.mechanisms.adaptive_gaussian import count_noise
+from tff_pipeline.privacy.mechanisms.server_noise import round_noise
 from tff_pipeline.privacy.statement import sentences
 
 ETA = 0.2
@@ -101,13 +102,11 @@ def test_what_is_released_has_the_plans_noise(mechanism):
     state = mechanism._state
     (place,) = [place for place, name in enumerate(compiled.state_names) if name.endswith("/clip")]
     for number in range(800):
-        noise = randomness.round_noise(
-            b"a" * 32,
-            round_number=number,
-            stddev=made.noise_stddev,
-            shapes=SHAPES,
-            count_stddev=made.mechanism.count_stddev,
-        )
+        secret, update_stddev, count_stddev = b"a" * 32, made.noise_stddev, made.mechanism.count_stddev
+        noise = [
+            *round_noise(secret, round_number=number, stddev=update_stddev, shapes=SHAPES),
+            count_noise(secret, round_number=number, stddev=count_stddev),
+        ]
         given = with_noise(compiled, state, noise)
         given[place] = np.array(clip)
         after = mechanism._runtime.run_round(given, {}, round_number=mechanism._rounds).state

@@ -40,7 +40,7 @@ class Finding:
       rounds: that were played.
       noise_multiplier_at_most: the bound that the guesses gave, infinite if they told nothing.
       sampling_probability_at_least: the bound that the sampler's draws gave.
-      noise_found_again: how the noise was guessed, or "" where it was not.
+      noise_found_again: how an attacker knows the noise, or "" where none does.
       turns_in_a_tree: with trees, the most that a client was drawn in one of them; more than one refutes the claim.
       checks: what else was looked at (`checks.Check`); one that failed refutes the claim.
     """
@@ -111,30 +111,24 @@ def audit(
         observed = testbed.play(count, bar or Bar(lambda steps, fields: None))
         observed.sensitivities = sensitivities
         table = checks.sampled(testbed, observed)
-        done = (
-            *checks.noise(testbed, observed),
-            *checks.cohorts(testbed, observed, table),
-            *checks.clip(observed),
-            *checks.masks(testbed, observed),
-            *checks.keys(testbed),
-        )
+        done = tuple(checks.everything(testbed, observed, table))
         turns = checks.turns(testbed, observed)
         errors = guess(testbed.plan, observed.released, observed.cohorts, observed.directions)
-    share = (1 - confidence) / 3  # three bounds hold together
-    noise_at_most = noise_multiplier_at_most(*errors, share=share)
-    rate = exact.lower_rate(int(table.sum()), table.size, share)
-    found_again = _found_again(done)
+    failure = (1 - confidence) / 3  # three bounds hold together
+    noise_at_most = noise_multiplier_at_most(*errors, failure=failure)
+    rate = exact.lower_rate(int(table.sum()), table.size, failure)
+    known_noise = _known_noise(done)
     return Finding(
         claimed=plan.epsilon(),
         claimed_noise_multiplier=plan.noise_multiplier,
         claimed_sampling_probability=plan.sampling_probability,
-        at_least=math.inf if found_again else _epsilon(plan, noise_at_most, rate),
+        at_least=math.inf if known_noise else _epsilon(plan, noise_at_most, rate),
         confidence=confidence,
         observations=errors[1] + errors[3],
         rounds=count,
         noise_multiplier_at_most=noise_at_most,
         sampling_probability_at_least=rate,
-        noise_found_again=found_again,
+        noise_found_again=known_noise,
         turns_in_a_tree=turns,
         checks=done,
     )
@@ -172,12 +166,14 @@ def _clip(plan: PrivacyPlan) -> float:
     return plan.clip_of_sum
 
 
-def noise_multiplier_at_most(false_positives: int, outs: int, false_negatives: int, ins: int, *, share: float) -> float:
+def noise_multiplier_at_most(
+    false_positives: int, outs: int, false_negatives: int, ins: int, *, failure: float
+) -> float:
     """The bound on the noise multiplier: 1 / mu, for the largest mu that such error rates allow."""
     if not ins or not outs:
         return math.inf
-    mu = special.ndtri(1 - exact.upper_rate(false_positives, outs, share)) - special.ndtri(
-        exact.upper_rate(false_negatives, ins, share)
+    mu = special.ndtri(1 - exact.upper_rate(false_positives, outs, failure)) - special.ndtri(
+        exact.upper_rate(false_negatives, ins, failure)
     )
     return 1 / mu if mu > 0 else math.inf
 
@@ -190,7 +186,7 @@ def _epsilon(plan: PrivacyPlan, noise_at_most: float, rate: float) -> float:
     return max(0.0, 0.998 * spent - 1e-3)  # without what the accountant's coarse steps may have added
 
 
-def _found_again(done: "Sequence[Check]") -> str:
+def _known_noise(done: "Sequence[Check]") -> str:
     """How an attacker knows the noise, so that there is none for it; or ""."""
     by_name = {check.name: check for check in done}
     if by_name["noise variance"].statistic < _NO_NOISE:
@@ -200,5 +196,5 @@ def _found_again(done: "Sequence[Check]") -> str:
     if by_name["noise between rounds"].statistic > 0.9:
         return "two rounds have the same noise"
     if "noise between shares" in by_name and by_name["noise between shares"].statistic > 0.9:
-        return "two shares are the same"
+        return "two noise shares are the same"
     return ""

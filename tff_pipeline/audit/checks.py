@@ -1,7 +1,8 @@
 """What a sound mechanism's observations satisfy: exact equalities, and statistical tests with a stated error.
 
-Each statistical test has a share of the probability with which all of them together refute a sound run. Where a test looks
-at many things at once (clients, coordinates, pairs of rounds) its share is divided by their number (Bonferroni).
+Each statistical test has a significance level; they add up to the probability with which all tests together refute a sound
+run at most. Where a test looks at many things at once (clients, coordinates, pairs of rounds) its level is divided by their
+number (Bonferroni).
 """
 
 import dataclasses
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 # How often a sound run is refuted: at most this, half by the tests here and half by the bound on epsilon (`attack`).
 FALSE_REFUTATIONS = 1e-3
-_SHARE = 2e-5
-SHARES = dict.fromkeys(
+_LEVEL = 2e-5
+SIGNIFICANCE = dict.fromkeys(
     (
         "noise variance",
         "noise variance by tensor",
@@ -47,7 +48,7 @@ SHARES = dict.fromkeys(
         "recorded cohort sizes",
         "recorded noise",
     ),
-    _SHARE,
+    _LEVEL,
 )
 # Cohorts that are drawn beside those of the rounds played: as a silo draws them, without the work of a round.
 MORE_COHORTS = 1000
@@ -65,7 +66,7 @@ class Check:
     """One check of an audit.
 
     Attributes:
-      name: of the check; a statistical one's share of false refutations is `SHARES[name]`.
+      name: of the check; a statistical one's significance level is `SIGNIFICANCE[name]`.
       statistic: what was measured.
       bound: what it was compared with.
       passed: whether a sound mechanism could have given that.
@@ -90,7 +91,7 @@ def at_most(name: str, statistic: float, bound: float, meaning: str) -> Check:
 
 def probable(name: str, pvalue: float, meaning: str) -> Check:
     """A test by its p-value, already multiplied by the number of things it looked at."""
-    return at_least(name, min(1.0, pvalue), SHARES[name], f"p-value of {meaning}")
+    return at_least(name, min(1.0, pvalue), SIGNIFICANCE[name], f"p-value of {meaning}")
 
 
 def variance(name: str, squares: np.ndarray | float, numbers: int, meaning: str) -> Check:
@@ -98,8 +99,17 @@ def variance(name: str, squares: np.ndarray | float, numbers: int, meaning: str)
 
     More noise than planned refutes nothing.
     """
-    bound = float(stats.chi2.ppf(SHARES[name] / np.size(squares), numbers)) / numbers
+    bound = float(stats.chi2.ppf(SIGNIFICANCE[name] / np.size(squares), numbers)) / numbers
     return at_least(name, float(np.min(squares)) / numbers, bound, f"{meaning} over the plan's")
+
+
+def everything(testbed: "Testbed", observed: "Observed", table: np.ndarray) -> Iterator[Check]:
+    """Yields all checks of rounds that were played. `table` is of independent cohorts (`sampled`)."""
+    yield from noise(testbed, observed)
+    yield from cohorts(testbed, observed, table)
+    yield from clip(observed)
+    yield from masks(testbed, observed)
+    yield from keys(testbed)
 
 
 # -- noise
@@ -151,7 +161,7 @@ def cosines(name: str, vectors: np.ndarray, meaning: str) -> Check:
     largest, pairs = exact.largest_cosine(few)
     if len(few) < len(vectors) and len(np.unique(vectors, axis=0)) < len(vectors):
         largest = 1.0
-    return at_most(name, largest, exact.cosine_bound(vectors.shape[1], SHARES[name] / max(1, pairs)), meaning)
+    return at_most(name, largest, exact.cosine_bound(vectors.shape[1], SIGNIFICANCE[name] / max(1, pairs)), meaning)
 
 
 def _metrics(testbed: "Testbed", metrics: NoisedMetrics, rounds: int) -> Check:
@@ -164,7 +174,7 @@ def _metrics(testbed: "Testbed", metrics: NoisedMetrics, rounds: int) -> Check:
 
 
 def clock(observed: "Observed") -> int:
-    """How many of some draws are found again with numpy's generators, seeded by the clock at any time while they were drawn."""
+    """How many of some draws are also drawn by numpy's generators, seeded by the clock at any time while they were drawn."""
     recognized = 0
     for began, ended, drawn in observed.windows[:_CLOCK_DRAWS]:
         length = float(np.linalg.norm(drawn)) or 1.0
@@ -215,8 +225,8 @@ def cohorts(testbed: "Testbed", observed: "Observed", table: np.ndarray) -> Iter
     by_client = exact.binomial(table.sum(axis=0), len(table), q)
     yield probable("sampling of each client", by_client.min() * by_client.size, "how often a client was sampled")
     yield probable("sampling of pairs", _pairs(table, q), "how often two clients were sampled together")
-    whole = groups.sum(axis=1, keepdims=True)
-    yield probable("cohort sizes", exact.spread(whole, sizes.sum(keepdims=True), q), "how much cohort sizes vary")
+    all_silos = groups.sum(axis=1, keepdims=True)
+    yield probable("cohort sizes", exact.spread(all_silos, sizes.sum(keepdims=True), q), "how much cohort sizes vary")
     by_silo = exact.spread(groups, sizes, q)
     yield probable("cohort sizes by silo", by_silo, "how much the sizes of silos' cohorts vary")
     yield probable("cohorts between rounds", exact.overlaps(table, q), "how much cohorts overlap, at any lag")
@@ -226,7 +236,7 @@ def sampled(testbed: "Testbed", observed: "Observed") -> np.ndarray:
     """Independent cohorts, bool [count, canaries]: those of all rounds; with trees, one of each tree."""
     every = testbed.plan.mechanism.period
     starts = range(0, len(observed.cohorts) - every + 1, every)
-    # Of the trees one round each, now an early one, now a late one.
+    # Of the trees one round each, by turns an early one and a late one.
     played = observed.cohorts[[start + start // every % every for start in starts]]
     first = math.ceil(len(observed.cohorts) / every)
     more = max(1, min(MORE_COHORTS, _MOST_STARTS // every))

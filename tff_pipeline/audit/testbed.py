@@ -190,6 +190,10 @@ class Testbed:
             bar.advance(**shown)
         return observed
 
+    @property
+    def _noising_silos(self) -> list[str]:
+        return list(self.clients) if self.plan.mechanism.silos_add_noise else []
+
     def _nothing_observed(self, count: int) -> Observed:
         plan, coordinates = self.plan, self.view.coordinates
         directions = np.zeros((plan.clients, plan.dimension))
@@ -201,7 +205,7 @@ class Testbed:
             cohorts=np.zeros((count, plan.clients), bool),
             released=np.zeros((count, plan.dimension)),
             noise=np.zeros((count, coordinates)),
-            noise_shares={silo: np.zeros((count, coordinates), np.int64) for silo in self.clients},
+            noise_shares={silo: np.zeros((count, coordinates), np.int64) for silo in self._noising_silos},
             count_noise=np.zeros(count),
             windows=[],
         )
@@ -226,7 +230,7 @@ class Testbed:
     def _compare_sums(
         self, observed: Observed, alone: Mapping[tuple[str, int], list[np.ndarray]], cohorts: Mapping[str, np.ndarray]
     ) -> None:
-        """Is each silo's sum that of its cohort's clients? Whole numbers: to the last digit."""
+        """Is each silo's sum that of its cohort's clients? Integers: to the last digit."""
         runtime = self._runtime
         sums, state = runtime.sums, runtime.state
         agree = set(sums) == set(self.clients)

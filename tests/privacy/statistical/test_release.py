@@ -14,7 +14,8 @@ from builders.mechanism import CANARIES, SHAPES, Mechanism
 from builders.plans import plan as a_plan
 from scipy import stats
 
-from tff_pipeline.privacy import randomness, sampling
+from tff_pipeline.privacy import sampling
+from tff_pipeline.privacy.mechanisms.server_noise import round_noise
 
 ROUNDS = 400
 PLAN = a_plan(noise_multiplier=0.7, clip_norm=0.5, expected_cohort=10.0, sampling_probability=0.25, dimension=123)
@@ -28,7 +29,7 @@ def mechanism() -> Iterator[Any]:
 
 
 def noise(number: int) -> list[np.ndarray]:
-    return randomness.round_noise(b"r" * 32, round_number=number, stddev=PLAN.noise_stddev, shapes=SHAPES)
+    return round_noise(b"r" * 32, round_number=number, stddev=PLAN.noise_stddev, shapes=SHAPES)
 
 
 @pytest.fixture(scope="module")
