@@ -21,15 +21,22 @@ from builders.tiny import Row, prepared
 from tff_pipeline.artifacts import read_manifest
 from tff_pipeline.config import Config, load
 from tff_pipeline.privacy import accounting
+from tff_pipeline.privacy.mechanisms import (
+    AdaptiveGaussian,
+    DistributedDiscreteGaussian,
+    NoisedMetrics,
+    NoPrivacy,
+    Tree,
+)
 from tff_pipeline.privacy.statement import sentences
 from tff_pipeline.progress import Progress
 
 SILOS: dict[str, Any] = {
     "unit": "silo", "clients": 6, "expected_cohort": 3.0, "sampling_probability": 0.5, "noise_multiplier": 5.0, "silos": 6,
 }  # fmt: skip
-ADAPTIVE: dict[str, Any] = {"clip_quantile": 0.5, "clip_count_stddev": 9.0, "value_range": 1.0}
-NOISED: dict[str, Any] = {"metrics_stddev": 20.0, "noise_multiplier": 2.0}
-NONE: dict[str, Any] = {"mechanism": "none", "noise_multiplier": 0.0, "delta": None}
+ADAPTIVE: dict[str, Any] = {"mechanism": AdaptiveGaussian, "quantile": 0.5, "count_stddev": 9.0}
+NOISED: dict[str, Any] = {"metrics": NoisedMetrics(stddev=20.0), "noise_multiplier": 2.0}
+NONE: dict[str, Any] = {"mechanism": NoPrivacy, "delta": None}
 SHARES = "distributed_discrete_gaussian"
 
 PLANS = {
@@ -40,17 +47,17 @@ PLANS = {
     "noised metrics": plan(silos=3, **NOISED),
     "adaptive, noised metrics": plan(silos=3, **ADAPTIVE, **NOISED),
     "gaussian, silos": plan(**SILOS),
-    "tree": plan(mechanism="tree", rounds_per_tree=10, silos=3),
-    "tree, silos": plan(mechanism="tree", rounds_per_tree=2, **SILOS),
-    "shares, none tolerated": plan(mechanism=SHARES, silos=3),
-    "shares, one tolerated": plan(mechanism=SHARES, silos=3, tolerated_silos=1),
-    "shares, two tolerated": plan(mechanism=SHARES, silos=3, tolerated_silos=2),
-    "shares of one silo": plan(mechanism=SHARES),
-    "shares, silos, none tolerated": plan(mechanism=SHARES, **SILOS),
-    "shares, silos, one tolerated": plan(mechanism=SHARES, tolerated_silos=1, **SILOS),
-    "shares, silos, two tolerated": plan(mechanism=SHARES, tolerated_silos=2, **SILOS),
+    "tree": plan(Tree, rounds_per_tree=10, silos=3),
+    "tree, silos": plan(Tree, rounds_per_tree=2, **SILOS),
+    "shares, none tolerated": plan(DistributedDiscreteGaussian, silos=3),
+    "shares, one tolerated": plan(DistributedDiscreteGaussian, silos=3, tolerated_silos=1),
+    "shares, two tolerated": plan(DistributedDiscreteGaussian, silos=3, tolerated_silos=2),
+    "shares of one silo": plan(DistributedDiscreteGaussian),
+    "shares, silos, none tolerated": plan(DistributedDiscreteGaussian, **SILOS),
+    "shares, silos, one tolerated": plan(DistributedDiscreteGaussian, tolerated_silos=1, **SILOS),
+    "shares, silos, two tolerated": plan(DistributedDiscreteGaussian, tolerated_silos=2, **SILOS),
     "none": plan(silos=3, **NONE),
-    "none, silos": plan(**{**SILOS, **NONE}),
+    "none, silos": plan(**{name: value for name, value in SILOS.items() if name != "noise_multiplier"}, **NONE),
 }
 
 # In the sentences `#` stands for a number, UNIT for client or silo. What holds a sentence is a test by its name (whichever
@@ -388,7 +395,7 @@ TABLE: dict[str, tuple[str, ...]] = {
 def said_by(name: str) -> frozenset[str]:
     """The sentences of every statement that there can be about a plan; which number its epsilon is, does not matter here."""
     made, found = PLANS[name], set()
-    metrics = ("noised",) if made.metrics_stddev else ("withheld", "released")
+    metrics = ("noised",) if made.noised_metrics else ("withheld", "released")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(accounting, "epsilon", lambda *_, **__: 3.5)
         for seeded, reference, kind in itertools.product((False, True), (False, True), metrics):
@@ -471,7 +478,7 @@ GAUSSIAN = (
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path, list[dict[str, Any]]]:
     """A run with withheld metrics, and its events as a scheduler's log has them."""
-    from tff_pipeline.training.job import train
+    from tff_pipeline.training.run import train
 
     held_out = {"bank": [("e", "lost my card", "card"), ("f", "send money", "money")]}
     folder = tmp_path_factory.mktemp("trained")
