@@ -3,24 +3,20 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import special
 
 from tff_pipeline.audit import exact
-from tff_pipeline.audit.canaries import GUESSES_A_ROUND
+from tff_pipeline.audit.check import GUESSES_A_ROUND, Check
 from tff_pipeline.config import TrainingSection
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy import accounting
 from tff_pipeline.privacy.plan import PrivacyPlan
 from tff_pipeline.progress import Bar
 
-if TYPE_CHECKING:
-    from tff_pipeline.audit.checks import Check
-
 GUESSES = 200_000
-# Half of `checks.FALSE_REFUTATIONS` is left for the bound.
+# Half of `check.FALSE_REFUTATIONS` is left for the bound.
 CONFIDENCE = 0.9995
 _FEWEST_ROUNDS = 100
 _NO_NOISE = 1e-6  # of the planned variance: what rounding the sum leaves
@@ -42,7 +38,7 @@ class Finding:
       sampling_probability_at_least: the bound that the sampler's draws gave.
       noise_found_again: how an attacker knows the noise, or "" where none does.
       turns_in_a_tree: with trees, the most that a client was drawn in one of them; more than one refutes the claim.
-      checks: what else was looked at (`checks.Check`); one that failed refutes the claim.
+      checks: what else was looked at (`check.Check`); one that failed refutes the claim.
     """
 
     claimed: float
@@ -56,7 +52,7 @@ class Finding:
     sampling_probability_at_least: float
     noise_found_again: str
     turns_in_a_tree: int = 0
-    checks: "tuple[Check, ...]" = ()
+    checks: tuple[Check, ...] = ()
 
     @property
     def failed(self) -> list[str]:
@@ -101,6 +97,7 @@ def audit(
     """
     if not plan.private:
         raise PrivacyError('privacy.mechanism is "none": the run claims nothing; expected a mechanism to attack.')
+    # TensorFlow comes with them; `tff-pipeline audit --help` does not wait for it.
     from tff_pipeline.audit import checks
     from tff_pipeline.audit.testbed import Testbed
 

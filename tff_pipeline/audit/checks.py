@@ -5,7 +5,6 @@ run at most. Where a test looks at many things at once (clients, coordinates, pa
 number (Bonferroni).
 """
 
-import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ import numpy as np
 from scipy import stats
 
 from tff_pipeline.audit import exact
+from tff_pipeline.audit.check import Check, at_most, cosines, probable, variance
 from tff_pipeline.privacy.draws import Draws
 from tff_pipeline.privacy.mechanisms import NoisedMetrics
 
@@ -21,35 +21,6 @@ if TYPE_CHECKING:
     from tff_pipeline.audit.observed import Observed
     from tff_pipeline.audit.testbed import Testbed
 
-# How often a sound run is refuted: at most this, half by the tests here and half by the bound on epsilon (`attack`).
-FALSE_REFUTATIONS = 1e-3
-_LEVEL = 2e-5
-SIGNIFICANCE = dict.fromkeys(
-    (
-        "noise variance",
-        "noise variance by tensor",
-        "noise variance by coordinate",
-        "noise variance by round",
-        "noise distribution",
-        "noise between rounds",
-        "noise between coordinates",
-        "noise of each silo",
-        "noise between shares",
-        "noise on the count",
-        "noise on the metrics",
-        "sampling rate",
-        "sampling of each client",
-        "sampling of pairs",
-        "cohort sizes",
-        "cohort sizes by silo",
-        "cohorts between rounds",
-        "mask bits",
-        "recorded cohorts",
-        "recorded cohort sizes",
-        "recorded noise",
-    ),
-    _LEVEL,
-)
 # Cohorts that are drawn beside those of the rounds played: as a silo draws them, without the work of a round.
 MORE_COHORTS = 1000
 _MOST_STARTS = 100_000  # rounds that their trees may be long together: every round's draws are told of all before it
@@ -57,50 +28,7 @@ _CLOCK_DRAWS = 4
 _CLOCK_NS = ((10**9, 10), (10**6, 100), (10**3, 2000))  # units, and how many of each are tried
 # Noise that correlates so much with a guess was guessed. Independent vectors of 200 numbers do with a probability of 1e-70.
 _SAME = 0.9
-_FEW_VECTORS = 10_000  # whose cosines are all looked at; of more, repetition to the last digit
 _REPEATED_COHORTS = 200
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """One check of an audit.
-
-    Attributes:
-      name: of the check; a statistical one's significance level is `SIGNIFICANCE[name]`.
-      statistic: what was measured.
-      bound: what it was compared with.
-      passed: whether a sound mechanism could have given that.
-      meaning: what the statistic is, and on which side of the bound it has to be.
-    """
-
-    name: str
-    statistic: float
-    bound: float
-    passed: bool
-    meaning: str
-
-
-def at_least(name: str, statistic: float, bound: float, meaning: str) -> Check:
-    # A NaN passes nothing.
-    return Check(name, float(statistic), float(bound), bool(statistic >= bound), f"{meaning}, at least")
-
-
-def at_most(name: str, statistic: float, bound: float, meaning: str) -> Check:
-    return Check(name, float(statistic), float(bound), bool(statistic <= bound), f"{meaning}, at most")
-
-
-def probable(name: str, pvalue: float, meaning: str) -> Check:
-    """A test by its p-value, already multiplied by the number of things it looked at."""
-    return at_least(name, min(1.0, pvalue), SIGNIFICANCE[name], f"p-value of {meaning}")
-
-
-def variance(name: str, squares: np.ndarray | float, numbers: int, meaning: str) -> Check:
-    """Are sums of `numbers` squares, standard normal if the noise is the plan's, as large as chance makes them?
-
-    More noise than planned refutes nothing.
-    """
-    bound = float(stats.chi2.ppf(SIGNIFICANCE[name] / np.size(squares), numbers)) / numbers
-    return at_least(name, float(np.min(squares)) / numbers, bound, f"{meaning} over the plan's")
 
 
 def everything(testbed: "Testbed", observed: "Observed", table: np.ndarray) -> Iterator[Check]:
@@ -154,14 +82,6 @@ def _distribution(testbed: "Testbed", numbers: np.ndarray) -> Check:
         flat = (flat + spread) / math.sqrt(1 + step**2 / 12)
     pvalue = stats.kstest(flat, "norm").pvalue if np.isfinite(flat).all() else 0.0
     return probable("noise distribution", pvalue, "the noise's distribution, a normal one with the plan's variance")
-
-
-def cosines(name: str, vectors: np.ndarray, meaning: str) -> Check:
-    few = vectors[:_FEW_VECTORS]
-    largest, pairs = exact.largest_cosine(few)
-    if len(few) < len(vectors) and len(np.unique(vectors, axis=0)) < len(vectors):
-        largest = 1.0
-    return at_most(name, largest, exact.cosine_bound(vectors.shape[1], SIGNIFICANCE[name] / max(1, pairs)), meaning)
 
 
 def _metrics(testbed: "Testbed", metrics: NoisedMetrics, rounds: int) -> Check:
