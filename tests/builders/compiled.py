@@ -110,7 +110,9 @@ def _function(function: types.FunctionType, modules: set[str]) -> Hashable:
     modules.add(function.__module__)
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
     names = [name for name in function.__code__.co_names if name in function.__globals__]
-    told = [_identity(function.__globals__[name]) for name in names]
+    values = [function.__globals__[name] for name in names]
+    modules.update(value.__module__ for value in values if isinstance(value, type | types.FunctionType))
+    told = [_identity(value) for value in values]
     return function.__code__, _content((cells, function.__defaults__, function.__kwdefaults__), modules), tuple(told)
 
 
