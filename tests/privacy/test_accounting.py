@@ -141,15 +141,15 @@ def test_everything_follows_from_one_number():
     assert more.noise_stddev == 2 * plan().noise_stddev
     assert more.round_event["noise_multiplier"] == 2.4
     assert more.epsilon() < plan().epsilon()
-    assert "2.4 times the sensitivity" in " ".join(statement.sentences(more, seeded=False, silos=3))
+    assert "2.4 times the sensitivity" in " ".join(statement.sentences(more, seeded=False))
 
 
 def test_the_statement_says_who_is_trusted_and_what_is_not_covered():
-    said = " ".join(statement.sentences(plan(), seeded=True, silos=3))
+    said = " ".join(statement.sentences(plan(), seeded=True))
     for words in (
         "differentially private for the client",
         "Poisson sampling",
-        "probability 0.1 ",
+        "probability 0.1, ",
         "trusted to add the noise",
         "client of two silos",
         "treated as public",
@@ -157,13 +157,13 @@ def test_the_statement_says_who_is_trusted_and_what_is_not_covered():
         "Seed: pipeline.seed is set",
     ):
         assert words in said
-    assert "Seed:" not in " ".join(statement.sentences(plan(), seeded=False, silos=3))
-    assert "no exported version has them" in said
-    released = " ".join(statement.sentences(plan(), seeded=False, silos=3, metrics="released"))
+    assert "Seed:" not in " ".join(statement.sentences(plan(), seeded=False))
+    assert "no exported version contains them" in said
+    released = " ".join(statement.sentences(plan(), seeded=False, metrics="released"))
     assert "released with every exported version" in released
-    assert "no exported version has them" not in released
-    assert "The server sees it" in " ".join(statement.sentences(plan(), seeded=False, silos=1))
-    none = " ".join(statement.sentences(plan(NoPrivacy, delta=None), seeded=False, silos=3))
+    assert "no exported version contains them" not in released
+    assert "The server sees it" in " ".join(statement.sentences(plan(silos=1), seeded=False))
+    none = " ".join(statement.sentences(plan(NoPrivacy, delta=None), seeded=False))
     assert "No guarantee" in none
     assert "Epsilon is infinite" in none
 

@@ -104,7 +104,6 @@ def _said(config: Config, plan: PrivacyPlan) -> list[str]:
     return sentences(
         plan,
         seeded=config.pipeline.seed is not None,
-        silos=len(config.silos),
         reference=config.runtime.kind == "reference",
         metrics=config.privacy.metrics,
     )

@@ -231,7 +231,6 @@ def _describe(work: Job, plan: PrivacyPlan) -> dict[str, Any]:
         said = statement.sentences(
             plan,
             seeded=config.pipeline.seed is not None,
-            silos=len(work.snapshots),
             reference=config.runtime.kind == "reference",
             metrics=config.privacy.metrics,
         )

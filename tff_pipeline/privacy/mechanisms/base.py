@@ -258,7 +258,7 @@ class Mechanism(abc.ABC):
         return f"in a round with probability {run.sampling_probability:.4g}"
 
     @abc.abstractmethod
-    def mechanism_sentence(self, run: RunNumbers) -> str:
+    def mechanism_sentences(self, run: RunNumbers) -> list[str]:
         """What happens to an update, and what is added to the sum."""
 
     @abc.abstractmethod
@@ -269,40 +269,45 @@ class Mechanism(abc.ABC):
         """Whether the guarantee holds against another silo, which sees every round's model and what it adds itself."""
         return True
 
-    def secure_sum_sentences(self, run: RunNumbers, silos: int) -> list[str]:
+    def secure_sum_sentences(self, run: RunNumbers) -> list[str]:
         """What the server learns of a round, and who is trusted with what."""
-        said = (
-            "Secure sum: there is one silo, so its masked sum is its sum. The server sees it."
-            if silos == 1
-            else f"Secure sum: what a silo sends is masked with keys agreed pairwise among the {silos} silos; a server that follows the protocol learns the sums over all silos of {self._summed(run)}, and nothing more as long as no silo tells it its own."
-        )
-        return [said, *self._trust()]
+        if run.silos == 1:
+            learned = [
+                "Secure sum: there is only one silo, so the masked sum is the sum of that silo.",
+                "The server sees it.",
+            ]
+        else:
+            learned = [
+                f"Secure sum: each silo masks what it sends with keys that every two of the {run.silos} silos agree on.",
+                f"A server that follows the protocol learns the sums over all silos of {self._summed(run)}; it learns nothing more, unless a silo tells it its own sums.",
+            ]
+        return [*learned, *self._trust()]
 
     def _summed(self, run: RunNumbers) -> str:
         """What a round's secure sums are of, where the server adds the noise."""
-        return "their updates, before the noise, and of their training metrics"
+        return "the updates, before the noise, and of the training metrics"
 
     def _trust(self) -> list[str]:
         return [
-            "The server is trusted to add the noise, and the silos to sample and clip as stated.",
-            "The guarantee holds against whoever gets the models; it does not hold against the server, which has every sum without noise.",
+            "The server is trusted to add the noise, and the silos are trusted to sample and clip as stated.",
+            "The guarantee holds against anybody who obtains the models; it does not hold against the server, which sees every sum before the noise is added.",
         ]
 
     def metrics_sentences(self, run: RunNumbers, policy: str) -> list[str]:
         """What becomes of training metrics under `privacy.metrics`."""
-        said = [
-            "Training metrics: the loss, the accuracy and the size of the cohort of every round are sums without noise, which no guarantee covers.",
-            "The server's operator has them: in memory, in the run's folder (rounds.csv, states and TensorBoard), and on standard error after every round, from where they reach whoever reads its log.",
+        paragraph = [
+            "Training metrics: the loss, the accuracy and the cohort size of every round are sums without noise, which no guarantee covers.",
+            "The operator of the server has them: in memory, in the run's folder (rounds.csv, states and TensorBoard), and on standard error after every round, where anybody who reads its log sees them.",
         ]
         if self.private:
-            said.append("The guarantee does not hold against whoever has those of all rounds.")
-        said.append("A run that stops because no update of a round was finite tells as much.")
+            paragraph.append("The guarantee does not hold against anybody who has the metrics of all rounds.")
+        paragraph.append("A run that stops because no update of a round was finite reveals as much.")
         if policy == "released":
             return [
-                *said,
-                "Those of the last round are released with every exported version, and the guarantee does not cover what they tell.",
+                *paragraph,
+                "The metrics of the last round are released with every exported version, and the guarantee does not cover what they reveal.",
             ]
-        return [*said, "They are withheld: no exported version has them."]
+        return [*paragraph, "The metrics are withheld: no exported version contains them."]
 
 
 def server_secret(secret: bytes, round: Round) -> bytes:

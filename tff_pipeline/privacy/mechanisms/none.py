@@ -86,16 +86,17 @@ class NoPrivacy(Mechanism):
     ) -> ServerInputs:
         return ServerInputs(noise=[np.zeros(shape) for shape in shapes])
 
-    def mechanism_sentence(self, run: RunNumbers) -> str:
-        return (
-            'No guarantee: privacy.mechanism is "none". Epsilon is infinite; the model may remember its training texts.'
-        )
+    def mechanism_sentences(self, run: RunNumbers) -> list[str]:
+        return [
+            'No guarantee: privacy.mechanism is "none".',
+            "Epsilon is infinite; the model may reveal texts that it was trained on.",
+        ]
 
     def accounting_sentences(self, run: RunNumbers) -> list[str]:
         return []
 
     def _summed(self, run: RunNumbers) -> str:
-        return "their updates, of the weights that these are counted by, and of their training metrics"
+        return "the updates, of the weights that they are multiplied by, and of the training metrics"
 
     def _trust(self) -> list[str]:
         return []

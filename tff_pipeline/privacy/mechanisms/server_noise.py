@@ -149,7 +149,7 @@ class ServerNoise(Mechanism):
 
     def accounting_sentences(self, run: RunNumbers) -> list[str]:
         return [
-            "The noise is computed in float64, rounded to about a thousandth of its standard deviation, and accounted for as exactly Gaussian; docs/privacy.md estimates what that leaves out."
+            "The noise is computed in float64 and accounted for as exactly Gaussian, and the noised sum is rounded to about a thousandth of the noise's standard deviation; docs/privacy.md estimates the error, which epsilon does not include."
         ]
 
 
@@ -197,36 +197,39 @@ class SampledGaussian(ServerNoise, abc.ABC):
             clients = largest_poisson_cohort(run.clients, run.expected_cohort)
         return Quantization.finest(self._value_range, largest_cohort=clients, dimension=run.dimension)
 
-    def mechanism_sentence(self, run: RunNumbers) -> str:
-        return (
-            f"Mechanism: {poisson_sampled(run)}, its update is clipped to an L2 norm of {self._clip_in_words(run)}, and Gaussian noise of standard deviation {self.noise_stddev(run):.6g} {self._noise_in_words(run)} "
-            f"is added to the sum at the server. The noised sum is divided by {run.denominator:g}, the expected cohort."
-        )
-
-    def _clip_in_words(self, run: RunNumbers) -> str:
-        return f"{self.clip_norm:g}"
-
-    def _noise_in_words(self, run: RunNumbers) -> str:
-        """What the noise's standard deviation is made of."""
-        said = f"{self.update_noise_multiplier(run):.6g} times the sensitivity, quantisation included"
+    def mechanism_sentences(self, run: RunNumbers) -> list[str]:
         others = self._other_sums(run)
-        if others:
-            said += f"; with {' and '.join(others)}, a round is a Gaussian mechanism with noise multiplier {self.noise_multiplier:g}"
-        return f"({said})"
+        together = f"All noised sums of a round together are one Gaussian mechanism with noise multiplier {self.noise_multiplier:g}."
+        return [
+            *poisson_sampled(run),
+            self._clip_sentence(run),
+            f"The server adds Gaussian noise to every coordinate of the sum of the updates, of standard deviation {self.noise_stddev(run):.6g} {self._unit_of_noise}.",
+            f"That is {self.update_noise_multiplier(run):.6g} times the sensitivity, which is the most that one {run.unit} can change the sum (in L2 norm, quantization included).",
+            *others,
+            *([together] if others else []),
+            f"The noised sum is divided by {run.denominator:g}, the expected number of {run.unit}s in a round.",
+        ]
+
+    _unit_of_noise: ClassVar[str] = "in the unit of the updates"
+
+    def _clip_sentence(self, run: RunNumbers) -> str:
+        return clip_sentence(run, self.clip_norm)
 
     def _other_sums(self, run: RunNumbers) -> list[str]:
-        """What a round releases beside the sum of updates."""
+        """What a round releases beside the sum of updates, a sentence each."""
         if self.metrics is None:
             return []
-        return [f"the metrics, whose two sums have noise of standard deviation {self.metrics.stddev:g}"]
+        return [
+            f"Each of the two sums that the released training metrics are computed from has Gaussian noise of standard deviation {self.metrics.stddev:g}."
+        ]
 
     def metrics_sentences(self, run: RunNumbers, policy: str) -> list[str]:
-        said = super().metrics_sentences(run, policy)
+        paragraph = super().metrics_sentences(run, policy)
         if self.metrics is None or policy != "noised":
-            return said
+            return paragraph
         return [
-            *said,
-            f"What is released of a round is the mean of the {run.unit}s' own accuracies, from two sums with Gaussian noise of standard deviation {self.metrics.stddev:g}, which epsilon covers.",
+            *paragraph,
+            f"What is released of a round is the mean of the {run.unit}s' own accuracies, computed from two sums with Gaussian noise of standard deviation {self.metrics.stddev:g}, which epsilon covers.",
         ]
 
 
@@ -237,6 +240,13 @@ def round_noise(
     return randomness.gaussian(randomness.derive(secret, f"round/{round_number}"), stddev, shapes)
 
 
-def poisson_sampled(run: RunNumbers) -> str:
+def poisson_sampled(run: RunNumbers) -> list[str]:
     """Who takes part in a round, in words."""
-    return f"{run.rounds} rounds; in each, every one of {run.clients} {run.unit}s takes part independently with probability {run.sampling_probability:.6g} (Poisson sampling)"
+    return [
+        f"Mechanism: training takes {run.rounds} rounds.",
+        f"In each round, every one of {run.clients} {run.unit}s takes part with probability {run.sampling_probability:.6g}, independently of all others (Poisson sampling).",
+    ]
+
+
+def clip_sentence(run: RunNumbers, clip_norm: float) -> str:
+    return f"The update of a {run.unit} is clipped to an L2 norm of at most {clip_norm:g}."
