@@ -15,7 +15,7 @@ from tff_pipeline import audit
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy.mechanisms import Gaussian
 from tff_pipeline.privacy.mechanisms.adaptive_gaussian import count_noise
-from tff_pipeline.privacy.mechanisms.server_noise import round_noise
+from tff_pipeline.privacy.mechanisms.noise import round_noise
 from tff_pipeline.privacy.statement import sentences
 
 ETA = 0.2

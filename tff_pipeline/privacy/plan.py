@@ -23,7 +23,6 @@ from tff_pipeline.privacy.mechanisms import (
     RunNumbers,
     ServerInputs,
 )
-from tff_pipeline.privacy.mechanisms.server_noise import SampledGaussian
 from tff_pipeline.privacy.round import Round
 
 # What the flat form of a plan in run.json holds under the keys of other mechanisms' numbers.
@@ -145,7 +144,7 @@ class PrivacyPlan(RunNumbers):
     @property
     def noised_metrics(self) -> NoisedMetrics | None:
         """The noise on training metrics where they are released with noise, else None."""
-        return self.mechanism.metrics if isinstance(self.mechanism, SampledGaussian) else None
+        return self.mechanism.noised_metrics
 
     @property
     def noise_over_clip(self) -> float:

@@ -15,7 +15,7 @@ from builders.plans import plan as a_plan
 from scipy import stats
 
 from tff_pipeline.privacy import sampling
-from tff_pipeline.privacy.mechanisms.server_noise import round_noise
+from tff_pipeline.privacy.mechanisms.noise import round_noise
 
 ROUNDS = 400
 PLAN = a_plan(noise_multiplier=0.7, clip_norm=0.5, expected_cohort=10.0, sampling_probability=0.25, dimension=123)

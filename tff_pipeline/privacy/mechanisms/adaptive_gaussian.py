@@ -14,14 +14,11 @@ import numpy as np
 from tff_pipeline.config import Config
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy import randomness
-from tff_pipeline.privacy.mechanisms.base import (
-    RunNumbers,
-    ServerInputs,
-    require_positive,
-    rounding_step,
-    server_secret,
-)
-from tff_pipeline.privacy.mechanisms.server_noise import COUNT_STDDEV, NoisedMetrics, SampledGaussian, round_noise
+from tff_pipeline.privacy.mechanisms.base import ServerInputs, require_positive
+from tff_pipeline.privacy.mechanisms.metrics import NoisedMetrics
+from tff_pipeline.privacy.mechanisms.noise import COUNT_STDDEV, round_noise, rounding_step, server_secret
+from tff_pipeline.privacy.mechanisms.run_numbers import RunNumbers
+from tff_pipeline.privacy.mechanisms.server_noise import SampledGaussian
 from tff_pipeline.privacy.round import Round
 
 # What Andrew et al. 2021 (section 3.1) recommend: the median.

@@ -16,14 +16,10 @@ from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy import distributed, randomness
 from tff_pipeline.privacy.discrete_gaussian import discrete_gaussian
 from tff_pipeline.privacy.distributed import Discretization
-from tff_pipeline.privacy.mechanisms.base import (
-    Event,
-    Mechanism,
-    RunNumbers,
-    ServerInputs,
-    require_positive,
-    server_secret,
-)
+from tff_pipeline.privacy.mechanisms.base import Mechanism, ServerInputs, require_positive
+from tff_pipeline.privacy.mechanisms.event import Event
+from tff_pipeline.privacy.mechanisms.noise import server_secret
+from tff_pipeline.privacy.mechanisms.run_numbers import RunNumbers
 from tff_pipeline.privacy.mechanisms.server_noise import PoissonGaussianEvent, clip_sentence, poisson_sampled
 from tff_pipeline.privacy.round import Round
 
@@ -147,6 +143,10 @@ class DistributedDiscreteGaussian(Mechanism):
         Raises:
           PrivacyError: if the sum of a round does not fit the ring.
         """
+        if self.tolerated_silos >= run.silos:
+            raise PrivacyError(
+                f"the guarantee is to do without the noise shares of {self.tolerated_silos} of {run.silos} silos; expected fewer than all."
+            )
         discretization = distributed.finest_discretization(
             clip_norm=self.clip_norm,
             noise_multiplier=self.noise_multiplier,

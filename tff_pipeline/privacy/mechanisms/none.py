@@ -9,7 +9,9 @@ import numpy as np
 
 from tff_pipeline.config import Config
 from tff_pipeline.errors import PrivacyError
-from tff_pipeline.privacy.mechanisms.base import Event, Mechanism, RunNumbers, ServerInputs, require_positive
+from tff_pipeline.privacy.mechanisms.base import Mechanism, ServerInputs, require_positive
+from tff_pipeline.privacy.mechanisms.event import Event
+from tff_pipeline.privacy.mechanisms.run_numbers import RunNumbers
 from tff_pipeline.privacy.round import Round
 
 # Without a clip an update still has to fit a range to be quantized; a coordinate beyond it is clamped.

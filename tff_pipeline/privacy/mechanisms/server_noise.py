@@ -6,31 +6,15 @@ one Gaussian mechanism with the plan's noise multiplier z (Andrew et al. 2021, a
 
 import abc
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-import numpy as np
-
-from tff_pipeline.config import Config
-from tff_pipeline.errors import PrivacyError
-from tff_pipeline.privacy import randomness
-from tff_pipeline.privacy.mechanisms.base import (
-    Event,
-    Mechanism,
-    RunNumbers,
-    require_positive,
-    rounding_step,
-    server_secret,
-)
+from tff_pipeline.privacy.mechanisms.base import Mechanism, require_positive
+from tff_pipeline.privacy.mechanisms.event import Event
+from tff_pipeline.privacy.mechanisms.metrics import NoisedMetrics
+from tff_pipeline.privacy.mechanisms.noise import rounding_step
 from tff_pipeline.privacy.mechanisms.quantization import CLIP_EXCESS, Quantization, largest_poisson_cohort
-from tff_pipeline.privacy.round import Round
-
-# Counts and metrics have noise of a twentieth of the cohort unless something else is asked for: what Andrew et al. 2021
-# (section 3.1) recommend for the count of clients within an adaptive clip.
-COUNT_STDDEV = 1 / 20
-# Of metrics: one client adds its accuracy to one sum and itself to another.
-_METRICS_SENSITIVITY = math.sqrt(2)
+from tff_pipeline.privacy.mechanisms.run_numbers import RunNumbers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,59 +46,6 @@ class PoissonGaussianEvent(Event):
 
     def __str__(self) -> str:
         return f"a poisson gaussian with sampling probability {self.sampling_probability:.6g} and noise multiplier {self.noise_multiplier:g}"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class NoisedMetrics:
-    """Training metrics of a round that are released from two sums with Gaussian noise, which epsilon covers.
-
-    Attributes:
-      stddev: standard deviation of the noise on each of the two sums, in clients.
-    """
-
-    stddev: float
-
-    def __post_init__(self) -> None:
-        if not (self.stddev > 0 and math.isfinite(self.stddev)):
-            raise PrivacyError(f"metrics_stddev is {self.stddev!r}; expected a number of clients above 0.")
-
-    def noise(self, secret: bytes, *, round: Round) -> list[float]:
-        """The noise on the two sums, drawn with the server's secret."""
-        key = randomness.derive(server_secret(secret, round), f"metrics/{round.number}")
-        (noise,) = randomness.gaussian(key, self.stddev, [(2,)])
-        return noise.tolist()
-
-    def released(self, noised: float) -> float:
-        """A noised sum, rounded as `rounding_step` says why."""
-        step = rounding_step(self.stddev)
-        return round(noised / step) * step
-
-    def left_of(self, left: float, run: RunNumbers, noise_multiplier: float) -> float:
-        """What the metrics leave of `left`, the inverse square of the noise multiplier that everything together may have.
-
-        Raises:
-          PrivacyError: if they alone tell more than that.
-        """
-        left -= (_METRICS_SENSITIVITY / self.stddev) ** 2
-        if left <= 0:
-            raise PrivacyError(
-                f"the cohort of {run.expected_cohort:g} {run.unit}s is too small for metrics with noise at noise multiplier {noise_multiplier:g}: with a standard deviation of {self.stddev:g} they "
-                f"would tell more than everything together may; expected more than {noise_multiplier * _METRICS_SENSITIVITY:g}. "
-                'Raise training.clients_per_round (or privacy.metrics_stddev, by default a twentieth of it), or set privacy.metrics = "withheld".'
-            )
-        return left
-
-    @classmethod
-    def from_config(cls, config: Config) -> Self | None:
-        """None where the configuration releases no metrics with noise."""
-        privacy = config.privacy
-        if privacy.metrics != "noised":
-            return None
-        return cls(stddev=privacy.metrics_stddev or COUNT_STDDEV * config.training.clients_per_round)
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Self | None:
-        return cls(stddev=stored["metrics_stddev"]) if stored.get("metrics_stddev") else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,6 +94,10 @@ class SampledGaussian(ServerNoise, abc.ABC):
 
     event_type: ClassVar[type[Event]] = PoissonGaussianEvent
     metrics: NoisedMetrics | None = None
+
+    @property
+    def noised_metrics(self) -> NoisedMetrics | None:
+        return self.metrics
 
     def numbers(self) -> dict[str, Any]:
         return super().numbers() | ({"metrics_stddev": self.metrics.stddev} if self.metrics else {})
@@ -231,13 +166,6 @@ class SampledGaussian(ServerNoise, abc.ABC):
             *paragraph,
             f"What is released of a round is the mean of the {run.unit}s' own accuracies, computed from two sums with Gaussian noise of standard deviation {self.metrics.stddev:g}, which epsilon covers.",
         ]
-
-
-def round_noise(
-    secret: bytes, *, round_number: int, stddev: float, shapes: Sequence[Sequence[int]]
-) -> list[np.ndarray]:
-    """The noise of one round by itself, float64, one array a weight. The same arguments give the same noise."""
-    return randomness.gaussian(randomness.derive(secret, f"round/{round_number}"), stddev, shapes)
 
 
 def poisson_sampled(run: RunNumbers) -> list[str]:

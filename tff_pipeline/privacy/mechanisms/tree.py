@@ -21,7 +21,9 @@ import numpy as np
 from tff_pipeline.config import Config
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy import randomness, sampling
-from tff_pipeline.privacy.mechanisms.base import Event, RunNumbers, ServerInputs
+from tff_pipeline.privacy.mechanisms.base import ServerInputs
+from tff_pipeline.privacy.mechanisms.event import Event
+from tff_pipeline.privacy.mechanisms.run_numbers import RunNumbers
 from tff_pipeline.privacy.mechanisms.server_noise import ServerNoise, clip_sentence
 from tff_pipeline.privacy.round import Round
 
