@@ -136,8 +136,8 @@ class Testbed:
 
     def starts(self, count: int) -> list[str]:
         """What some rounds start from: the weights are set back, so a counter stands for how they would differ."""
-        kept = [place for place in range(len(self.compiled.state_names)) if place not in self._hidden]
-        common = digest_of([self._initial[place] for place in kept], *self.compiled.state_names)
+        kept = [index for index in range(len(self.compiled.state_names)) if index not in self._hidden]
+        common = digest_of([self._initial[index] for index in kept], *self.compiled.state_names)
         return [digest_of([], common, str(number)) for number in range(count)]
 
     @property
@@ -247,7 +247,7 @@ class Testbed:
         """What the server is given, against what each silo summed and drew."""
         runtime = self._runtime
         left = [np.zeros_like(part) for part in runtime.reports[0]]
-        for place, (silo, report) in enumerate(zip(runtime.sums, runtime.reports, strict=True)):
+        for index, (silo, report) in enumerate(zip(runtime.sums, runtime.reports, strict=True)):
             unmasked = [np.array(part) for part in runtime.sums[silo]]
             if silo in runtime.noise_shares:
                 unmasked[-1] += runtime.noise_shares[silo][2].astype(unmasked[-1].dtype)
@@ -256,7 +256,7 @@ class Testbed:
             for slot, mask in enumerate(masks):
                 left[slot] += mask
                 bits = np.unpackbits(mask.reshape(-1).view(np.uint8))
-                observed.mask_bits[place, slot] += (int(bits.sum()), bits.size)
+                observed.mask_bits[index, slot] += (int(bits.sum()), bits.size)
                 digest.update(np.ascontiguousarray(mask).tobytes())
             observed.masks.append(digest.digest())
         observed.other_totals += any(part.any() for part in left)

@@ -215,7 +215,7 @@ class PrivacyPlan(RunNumbers):
 def make(config: Config, *, clients: int, dimension: int) -> PrivacyPlan:
     """The plan of a run on a population of `clients` (silos, where they are the unit) whose updates have `dimension` coordinates.
 
-    With `target_epsilon` the smallest noise is found that stays at or under it.
+    With `target_epsilon` it has the smallest noise that stays at or under it.
 
     Raises:
       PrivacyError: if the cohort is larger than the population, no noise reaches the target, or delta is too large for the
