@@ -131,7 +131,7 @@ def test_sensitivity_is_the_clip_and_what_float32_may_add():
     assert plan().noise_stddev == 1.2 * plan().sensitivity
 
 
-def test_the_grain_is_a_power_of_two_about_a_thousandth_of_the_noise():
+def test_the_rounding_step_is_a_power_of_two_about_a_thousandth_of_the_noise():
     assert math.log2(plan().rounding_step).is_integer()
     assert 2**-11 <= plan().rounding_step / plan().noise_stddev <= 2**-10
 
@@ -251,7 +251,7 @@ def test_everybody_has_room_where_the_guarantee_counts_on_no_sampling():
     assert plan(sampling_probability=1.0, expected_cohort=1000.0).quantization.largest_cohort == 1000
 
 
-def test_quanta_are_as_many_as_31_bits_hold_where_that_is_fine_enough():
+def test_levels_are_as_many_as_31_bits_hold_where_that_is_fine_enough():
     assert plan(dimension=1000).quantization.levels == pytest.approx(
         2**30 / plan().quantization.largest_cohort, rel=1e-4
     )
@@ -260,7 +260,7 @@ def test_quanta_are_as_many_as_31_bits_hold_where_that_is_fine_enough():
 
 
 @pytest.mark.parametrize("clients", [3, 10, 37, 1000, 2**22 + 1])
-def test_half_a_clip_is_a_whole_number_that_float32_holds(clients):
+def test_half_a_clip_is_an_integer_that_float32_holds(clients):
     """An adaptive clip counts with it, and its sensitivity is a half exactly."""
     numbers = {"clients": clients, "dimension": 1000}
     for made in (plan(Tree, rounds_per_tree=5, **numbers), plan(NoPrivacy, **numbers)):

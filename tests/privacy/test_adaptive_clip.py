@@ -61,9 +61,9 @@ def test_the_clip_ends_at_the_norm_that_all_have(mechanism):
 
 def test_a_round_with_nobody_moves_it_by_the_noise_alone(mechanism):
     assert next_clip(mechanism, 1.0, []) == pytest.approx(1.0)
-    grain = plan().mechanism.count_rounding_step
+    step = plan().mechanism.count_rounding_step
     assert next_clip(mechanism, 1.0, [], 3.3) == pytest.approx(
-        math.exp(-ETA * round(3.3 / grain) * grain / 40), rel=1e-12
+        math.exp(-ETA * round(3.3 / step) * step / 40), rel=1e-12
     )
 
 

@@ -247,8 +247,8 @@ TABLE: dict[str, tuple[str, ...]] = {
         "test_the_error_is_counted",
     ),
     "The noise is computed in float64 and accounted for as exactly Gaussian, and the noised sum is rounded to about a thousandth of the noise's standard deviation; docs/privacy.md estimates the error, which epsilon does not include.": (
-        "test_the_grain_is_a_power_of_two_about_a_thousandth_of_the_noise",
-        "test_what_is_released_lies_on_the_grain",
+        "test_the_rounding_step_is_a_power_of_two_about_a_thousandth_of_the_noise",
+        "test_what_is_released_is_a_multiple_of_the_rounding_step",
         "assumed: float-noise",
     ),
     "All random numbers come from the stream cipher ChaCha20 under keys from the operating system's generator, and are accounted for as if they were perfectly random.": (
