@@ -13,6 +13,7 @@ manifest. What lacks either, or does not match, is not used.
       models/<name>/<version>/      exported versions
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -23,12 +24,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from tff_pipeline.config import Config
 from tff_pipeline.errors import ArtifactError, ConfigError
-
-if TYPE_CHECKING:
-    from tff_pipeline.config import Config
 
 MANIFEST = "manifest.json"
 COMPLETE = "COMPLETE"
@@ -51,6 +50,11 @@ class Workdir:
 
     def __init__(self, root: Path):
         self.root = root
+
+    @classmethod
+    def of_run(cls, run: Path) -> "Workdir":
+        """The work directory that a run's folder lies in."""
+        return cls(run.parent.parent)
 
     def silo(self, name: str) -> Path:
         return self.root / "silos" / name
@@ -138,11 +142,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Raises ArtifactError where the file is missing or not JSON."""
+    """Raises ArtifactError where the file is missing, cannot be read or is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(f"{path}: no such file; the stage that writes it has not finished here.") from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
     except ValueError as error:
         raise ArtifactError(
             f"{path}: not valid JSON ({error}); expected what this project wrote there. Remove it and run its stage again."
@@ -154,30 +160,77 @@ def staged(final: Path, manifest: Callable[[], Mapping[str, Any]]) -> Iterator[P
     """Builds the directory `final` aside, and renames it when the block ends well.
 
     `manifest()` is called at the end of the block; the checksums of all files are added to what it returns. An
-    existing complete `final` is an error; an incomplete one (there is none after a rename) is replaced. Leftovers of
-    an earlier attempt that was killed are removed.
+    existing complete `final` is an error; an incomplete one (there is none after a rename) is replaced. What killed
+    attempts left is removed. Several processes may build the same artifact at once: the first to finish makes it, the
+    others raise.
 
     Yields:
       The directory to write into.
+
+    Raises:
+      ArtifactError: if `final` is complete, before the block or after it.
     """
     if (final / COMPLETE).exists():
         raise ArtifactError(
             f"{final}: is there already and complete; artifacts are never overwritten. Remove it first if it must be made again."
         )
     final.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in final.parent.glob(f".staging-{final.name}-*"):
-        shutil.rmtree(leftover)
-    aside = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".staging-{final.name}-"))
+    prefix = f".staging-{final.name}-"
+    for leftover in final.parent.glob(f"{prefix}*"):
+        _remove_unless_in_use(leftover)
+    aside, lock = _locked_directory(final.parent, prefix)
     try:
         yield aside
         seal(aside, manifest())
         if final.exists() and not is_complete(final):
             shutil.rmtree(final)
-        os.rename(aside, final)  # fails where another process has finished the same artifact meanwhile
+        _rename(aside, final)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+    finally:
+        os.close(lock)
     sync_directory(final.parent)
+
+
+def _locked_directory(parent: Path, prefix: str) -> tuple[Path, int]:
+    """A new directory, and the open handle that locks it until it is closed or its process ends, however that ends."""
+    while True:
+        directory = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
+        try:
+            lock = os.open(directory, os.O_RDONLY)
+        except FileNotFoundError:  # another process took it for a leftover before it was locked
+            continue
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if directory.exists():
+            return directory, lock
+        os.close(lock)
+
+
+def _remove_unless_in_use(directory: Path) -> None:
+    """Removes a staging directory that no process of this machine has locked."""
+    try:
+        lock = os.open(directory, os.O_RDONLY)
+    except FileNotFoundError:  # finished or removed meanwhile
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(directory)
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(lock)
+
+
+def _rename(aside: Path, final: Path) -> None:
+    try:
+        os.rename(aside, final)
+    except OSError:
+        if is_complete(final):
+            raise ArtifactError(
+                f"{final}: another process has finished it meanwhile; artifacts are never overwritten. Use it as it is: what this process made is removed."
+            ) from None
+        raise
 
 
 def seal(directory: Path, manifest: Mapping[str, Any], *, without: Collection[str] = ()) -> None:
@@ -214,23 +267,34 @@ def read_manifest(directory: Path, *, check_files: bool = False) -> dict[str, An
         raise ArtifactError(
             f"{directory}: not complete (no {COMPLETE} beside {MANIFEST}); expected the finished output of a stage. Run that stage again."
         )
-    if sha256_file(directory / MANIFEST) != (directory / COMPLETE).read_text().strip():
-        raise ArtifactError(
-            f"{directory / MANIFEST}: has changed since it was written (its SHA-256 differs from {COMPLETE}). Remove the directory and run its stage again."
-        )
-    manifest = read_json(directory / MANIFEST)
-    if check_files:
-        for name, expected in manifest["files"].items():
-            path = directory / name
-            if not path.is_file():
-                raise ArtifactError(
-                    f"{path}: missing; {MANIFEST} lists it. Remove the directory and run its stage again."
-                )
-            if path.stat().st_size != expected["bytes"] or sha256_file(path) != expected["sha256"]:
-                raise ArtifactError(
-                    f"{path}: has changed since it was written (size or SHA-256 differs from {MANIFEST}). Remove the directory and run its stage again."
-                )
+    try:
+        if sha256_file(directory / MANIFEST) != (directory / COMPLETE).read_text().strip():
+            raise ArtifactError(
+                f"{directory / MANIFEST}: has changed since it was written (its SHA-256 differs from {COMPLETE}). Remove the directory and run its stage again."
+            )
+        manifest = read_json(directory / MANIFEST)
+        if check_files:
+            _compare_files(directory, manifest["files"])
+    except OSError as error:
+        raise _unreadable(directory, error) from None
     return manifest
+
+
+def _compare_files(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, expected in files.items():
+        path = directory / name
+        if not path.is_file():
+            raise ArtifactError(f"{path}: missing; {MANIFEST} lists it. Remove the directory and run its stage again.")
+        if path.stat().st_size != expected["bytes"] or sha256_file(path) != expected["sha256"]:
+            raise ArtifactError(
+                f"{path}: has changed since it was written (size or SHA-256 differs from {MANIFEST}). Remove the directory and run its stage again."
+            )
+
+
+def _unreadable(path: Path, error: OSError) -> ArtifactError:
+    return ArtifactError(
+        f"{error.filename or path}: cannot be read ({error.strerror or type(error).__name__}). Check that this account may read it, and the disk."
+    )
 
 
 def model_versions(base: Path) -> list[int]:
@@ -255,7 +319,7 @@ def newest_version(place: Path) -> Path:
     return place / str(versions[-1])
 
 
-def model_base(config: "Config") -> Path:
+def model_base(config: Config) -> Path:
     """The base path of a configuration's model: where it is exported to, asked and published from.
 
     Raises:

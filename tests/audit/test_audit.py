@@ -27,8 +27,9 @@ from tff_pipeline.audit.testbed import _with_canaries
 from tff_pipeline.cli import main
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.learning import process as learning
+from tff_pipeline.learning.state import ServerState
 from tff_pipeline.privacy import randomness, sampling
-from tff_pipeline.privacy.draws import Draws, RoundDraws
+from tff_pipeline.privacy.draws import Draws
 from tff_pipeline.privacy.mechanisms import (
     AdaptiveGaussian,
     DistributedDiscreteGaussian,
@@ -37,9 +38,10 @@ from tff_pipeline.privacy.mechanisms import (
     distributed_discrete_gaussian,
 )
 from tff_pipeline.privacy.round import Round
-from tff_pipeline.runtime.local import LocalRuntime
+from tff_pipeline.privacy.server_draws import ServerDraws
+from tff_pipeline.privacy.silo_draws import SiloDraws
+from tff_pipeline.runtime.silo import Silo
 from tff_pipeline.secagg.masking import Party
-from tff_pipeline.training import loop as rounds
 
 SECRET = b"s" * 32
 OBSERVATIONS = 50_000  # a hundred rounds; the default is four times that
@@ -133,24 +135,24 @@ def test_a_sound_run_is_refuted_in_at_most_one_of_a_thousand():
 # -- faults, in what training calls
 
 
-def zeros(self: RoundDraws, shapes: Any) -> list[np.ndarray]:
-    return [np.zeros_like(part) for part in NOISE(self, shapes)]
+def zeros(self: ServerDraws, at: Round, shapes: Any) -> list[np.ndarray]:
+    return [np.zeros_like(part) for part in NOISE(self, at, shapes)]
 
 
-NOISE, SHARE, COHORT, ROUND = RoundDraws.noise, RoundDraws.noise_share, RoundDraws.cohort, LocalRuntime.run_round
+NOISE, SHARE, COHORT, REPORT = ServerDraws.noise, SiloDraws.noise_share, SiloDraws.cohort, Silo.report
 GAUSS, DISCRETE, POISSON, TURNS = (
     randomness.gaussian,
     distributed_discrete_gaussian.discrete_gaussian,
     sampling.cohort,
     sampling.cohort_of_tree,
 )
-WITH_NOISE = rounds.with_noise
-SUM, NORM, MASK, KEYSTREAM = LocalRuntime._silo_sum, dp_sum.norm_at_least, Party.mask, Party._keystream
+WITH_NOISE = ServerState.with_noise
+SUM, NORM, MASK, KEYSTREAM = Silo.sum, dp_sum.norm_at_least, Party.mask, Party._keystream
 
 
-def as_in_round(drawn: RoundDraws, number: int) -> RoundDraws:
-    """The draws of an earlier round."""
-    return dataclasses.replace(drawn, round=Round(drawn.round.draw, drawn.round.starts[: number + 1]))
+def earlier(at: Round, number: int) -> Round:
+    """An earlier round of the run."""
+    return Round(at.draw, at.starts[: number + 1])
 
 
 def scaled(factor: float) -> list[tuple[Any, str, Any]]:
@@ -170,18 +172,18 @@ def scaled(factor: float) -> list[tuple[Any, str, Any]]:
 
 def repeating(period: int) -> list[tuple[Any, str, Any]]:
     return [
-        (RoundDraws, "noise", lambda self, shapes: NOISE(as_in_round(self, self.number % period), shapes)),
-        (RoundDraws, "noise_share", lambda self, silo: SHARE(as_in_round(self, self.number % period), silo)),
+        (ServerDraws, "noise", lambda self, at, shapes: NOISE(self, earlier(at, at.number % period), shapes)),
+        (SiloDraws, "noise_share", lambda self, at: SHARE(self, earlier(at, at.number % period))),
     ]
 
 
 def no_noise_on(tensor: int) -> list[tuple[Any, str, Any]]:
-    def planted(self: RoundDraws, shapes: Any) -> list[np.ndarray]:
-        noise = NOISE(self, shapes)
+    def planted(self: ServerDraws, at: Round, shapes: Any) -> list[np.ndarray]:
+        noise = NOISE(self, at, shapes)
         noise[tensor] = np.zeros_like(noise[tensor])
         return noise
 
-    return [(RoundDraws, "noise", planted)]
+    return [(ServerDraws, "noise", planted)]
 
 
 def norm_without(chosen: slice) -> list[tuple[Any, str, Any]]:
@@ -214,19 +216,20 @@ def encoded(chosen: slice) -> Callable[..., tf.Tensor]:
 def clip_skipped(for_clients_of: Callable[[int], bool]) -> list[tuple[Any, str, Any]]:
     """The integers of some clients, by how many examples they have, are five times as long as the clip allows."""
 
-    def planted(self: LocalRuntime, silo: Any, rows: Any, on_client: Any) -> list[np.ndarray]:
-        total = SUM(self, silo, rows, on_client)
+    def planted(self: Silo, broadcast: Any, rows: Any, on_client: Any = lambda: None) -> list[np.ndarray]:
+        total = SUM(self, broadcast, rows, on_client)
         for row in rows:
-            labels = silo.feed(row)[-1] if len(silo.feed(row)) == 2 else silo.feed(row)[2]
+            fed = self._clients.feed(row)
+            labels = fed[-1] if len(fed) == 2 else fed[2]
             if not for_clients_of(len(labels)):
                 continue
-            for slot, part in zip(total, SUM(self, silo, [row], on_client), strict=True):
+            for slot, part in zip(total, SUM(self, broadcast, [row], on_client), strict=True):
                 if part.ndim:
                     zero = 0 if self._noised else PLAN_WITH_CANARIES.quantization.largest_summand
                     slot += (4 * (part - np.array(zero).astype(part.dtype))).astype(slot.dtype)
         return total
 
-    return [(LocalRuntime, "_silo_sum", planted)]
+    return [(Silo, "sum", planted)]
 
 
 PLAN_WITH_CANARIES = _with_canaries(GAUSSIAN, 500)
@@ -250,20 +253,32 @@ def whole_silo(key: bytes, clients: int, probability: float) -> np.ndarray:
     return np.arange(clients) if randomness.bernoulli(key, probability, 1)[0] else np.arange(0)
 
 
-def same_number_of_silos(self: RoundDraws, silo: str, clients: int) -> np.ndarray:
-    """Half of the silos, drawn by one of them for all."""
-    silos = sorted(self.draws.silos)
-    key = randomness.derive(self.draws.silos[silos[0]].secret, f"planted/{self.number}")
-    chosen = np.argsort(randomness.uniform_words(key, len(silos)))[: len(silos) // 2]
-    return np.arange(1 if silos.index(silo) in chosen else 0)
+def same_number_of_silos(self: SiloDraws, at: Round, clients: int) -> np.ndarray:
+    """Half of the silos, drawn for all of them with one key."""
+    silos = self.plan.clients
+    key = randomness.derive(SECRET, f"planted/{at.number}")
+    chosen = np.argsort(randomness.uniform_words(key, silos))[: silos // 2]
+    return np.arange(1 if number_of(self.silo) in chosen else 0)
+
+
+def number_of(silo: str) -> int:
+    """The audit names its silos silo-0000, silo-0001, ..."""
+    return int(silo.removeprefix("silo-"))
 
 
 def poisson_in_trees(secret: bytes, *, rounds_per_tree: int, **options: Any) -> np.ndarray:
     return POISSON(secret, **options)
 
 
-def everybody_works(self: LocalRuntime, state: Any, cohorts: Any, **options: Any) -> Any:
-    return ROUND(self, state, {name: np.arange(len(silo)) for name, silo in self._silos.items()}, **options)
+def everybody_works(self: Silo, broadcast: Any, at: Round, **options: Any) -> Any:
+    def everybodys(broadcast: Any, rows: Any, on_client: Any) -> list[np.ndarray]:
+        return SUM(self, broadcast, np.arange(len(self._clients)), on_client)
+
+    self.sum = everybodys  # type: ignore[method-assign]
+    try:
+        return REPORT(self, broadcast, at, **options)
+    finally:
+        del self.sum
 
 
 def without_masks(self: Party, values: Any, round_number: int, noise: Any = None) -> list[np.ndarray]:
@@ -274,35 +289,40 @@ def without_masks(self: Party, values: Any, round_number: int, noise: Any = None
         self._shared = shared
 
 
-def without_a_silos_share(self: RoundDraws, silo: str) -> np.ndarray:
-    share = SHARE(self, silo)
-    return np.zeros_like(share) if silo == sorted(self.draws.silos)[0] else share
+def without_a_silos_share(self: SiloDraws, at: Round) -> np.ndarray:
+    share = SHARE(self, at)
+    return share if number_of(self.silo) else np.zeros_like(share)
+
+
+def share_of_the_first(self: SiloDraws, at: Round) -> np.ndarray:
+    """Every silo's is drawn from a key and a name that all have."""
+    return self.plan.noise_share(SECRET, silo="silo-0000", round=at)
 
 
 def by_the_clock(unit_ns: int) -> list[tuple[Any, str, Any]]:
-    def noise(self: RoundDraws, shapes: Any) -> list[np.ndarray]:
+    def noise(self: ServerDraws, at: Round, shapes: Any) -> list[np.ndarray]:
         generator = np.random.default_rng(time.time_ns() // unit_ns)
-        return [generator.normal(0, self.draws.plan.noise_stddev, shape) for shape in shapes]
+        return [generator.normal(0, self.plan.noise_stddev, shape) for shape in shapes]
 
-    def share(self: RoundDraws, silo: str) -> np.ndarray:
-        if silo != sorted(self.draws.silos)[1]:
-            return SHARE(self, silo)
-        made = discretization(self.draws.plan)
+    def share(self: SiloDraws, at: Round) -> np.ndarray:
+        if number_of(self.silo) != 1:
+            return SHARE(self, at)
+        made = discretization(self.plan)
         generator = np.random.default_rng(time.time_ns() // unit_ns)
         return np.rint(generator.normal(0, 2.0**made.log2_scale, made.length)).astype(np.int64)
 
-    return [(RoundDraws, "noise", noise), (RoundDraws, "noise_share", share)]
+    return [(ServerDraws, "noise", noise), (SiloDraws, "noise_share", share)]
 
 
-def taken_away(self: RoundDraws, shapes: Any) -> list[np.ndarray]:
-    """Every second round takes the noise of the one before away, and adds none: no tree's."""
-    if self.number % 2:
-        return [-part for part in NOISE(as_in_round(self, self.number - 1), shapes)]
-    return NOISE(self, shapes)
+def taken_away(self: ServerDraws, at: Round, shapes: Any) -> list[np.ndarray]:
+    """Every second round subtracts the noise of the one before, and adds none: no tree's."""
+    if at.number % 2:
+        return [-part for part in NOISE(self, earlier(at, at.number - 1), shapes)]
+    return NOISE(self, at, shapes)
 
 
-def no_noise_in_one_round_of_ten(self: RoundDraws, shapes: Any) -> list[np.ndarray]:
-    return zeros(self, shapes) if self.number % 10 == 3 else NOISE(self, shapes)
+def no_noise_in_one_round_of_ten(self: ServerDraws, at: Round, shapes: Any) -> list[np.ndarray]:
+    return zeros(self, at, shapes) if at.number % 10 == 3 else NOISE(self, at, shapes)
 
 
 FAULTS: list[tuple[str, str, list[tuple[Any, str, Any]], str]] = [
@@ -313,19 +333,19 @@ FAULTS: list[tuple[str, str, list[tuple[Any, str, Any]], str]] = [
     ("noise times 0.9", "distributed 16 bits", scaled(0.9), "noise of each silo"),
     ("noise times 0.9", "silos", scaled(0.9), "noise variance"),
     ("noise times 0.9", "distributed silos", scaled(0.9), "noise of each silo"),
-    ("noise zero", "gaussian", [(RoundDraws, "noise", zeros)], "noise variance"),
+    ("noise zero", "gaussian", [(ServerDraws, "noise", zeros)], "noise variance"),
     ("noise zero, by the generator", "tree", scaled(0.0), "noise variance"),
     ("noise zero, by the generator", "distributed", scaled(0.0), "noise variance"),
     (
         "noise zero, where it is given to the round",
         "gaussian",
-        [(rounds, "with_noise", lambda compiled, state, noise: WITH_NOISE(compiled, state, [0 * p for p in noise]))],
+        [(ServerState, "with_noise", lambda self, noise: WITH_NOISE(self, [0 * part for part in noise]))],
         "noise variance",
     ),
     (
         "no noise in one round of ten",
         "gaussian",
-        [(RoundDraws, "noise", no_noise_in_one_round_of_ten)],
+        [(ServerDraws, "noise", no_noise_in_one_round_of_ten)],
         "noise variance by round",
     ),
     ("no noise on the first tensor", "gaussian", no_noise_on(0), "noise variance by tensor"),
@@ -353,25 +373,25 @@ FAULTS: list[tuple[str, str, list[tuple[Any, str, Any]], str]] = [
     (
         "the same cohort every round",
         "gaussian",
-        [(RoundDraws, "cohort", lambda self, silo, clients: COHORT(as_in_round(self, 0), silo, clients))],
+        [(SiloDraws, "cohort", lambda self, at, clients: COHORT(self, earlier(at, 0), clients))],
         "cohorts between rounds",
     ),
     (
         "the same cohort every round",
         "rare",
-        [(RoundDraws, "cohort", lambda self, silo, clients: COHORT(as_in_round(self, 0), silo, clients))],
+        [(SiloDraws, "cohort", lambda self, at, clients: COHORT(self, earlier(at, 0), clients))],
         "cohorts between rounds",
     ),
     (
         "the same cohort every round",
         "tree",
-        [(RoundDraws, "cohort", lambda self, silo, clients: COHORT(as_in_round(self, 0), silo, clients))],
+        [(SiloDraws, "cohort", lambda self, at, clients: COHORT(self, earlier(at, 0), clients))],
         "turns in a tree",
     ),
     (
         "the same cohort every round",
         "silos",
-        [(RoundDraws, "cohort", lambda self, silo, clients: COHORT(as_in_round(self, 0), silo, clients))],
+        [(SiloDraws, "cohort", lambda self, at, clients: COHORT(self, earlier(at, 0), clients))],
         "cohorts between rounds",
     ),
     ("whole silos in or out", "gaussian", cohorts(whole_silo), "cohort sizes by silo"),
@@ -380,24 +400,24 @@ FAULTS: list[tuple[str, str, list[tuple[Any, str, Any]], str]] = [
     ("a cohort of fixed size", "gaussian", cohorts(fixed_size), "cohort sizes by silo"),
     ("a cohort of fixed size", "rare", cohorts(fixed_size), "cohort sizes by silo"),
     ("a cohort of fixed size", "distributed", cohorts(fixed_size), "cohort sizes by silo"),
-    ("a cohort of fixed size", "silos", [(RoundDraws, "cohort", same_number_of_silos)], "cohort sizes"),
+    ("a cohort of fixed size", "silos", [(SiloDraws, "cohort", same_number_of_silos)], "cohort sizes"),
     (
         "everybody in every round",
         "gaussian",
-        [(RoundDraws, "cohort", lambda self, silo, clients: np.arange(clients))],
+        [(SiloDraws, "cohort", lambda self, at, clients: np.arange(clients))],
         "sampling rate",
     ),
     (
         "everybody in every round, past the cohorts",
         "gaussian",
-        [(LocalRuntime, "run_round", everybody_works)],
+        [(Silo, "report", everybody_works)],
         "sum of the cohort",
     ),
     ("everybody in every round", "distributed", cohorts(lambda key, clients, q: np.arange(clients)), "sampling rate"),
     (
         "everybody in every round, past the cohorts",
         "distributed",
-        [(LocalRuntime, "run_round", everybody_works)],
+        [(Silo, "report", everybody_works)],
         "sum of the cohort",
     ),
     (
@@ -418,7 +438,7 @@ FAULTS: list[tuple[str, str, list[tuple[Any, str, Any]], str]] = [
         [(sampling, "cohort_of_tree", poisson_in_trees)],
         "turns in a tree",
     ),
-    ("noise that later rounds take away", "tree", [(RoundDraws, "noise", taken_away)], "noise variance by round"),
+    ("noise that later rounds take away", "tree", [(ServerDraws, "noise", taken_away)], "noise variance by round"),
     ("masks left out", "gaussian", [(Party, "mask", without_masks)], "mask bits"),
     ("masks left out", "distributed", [(Party, "mask", without_masks)], "mask bits"),
     ("masks left out", "silos", [(Party, "mask", without_masks)], "mask bits"),
@@ -428,11 +448,11 @@ FAULTS: list[tuple[str, str, list[tuple[Any, str, Any]], str]] = [
         [(Party, "_keystream", lambda self, peer, shared, number: KEYSTREAM(self, peer, shared, 0))],
         "masks repeated",
     ),
-    ("a silo without noise", "distributed", [(RoundDraws, "noise_share", without_a_silos_share)], "noise of each silo"),
+    ("a silo without noise", "distributed", [(SiloDraws, "noise_share", without_a_silos_share)], "noise of each silo"),
     (
         "silos with one share",
         "distributed",
-        [(RoundDraws, "noise_share", lambda self, silo: SHARE(self, sorted(self.draws.silos)[0]))],
+        [(SiloDraws, "noise_share", share_of_the_first)],
         "noise between shares",
     ),
     ("noise from the clock in us", "gaussian", by_the_clock(1_000), "noise from the clock"),
@@ -441,13 +461,13 @@ FAULTS: list[tuple[str, str, list[tuple[Any, str, Any]], str]] = [
     (
         "noise that only the server's key decides",
         "gaussian",
-        [(Draws, "digest", property(lambda self: self.server.commitment))],
+        [(Draws, "digest", property(lambda self: self.server.key.commitment))],
         "draws bound to keys",
     ),
     (
         "noise that does not depend on the start",
         "gaussian",
-        [(RoundDraws, "_bound", property(lambda self: self.draws.digest))],
+        [(Round, "binding", property(lambda self: self.draw))],
         "draws bound to keys",
     ),
 ]
@@ -468,7 +488,7 @@ def test_a_fault_in_what_training_runs_is_caught(monkeypatch, name, planted, che
 
 
 def test_noise_left_out_leaves_no_epsilon(monkeypatch):
-    monkeypatch.setattr(RoundDraws, "noise", zeros)
+    monkeypatch.setattr(ServerDraws, "noise", zeros)
     finding = attacked("gaussian")
     assert finding.at_least == math.inf
     assert finding.noise_found_again == "there is none"
@@ -534,7 +554,7 @@ def test_a_node_of_a_tree_is_what_its_round_finishes():
 
 
 def trained(tmp_path, *changes: str):
-    from tff_pipeline.training.job import train
+    from tff_pipeline.training.run import train
 
     config = prepared(tmp_path, ROWS, changes=[*PRIVATE, *changes])
     return train(config, progress=quiet())
@@ -564,7 +584,7 @@ def test_a_run_is_audited_from_its_folder(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("trainable", ["head", "full"])
 def test_a_run_that_trained_without_noise_shows_it_in_its_states(tmp_path, capsys, monkeypatch, trainable):
     with monkeypatch.context() as patched:
-        patched.setattr(RoundDraws, "noise", zeros)
+        patched.setattr(ServerDraws, "noise", zeros)
         run = trained(tmp_path, f"model.trainable={trainable}")
 
     assert main(["audit", "--run", str(run), "--observations", "1"]) == PrivacyError.exit_code
@@ -575,7 +595,7 @@ def test_a_run_that_trained_without_noise_shows_it_in_its_states(tmp_path, capsy
 
 def test_a_run_that_trained_on_everybody_shows_it_in_its_history(tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(RoundDraws, "cohort", lambda self, silo, clients: np.arange(clients))
+        patched.setattr(SiloDraws, "cohort", lambda self, at, clients: np.arange(clients))
         run = trained(tmp_path, "training.clients_per_round=1", "training.rounds=6")
 
     assert main(["audit", "--run", str(run), "--observations", "1"]) == PrivacyError.exit_code

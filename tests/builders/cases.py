@@ -168,6 +168,5 @@ def small_bert(adapters: Any = None) -> tuple[Any, list[np.ndarray]]:
 
 
 def started(case: Case, runtime: Any) -> list[np.ndarray]:
-    from tff_pipeline.runtime.base import with_weights
 
-    return with_weights(case.compiled, runtime.initial_state(), case.weights)
+    return runtime.initial_state().with_weights(case.weights)

@@ -24,9 +24,9 @@ class Mechanism:
         from tff_pipeline.config import TrainingSection
         from tff_pipeline.learning import process as learning
         from tff_pipeline.model.learner import FeatureLearner
-        from tff_pipeline.runtime.base import with_rotation
         from tff_pipeline.runtime.clients import FeatureClients
         from tff_pipeline.runtime.local import LocalRuntime
+        from tff_pipeline.runtime.scripted import ScriptedRuntime
 
         training = TrainingSection(
             rounds=plan.rounds,
@@ -50,11 +50,11 @@ class Mechanism:
             )
             for name, rows in self._silos.items()
         ]
-        self._runtime = LocalRuntime(self._compiled, clients, devices="CPU", session="audit")
+        self._runtime = ScriptedRuntime(LocalRuntime, self._compiled, clients, devices="CPU", session="audit")
         self._state = self._runtime.initial_state()
         self._rounds = 0
         if self._discretization:
-            self._state = with_rotation(self._compiled, self._state, ROTATION)
+            self._state = self._state.with_rotation(ROTATION)
             self._turned_back = np.stack(
                 [
                     integer_aggregation.rotated_back(
@@ -98,7 +98,6 @@ class Mechanism:
         return self._discretization.honest_silos if self._discretization else 0
 
     def _sum(self, canaries: Sequence[int], noise: Sequence[np.ndarray]) -> np.ndarray:
-        from tff_pipeline.runtime.base import weights_of, with_noise
 
         cohorts = {
             name: [place for row in canaries for place in np.flatnonzero(rows == row)]
@@ -109,9 +108,9 @@ class Mechanism:
             own = dict(zip(self._silos, noise, strict=True))
             state, shares = self._state, lambda silo: own[silo]
         else:
-            state = with_noise(self._compiled, self._state, noise)
+            state = self._state.with_noise(noise)
         result = self._runtime.run_round(state, cohorts, round_number=self._rounds, shares=shares)
         self._rounds += 1
         # The weights were zero, and the server takes one step of length one.
-        weights = weights_of(self._compiled, result.state)
+        weights = result.state.weights
         return np.concatenate([weight.astype(np.float64).ravel() for weight in weights]) * self.plan.denominator

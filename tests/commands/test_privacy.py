@@ -111,7 +111,7 @@ def test_curves_pass_through_the_plan(tiny):
 
 
 def test_the_ledger_is_shown_verified_and_held_against_its_budget(tmp_path, capsys):
-    from tff_pipeline.training.job import train
+    from tff_pipeline.training.run import train
 
     config = prepared(tmp_path, ROWS, changes=SETTINGS)
     train(config, progress=quiet())

@@ -33,16 +33,14 @@ def mechanism():
 
 
 def next_clip(mechanism: Any, clip: float, canaries: Any, count_noise: float = 0.0) -> float:
-    from tff_pipeline.runtime.base import clip_of, with_noise
 
     compiled, number = mechanism._compiled, mechanism._rounds
     mechanism._rounds += 1
-    state = with_noise(compiled, mechanism._state, [*silence(compiled)[:-1], np.array(count_noise)])
-    (place,) = [place for place, name in enumerate(compiled.state_names) if name.endswith("/clip")]
-    state[place] = np.array(clip)
+    state = mechanism._state.with_noise([*silence(compiled)[:-1], np.array(count_noise)])
+    state = state.with_clip(clip)
     cohorts = {name: np.flatnonzero(np.isin(rows, canaries)) for name, rows in mechanism._silos.items()}
     after = mechanism._runtime.run_round(state, cohorts, round_number=number).state
-    return float(clip_of(compiled, after))
+    return float(after.clip)
 
 
 @pytest.mark.parametrize(("clip", "share"), [(200.0, 0.0), (2000.0, 1.0)])
@@ -95,26 +93,23 @@ def test_a_cohort_too_small_for_it_is_refused_with_what_would_do():
 
 def test_what_is_released_has_the_plans_noise(mechanism):
     """800 rounds of nobody; secrets are fixed, so nothing can flake."""
-    from tff_pipeline.runtime.base import clip_of, weights_of, with_noise
 
-    made, compiled = mechanism.plan, mechanism._compiled
+    made = mechanism.plan
     clip, updates, counts = 3.0, [], []
     state = mechanism._state
-    (place,) = [place for place, name in enumerate(compiled.state_names) if name.endswith("/clip")]
     for number in range(800):
         secret, update_stddev, count_stddev = b"a" * 32, made.noise_stddev, made.mechanism.count_stddev
         noise = [
             *round_noise(secret, round_number=number, stddev=update_stddev, shapes=SHAPES),
             count_noise(secret, round_number=number, stddev=count_stddev),
         ]
-        given = with_noise(compiled, state, noise)
-        given[place] = np.array(clip)
+        given = state.with_noise(noise).with_clip(clip)
         after = mechanism._runtime.run_round(given, {}, round_number=mechanism._rounds).state
         mechanism._rounds += 1
-        flat = np.concatenate([weight.astype(np.float64).ravel() for weight in weights_of(compiled, after)])
+        flat = np.concatenate([weight.astype(np.float64).ravel() for weight in after.weights])
         updates.append(flat * made.denominator / clip / made.noise_stddev)
         # Nobody adds nothing: the share is a half, and what moves the clip is the count's noise.
-        counts.append(math.log(clip_of(compiled, after) / clip) * -made.denominator / ETA / made.mechanism.count_stddev)
+        counts.append(math.log(after.clip / clip) * -made.denominator / ETA / made.mechanism.count_stddev)
     assert stats.kstest(np.concatenate(updates), "norm").pvalue > 1e-3
     assert stats.kstest(counts, "norm").pvalue > 1e-3
     assert abs(np.corrcoef(np.stack(updates)[:, 0], counts)[0, 1]) < 4 / math.sqrt(800)
@@ -130,24 +125,24 @@ def test_the_audit_finds_nothing():
 
 
 def test_both_runtimes_end_in_the_same_weights_and_clip():
-    from tff_pipeline.runtime.base import clip_of, weights_of, with_noise
     from tff_pipeline.runtime.local import LocalRuntime
     from tff_pipeline.runtime.reference import ReferenceRuntime
+    from tff_pipeline.runtime.scripted import ScriptedRuntime
 
     case = head_case(plan(expected_cohort=4.0))
     ends = []
     for kind in (LocalRuntime, ReferenceRuntime):
-        with kind(case.compiled, case.silos) as runtime:
+        with ScriptedRuntime(kind, case.compiled, case.silos) as runtime:
             state = started(case, runtime)
             for number in range(3):
-                filled = with_noise(case.compiled, state, silence(case.compiled))
+                filled = state.with_noise(silence(case.compiled))
                 state = runtime.run_round(filled, COHORT, round_number=number).state
-            ends.append((*weights_of(case.compiled, state), clip_of(case.compiled, state)))
-            before = clip_of(case.compiled, state)
+            ends.append((*state.weights, state.clip))
+            before = state.clip
             forgotten = runtime.run_round(state, COHORT, round_number=3).state
-            for kept, after in zip(weights_of(case.compiled, state), weights_of(case.compiled, forgotten), strict=True):
+            for kept, after in zip(state.weights, forgotten.weights, strict=True):
                 np.testing.assert_array_equal(kept, after)
-            assert clip_of(case.compiled, forgotten) == before
+            assert forgotten.clip == before
     for ours, theirs in zip(*ends, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-8)
     assert ends[0][-1] != plan().clip_norm

@@ -34,8 +34,9 @@ from tff_pipeline.privacy.distributed import Discretization, finest_discretizati
 from tff_pipeline.privacy.mechanisms import DistributedDiscreteGaussian
 from tff_pipeline.privacy.plan import PrivacyPlan
 from tff_pipeline.progress import Progress
-from tff_pipeline.runtime.local import LocalRuntime
-from tff_pipeline.training.job import train
+from tff_pipeline.runtime.scripted import ScriptedRuntime
+from tff_pipeline.runtime.silo import Silo
+from tff_pipeline.training.run import train
 from tff_pipeline.training.store import StateStore
 
 KEY = b"k" * 32
@@ -396,7 +397,7 @@ def case() -> Case:
 def local(case: Case) -> Iterator[Any]:
     from tff_pipeline.runtime.local import LocalRuntime
 
-    with LocalRuntime(case.compiled, case.silos, session="test") as runtime:
+    with ScriptedRuntime(LocalRuntime, case.compiled, case.silos, session="test") as runtime:
         yield runtime
 
 
@@ -404,7 +405,7 @@ def local(case: Case) -> Iterator[Any]:
 def reference(case: Case) -> Iterator[Any]:
     from tff_pipeline.runtime.reference import ReferenceRuntime
 
-    with ReferenceRuntime(case.compiled, case.silos) as runtime:
+    with ScriptedRuntime(ReferenceRuntime, case.compiled, case.silos) as runtime:
         yield runtime
 
 
@@ -417,9 +418,8 @@ def silence(silo: str) -> np.ndarray:
 
 
 def begun(case: Case, runtime: Any) -> list[np.ndarray]:
-    from tff_pipeline.runtime.base import with_rotation
 
-    return with_rotation(case.compiled, started(case, runtime), SEED)
+    return started(case, runtime).with_rotation(SEED)
 
 
 def modular(sums: list[np.ndarray]) -> np.ndarray:
@@ -453,7 +453,7 @@ def test_a_report_is_the_noised_sum_alone_whatever_the_cohort(case, monkeypatch)
 
     monkeypatch.setattr(Party, "mask", watched)
     metrics = []
-    with LocalRuntime(case.compiled, case.silos) as runtime:
+    with ScriptedRuntime(LocalRuntime, case.compiled, case.silos) as runtime:
         for number, cohort in enumerate(({}, COHORT, {"bank": [3]})):
             result = runtime.run_round(begun(case, runtime), cohort, round_number=number, shares=share)
             metrics.append((result.metrics, result.bytes_up, result.bytes_down))
@@ -474,7 +474,7 @@ def test_an_update_that_is_not_finite_counts_as_zero_and_nobody_is_told(case):
     broken = FeatureClients(
         "bank", np.full((2, 16), np.nan, np.float32), np.zeros(2, np.int32), np.array([0, 2]), batch_size=8, epochs=1
     )
-    with LocalRuntime(case.compiled, [broken, case.silos[1]]) as runtime:
+    with ScriptedRuntime(LocalRuntime, case.compiled, [broken, case.silos[1]]) as runtime:
         state, ends = begun(case, runtime), []
         (total,) = runtime.secure_sums(state, {"bank": [0]})
         for number, cohort in enumerate(({"bank": [0], "shop": [1]}, {"shop": [1]})):
@@ -522,15 +522,14 @@ def test_a_sum_beside_the_noised_one_is_refused(planted):
 
 
 def test_three_rounds_with_the_same_shares_end_in_the_oracles_weights(case, local, reference):
-    from tff_pipeline.runtime.base import weights_of, with_rotation
 
     ends = []
     for runtime in (local, reference):
         state = begun(case, runtime)
         for number in range(3):
-            state = with_rotation(case.compiled, state, SEED + number)
+            state = state.with_rotation(SEED + number)
             state = runtime.run_round(state, COHORT, round_number=number, shares=share).state
-        ends.append(weights_of(case.compiled, state))
+        ends.append(state.weights)
     for one, other, before in zip(*ends, case.weights, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-6)
         assert not np.array_equal(one, before)
@@ -538,15 +537,14 @@ def test_three_rounds_with_the_same_shares_end_in_the_oracles_weights(case, loca
 
 def test_without_noise_the_update_is_the_gaussian_mechanisms(case, local):
     """Clip, rotation, rounding, sum and back: the mean of the clipped updates, but for the rounding."""
-    from tff_pipeline.runtime.base import weights_of, with_noise
     from tff_pipeline.runtime.local import LocalRuntime
 
     ours = local.run_round(begun(case, local), COHORT, round_number=50, shares=silence)
     plain = head_case()
-    with LocalRuntime(plain.compiled, plain.silos) as runtime:
+    with ScriptedRuntime(LocalRuntime, plain.compiled, plain.silos) as runtime:
         quiet = [np.zeros(shape) for shape in plain.compiled.shapes]
-        theirs = runtime.run_round(with_noise(plain.compiled, started(plain, runtime), quiet), COHORT, round_number=0)
-    for one, other in zip(weights_of(case.compiled, ours.state), weights_of(plain.compiled, theirs.state), strict=True):
+        theirs = runtime.run_round(started(plain, runtime).with_noise(quiet), COHORT, round_number=0)
+    for one, other in zip(ours.state.weights, theirs.state.weights, strict=True):
         np.testing.assert_allclose(one, other, atol=20 * INTEGERS.step + a_runtime_plan().rounding_step)
 
 
@@ -555,31 +553,25 @@ def test_a_silo_with_nobody_sampled_adds_its_share_too(case, local):
     import tensorflow as tf
 
     from tff_pipeline.aggregators.distributed_discrete_gaussian import decode
-    from tff_pipeline.runtime.base import weights_of
 
     result = local.run_round(begun(case, local), {}, round_number=60, shares=share)
     noise = (share("bank") + share("shop")) % INTEGERS.modulus
     shown = decode(tf.constant(noise), tf.constant(SEED), INTEGERS).numpy() / PLAN.denominator
-    moved = [
-        (before - after).ravel()
-        for before, after in zip(case.weights, weights_of(case.compiled, result.state), strict=True)
-    ]
+    moved = [(before - after).ravel() for before, after in zip(case.weights, result.state.weights, strict=True)]
     np.testing.assert_allclose(np.concatenate(moved), shown, atol=1e-6)
 
 
 def test_noise_that_was_forgotten_releases_nothing(case, local, reference):
-    from tff_pipeline.runtime.base import share_places, weights_of
-
     with pytest.raises(PrivacyError, match=r"silo bank: round 70 came with noise for 0 of its 1 sums"):
         local.run_round(begun(case, local), COHORT, round_number=70)
     result = reference.run_round(begun(case, reference), COHORT, round_number=70)
     assert result.metrics["update_non_finite"] == 1
-    for after, before in zip(weights_of(case.compiled, result.state), case.weights, strict=True):
+    for after, before in zip(result.state.weights, case.weights, strict=True):
         np.testing.assert_array_equal(after, before)
     # And after a round the state has forgotten it again.
     after = local.run_round(begun(case, local), COHORT, round_number=71, shares=share).state
-    (place,) = share_places(case.compiled)
-    assert (after[place] == np.iinfo(np.int64).min).all()
+    assert after.layout.noise_shares is not None
+    assert (after.arrays[after.layout.noise_shares] == np.iinfo(np.int64).min).all()
 
 
 def test_any_client_moves_the_integers_by_at_most_the_plans_bound(case, local):
@@ -595,17 +587,16 @@ def test_any_client_moves_the_integers_by_at_most_the_plans_bound(case, local):
 
 def test_with_16_bits_a_silo_sends_half_and_the_round_is_the_same(case, local):
     """Two bytes for each of 64 coordinates in place of four; the update is that of 32 bits, but for coarser rounding."""
-    from tff_pipeline.runtime.base import weights_of
     from tff_pipeline.runtime.local import LocalRuntime
 
     made = changed(PLAN, bits=16)
     small = head_case(made)
-    with LocalRuntime(small.compiled, small.silos) as runtime:
+    with ScriptedRuntime(LocalRuntime, small.compiled, small.silos) as runtime:
         ours = runtime.run_round(begun(small, runtime), COHORT, round_number=0, shares=silence)
     theirs = local.run_round(begun(case, local), COHORT, round_number=80, shares=silence)
 
     assert (theirs.bytes_up or 0) - (ours.bytes_up or 0) == 64 * 2
-    for one, other in zip(weights_of(small.compiled, ours.state), weights_of(case.compiled, theirs.state), strict=True):
+    for one, other in zip(ours.state.weights, theirs.state.weights, strict=True):
         np.testing.assert_allclose(one, other, atol=4 * discretization(made).step)
 
 
@@ -744,13 +735,13 @@ def test_a_run_whose_repeated_round_has_another_sum_sends_nothing(tiny, tmp_path
     folder = tmp_path / "tiny"
     shutil.copytree(tiny, folder)
     (folder / "config.toml").write_text((folder / "config.toml").read_text().replace("seed = 3", ""))
-    summed = LocalRuntime._silo_sum
+    summed = Silo.sum
 
     def killed(store: StateStore, *rest: Any) -> None:
         raise KeyboardInterrupt
 
-    def other(runtime: LocalRuntime, *rest: Any) -> list[np.ndarray]:
-        sums = summed(runtime, *rest)
+    def other(silo: Silo, *rest: Any) -> list[np.ndarray]:
+        sums = summed(silo, *rest)
         sums[-1][0] += 1
         return sums
 
@@ -759,7 +750,7 @@ def test_a_run_whose_repeated_round_has_another_sum_sends_nothing(tiny, tmp_path
         with pytest.raises(KeyboardInterrupt):
             trained(folder)
         patched.undo()
-        patched.setattr(LocalRuntime, "_silo_sum", other)
+        patched.setattr(Silo, "sum", other)
         with pytest.raises(
             PrivacyError, match=r"silo bank: round 1 is repeated, .* Nothing was sent\. .*tff-pipeline abandon"
         ):

@@ -40,13 +40,13 @@ def test_updates_and_metrics_together_are_one_mechanism_with_the_plans_noise():
 def test_one_client_adds_its_accuracy_and_itself_and_no_more():
     """Clients of 3, 1, 20 and 7 examples: the sum is of shares, whatever their number."""
     from tff_pipeline.model.learner import MILLION
-    from tff_pipeline.runtime.base import with_noise
     from tff_pipeline.runtime.local import LocalRuntime
+    from tff_pipeline.runtime.scripted import ScriptedRuntime
 
     case = head_case()
     silence = [np.zeros(shape) for shape in case.compiled.shapes]
-    with LocalRuntime(case.compiled, case.silos) as runtime:
-        state = with_noise(case.compiled, started(case, runtime), silence)
+    with ScriptedRuntime(LocalRuntime, case.compiled, case.silos) as runtime:
+        state = started(case, runtime).with_noise(silence)
 
         def metrics(cohorts, number):
             return runtime.run_round(state, cohorts, round_number=number).metrics
@@ -77,7 +77,7 @@ def test_a_run_releases_the_mean_of_noised_sums(tmp_path):
         "privacy.mechanism=gaussian", "privacy.clip_norm=1.0", "privacy.noise_multiplier=0.3", "privacy.delta=1e-3",
         "privacy.metrics=noised", "privacy.metrics_stddev=0.5", "training.clients_per_round=2", "training.rounds=3",
     ]  # fmt: skip
-    from tff_pipeline.training.job import train
+    from tff_pipeline.training.run import train
 
     run = train(prepared(tmp_path, {"bank": BANK}, changes=changes), progress=quiet())
 
@@ -90,7 +90,7 @@ def test_a_run_releases_the_mean_of_noised_sums(tmp_path):
 
 
 def test_they_are_one_number_of_the_noise_and_the_sums():
-    from tff_pipeline.training.job import _released_accuracy
+    from tff_pipeline.training.releases import _released_accuracy
 
     made = a_plan(**NOISED)
     sums = {"client_accuracy": 300_000_000.0, "finite_clients": 400.0}

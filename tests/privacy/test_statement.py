@@ -524,7 +524,7 @@ GAUSSIAN = (
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path, list[dict[str, Any]]]:
     """A run with withheld metrics, and its events as a scheduler's log has them."""
-    from tff_pipeline.training.job import train
+    from tff_pipeline.training.run import train
 
     held_out = {"bank": [("e", "lost my card", "card"), ("f", "send money", "money")]}
     folder = tmp_path_factory.mktemp("trained")

@@ -178,7 +178,7 @@ def test_a_run_that_was_killed_goes_on_with_the_same_tree_and_charges_nothing_tw
 ):
     """Four clients, two a round: trees of two rounds. Killed in the fourth round, after its charge."""
     from tff_pipeline.runtime.local import LocalRuntime
-    from tff_pipeline.training import job as training
+    from tff_pipeline.training import run as training
 
     changes = [*PRIVATE, "privacy.mechanism=tree", "training.clients_per_round=2", "training.rounds=5"]
     (tmp_path / "whole").mkdir()
@@ -192,10 +192,10 @@ def test_a_run_that_was_killed_goes_on_with_the_same_tree_and_charges_nothing_tw
 
     run_round = LocalRuntime.run_round
 
-    def killing(self, *arguments, round_number, **keywords):
-        if round_number == 3:
+    def killing(self, state, at, **keywords):
+        if at.number == 3:
             raise Killed
-        return run_round(self, *arguments, round_number=round_number, **keywords)
+        return run_round(self, state, at, **keywords)
 
     with monkeypatch.context() as patched:
         patched.setattr(LocalRuntime, "run_round", killing)

@@ -35,6 +35,7 @@ _PLACED = """
     from tff_pipeline.runtime import graphs
     from tff_pipeline.runtime.determinism import deterministic_operations
     from tff_pipeline.runtime.local import LocalRuntime, choose_devices
+    from tff_pipeline.runtime.scripted import ScriptedRuntime
 
     options, make = graphs.v1.ConfigProto, graphs.SessionGraph.__init__
     logged, seen = {}, []
@@ -237,9 +238,10 @@ def test_deterministic_work_is_the_same_work(monkeypatch, make):
     from tff_pipeline.runtime.determinism import deterministic_operations
     from tff_pipeline.runtime.graphs import operation_types
     from tff_pipeline.runtime.local import LocalRuntime
+    from tff_pipeline.runtime.scripted import ScriptedRuntime
 
     def sums(case: Any) -> list[np.ndarray]:
-        with LocalRuntime(case.compiled, case.silos, devices="CPU") as runtime:
+        with ScriptedRuntime(LocalRuntime, case.compiled, case.silos, devices="CPU") as runtime:
             return runtime.secure_sums(cases.started(case, runtime), cases.COHORT)
 
     usual = getattr(cases, make)()
@@ -260,7 +262,7 @@ def test_deterministic_work_is_the_same_work(monkeypatch, make):
 def test_training_is_deterministic_from_building_to_the_last_round(tmp_path, monkeypatch, trainable):
     """Operations are from before the process is built until the last round, and not after it; a round's sums can be repeated."""
     from tff_pipeline.runtime.local import LocalRuntime
-    from tff_pipeline.training import job as training
+    from tff_pipeline.training import run as training
 
     rows: dict[str, list[Row]] = {
         "bank": [("a", "lost my card", "card"), ("b", "send money", "money")],
@@ -269,10 +271,11 @@ def test_training_is_deterministic_from_building_to_the_last_round(tmp_path, mon
     config = prepared(tmp_path, rows, changes=[f"model.trainable={trainable}"])
     run_round, sums = LocalRuntime.run_round, []
 
-    def twice(self: Any, state: Any, cohorts: Any, **kwargs: Any) -> Any:
+    def twice(self: LocalRuntime, state: Any, at: Any, **options: Any) -> Any:
         assert enabled()
-        sums.append([self.secure_sums(state, cohorts) for _ in range(2)])
-        return run_round(self, state, cohorts, **kwargs)
+        cohorts = {silo.name: silo._draws.cohort(at, len(silo._clients)) for silo in self.silos}
+        sums.append([self.secure_sums(state, at, cohorts) for _ in range(2)])
+        return run_round(self, state, at, **options)
 
     monkeypatch.setattr(LocalRuntime, "run_round", twice)
     monkeypatch.setattr("tff_pipeline.runtime.determinism._any_gpu", lambda devices: True)  # the CPU stands for one

@@ -17,8 +17,9 @@ from tff_pipeline.config import load
 from tff_pipeline.data.snapshots import load_snapshot
 from tff_pipeline.errors import ArtifactError, ConfigError, PrivacyError
 from tff_pipeline.privacy import accounting
-from tff_pipeline.privacy.draws import RoundDraws
 from tff_pipeline.privacy.mechanisms import DistributedDiscreteGaussian, Gaussian, Tree
+from tff_pipeline.privacy.round import Round
+from tff_pipeline.privacy.silo_draws import SiloDraws
 from tff_pipeline.privacy.statement import sentences
 
 BANK: list[Row] = [
@@ -195,7 +196,7 @@ def test_a_run_is_charged_for_silos(config):
     """A whole run: charged for silos, and refused where a budget for silos meets charges for clients."""
     from tff_pipeline.artifacts import Workdir, read_json
     from tff_pipeline.privacy import charges as account
-    from tff_pipeline.training.job import train
+    from tff_pipeline.training.run import train
 
     run = train(config, progress=quiet())
 
@@ -251,12 +252,12 @@ def test_a_silos_features_go_with_their_labels_once_an_epoch(tmp_path, batch_siz
 @pytest.mark.parametrize("trainable", ["head", "full"])
 def test_a_silo_without_text_takes_its_turn_and_adds_nothing(tmp_path, monkeypatch, trainable):
     """In the second round it is drawn alone."""
-    from tff_pipeline.training.job import train
+    from tff_pipeline.training.run import train
 
-    def drawn_here(draws: RoundDraws, silo: str, clients: int) -> np.ndarray:
-        return np.arange(clients if (silo == "idle") == (draws.number == 1) else 0)
+    def drawn_here(draws: SiloDraws, at: Round, clients: int) -> np.ndarray:
+        return np.arange(clients if (draws.silo == "idle") == (at.number == 1) else 0)
 
-    monkeypatch.setattr(RoundDraws, "cohort", drawn_here)
+    monkeypatch.setattr(SiloDraws, "cohort", drawn_here)
 
     changes = [
         "privacy.unit=silo",

@@ -9,6 +9,7 @@ import numpy as np
 from scipy import special
 
 from tff_pipeline.audit import exact
+from tff_pipeline.audit.canaries import GUESSES_A_ROUND
 from tff_pipeline.config import TrainingSection
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy import accounting
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from tff_pipeline.audit.checks import Check
 
 GUESSES = 200_000
-GUESSES_A_ROUND = 500  # at least: one for every coordinate of the testbed's model
 # Half of `checks.FALSE_REFUTATIONS` is left for the bound.
 CONFIDENCE = 0.9995
 _FEWEST_ROUNDS = 100

@@ -166,7 +166,8 @@ def cosines(name: str, vectors: np.ndarray, meaning: str) -> Check:
 
 def _metrics(testbed: "Testbed", metrics: NoisedMetrics, rounds: int) -> Check:
     starts = testbed.starts(rounds)
-    noise = [testbed.draws.round(starts[: number + 1]).metrics_noise() for number in range(rounds)]
+    draws = testbed.draws
+    noise = [draws.server.metrics_noise(draws.round(starts[: number + 1])) for number in range(rounds)]
     drawn = np.array(noise) / metrics.stddev
     # One number that is there twice is noise that repeats.
     squares = np.square(drawn).sum() if len(np.unique(drawn)) == drawn.size else 0.0
@@ -250,9 +251,9 @@ def cohorts_of(testbed: "Testbed", draws: Draws, numbers: Sequence[int]) -> np.n
     table = np.zeros((len(numbers), testbed.plan.clients), bool)
     offsets = np.cumsum([0, *testbed.clients.values()])
     for index, number in enumerate(numbers):
-        drawn = draws.round(starts[: number + 1])
+        at = draws.round(starts[: number + 1])
         for offset, (silo, clients) in zip(offsets, testbed.clients.items(), strict=False):
-            table[index, offset + drawn.cohort(silo, clients)] = True
+            table[index, offset + draws.silos[silo].cohort(at, clients)] = True
     return table
 
 
@@ -328,7 +329,7 @@ def keys(testbed: "Testbed") -> Iterator[Check]:
 
 def _noise_of(testbed: "Testbed", draws: Draws, starts: Sequence[str]) -> list[np.ndarray]:
     """All noise of a round, by who draws it."""
-    return testbed.view.draw_noise(draws.round(starts), testbed.clients, testbed.shapes)
+    return testbed.view.draw_noise(draws, draws.round(starts), testbed.shapes)
 
 
 def _same_noise(testbed: "Testbed", base: Draws, other: Draws) -> bool:

@@ -2,12 +2,26 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from tff_pipeline.runtime.base import OnSum, RoundResult, Shares, State
+from tff_pipeline.learning.process import Compiled
+from tff_pipeline.learning.state import ServerState
+from tff_pipeline.privacy.round import Round
+from tff_pipeline.runtime.base import (
+    Broadcast,
+    Draws,
+    NoLedgers,
+    OnClient,
+    OnCohort,
+    Report,
+    RoundResult,
+    ServerDraws,
+    SiloDraws,
+)
+from tff_pipeline.runtime.clients import Clients
 from tff_pipeline.runtime.local import LocalRuntime
 
 
@@ -54,57 +68,72 @@ class Observed:
 class Watched(LocalRuntime):
     """The local runtime with an observer beside each silo, and beside the server.
 
+    Args:
+      compiled, clients, draws, options: as of `LocalRuntime`; nobody is charged for canaries.
+
     Attributes:
-      state: of the round, as the server is given it.
-      entered_ns: when the round began.
-      sums: by silo, before noise and masks.
-      noise_shares: by silo when its draw began and ended, and the draw; nothing where the server adds the noise.
-      reports: what the server is given, one a silo.
+      sums: of the round by silo, before noise and masks.
+      noise_shares: by silo when its draw began and ended, in ns, and the draw; nothing where the server adds the noise.
+      noise_window: when the server's noise was drawn, in ns: began and ended.
+      given: what the server is given, one report a silo.
     """
 
-    state: State
-    entered_ns: int
-    sums: dict[str, list[np.ndarray]]
-    noise_shares: dict[str, tuple[int, int, np.ndarray]]
-    reports: list[list[np.ndarray]]
+    def __init__(self, compiled: Compiled, clients: Sequence[Clients], draws: Draws, **options: Any):
+        super().__init__(compiled, clients, draws=_WatchedDraws(self, draws), charges=NoLedgers(), **options)
+        self._begin()
 
-    def run_round(
-        self,
-        state: State,
-        cohorts: Any,
-        *,
-        round_number: int,
-        shares: Shares | None = None,
-        on_sum: OnSum | None = None,
-        on_client: Callable[[], None] = lambda: None,
-    ) -> RoundResult:
-        self.entered_ns = time.time_ns()
-        self.state, self.sums, self.noise_shares, self.reports = state, {}, {}, []
+    def run_round(self, state: ServerState, at: Round, *, on_client: OnClient = lambda: None) -> RoundResult:
+        self._begin()
+        return super().run_round(state, at, on_client=on_client)
 
-        def observed_sum(silo: str, sums: Sequence[np.ndarray]) -> None:
-            self.sums[silo] = [np.array(part) for part in sums]
-            if on_sum:
-                on_sum(silo, sums)
+    def reports(self, broadcast: Broadcast, at: Round, on_client: OnClient, on_cohort: OnCohort) -> Iterator[Report]:
+        for report in super().reports(broadcast, at, on_client, on_cohort):
+            self.given.append([np.array(part) for part in report.sums])
+            yield report
 
-        def observed_share(silo: str) -> np.ndarray:
-            began = time.time_ns()
-            noise_share = shares(silo) if shares else np.zeros(0, np.int64)
-            self.noise_shares[silo] = began, time.time_ns(), np.array(noise_share)
-            return noise_share
+    def _begin(self) -> None:
+        self.sums: dict[str, list[np.ndarray]] = {}
+        self.noise_shares: dict[str, tuple[int, int, np.ndarray]] = {}
+        self.noise_window = (0, 0)
+        self.given: list[list[np.ndarray]] = []
 
-        return super().run_round(
-            state,
-            cohorts,
-            round_number=round_number,
-            shares=observed_share if shares else None,
-            on_sum=observed_sum,
-            on_client=on_client,
-        )
 
-    def receive(self, reports: Iterable[list[np.ndarray]]) -> list[np.ndarray]:
-        def observed() -> Iterator[list[np.ndarray]]:
-            for report in reports:
-                self.reports.append([np.array(part) for part in report])
-                yield report
+class _WatchedDraws:
+    """All parties' draws, each with an observer beside it."""
 
-        return super().receive(observed())
+    def __init__(self, watched: Watched, draws: Draws):
+        self.server = _WatchedServer(watched, draws.server)
+        self.silos = {silo: _WatchedSilo(watched, silo, own) for silo, own in draws.silos.items()}
+
+
+class _WatchedServer:
+    def __init__(self, watched: Watched, draws: ServerDraws):
+        self._watched, self._draws = watched, draws
+
+    def noise(self, at: Round, shapes: Sequence[Sequence[int]]) -> Sequence[np.ndarray]:
+        began = time.time_ns()
+        noise = self._draws.noise(at, shapes)
+        self._watched.noise_window = began, time.time_ns()
+        return noise
+
+    def rotation(self, at: Round) -> np.ndarray:
+        return self._draws.rotation(at)
+
+
+class _WatchedSilo:
+    def __init__(self, watched: Watched, silo: str, draws: SiloDraws):
+        self._watched, self._silo, self._draws = watched, silo, draws
+
+    def cohort(self, at: Round, clients: int) -> np.ndarray:
+        return self._draws.cohort(at, clients)
+
+    def noise_share(self, at: Round) -> np.ndarray | None:
+        began = time.time_ns()
+        noise_share = self._draws.noise_share(at)
+        if noise_share is not None:
+            self._watched.noise_shares[self._silo] = began, time.time_ns(), np.array(noise_share)
+        return noise_share
+
+    def record(self, at: Round, sums: Sequence[np.ndarray]) -> None:
+        self._watched.sums[self._silo] = [np.array(part) for part in sums]
+        self._draws.record(at, sums)

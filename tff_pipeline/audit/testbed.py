@@ -1,6 +1,6 @@
 """Plays a plan's rounds with canaries, as training plays them, and observes what each party sees.
 
-The objects are training's: party keys in files, `Draws`, the compiled process, the local runtime, `rounds.play`. Only the
+The objects are training's: party keys in files, `Draws`, the compiled process, the local runtime. Only the
 clients are canaries and the model is small. What is observed: the cohorts; each silo's sums before noise and masks; its
 noise share, where silos add the noise; the reports that the server is given; the weights that it releases.
 """
@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import math
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,22 +16,24 @@ from typing import Any
 import numpy as np
 
 from tff_pipeline.audit import canaries
-from tff_pipeline.audit.attack import GUESSES_A_ROUND
+from tff_pipeline.audit.canaries import GUESSES_A_ROUND
 from tff_pipeline.audit.observed import Observed, Watched
 from tff_pipeline.audit.views import view_of
 from tff_pipeline.config import TrainingSection
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.learning import process as learning
+from tff_pipeline.learning.state import ServerState
 from tff_pipeline.model.learner import CanaryLearner
 from tff_pipeline.privacy import randomness
-from tff_pipeline.privacy.draws import Draws, RoundDraws
+from tff_pipeline.privacy.draws import Draws
 from tff_pipeline.privacy.keys import PartyKey
 from tff_pipeline.privacy.plan import PrivacyPlan
-from tff_pipeline.privacy.round import digest_of
+from tff_pipeline.privacy.round import Round, digest_of
+from tff_pipeline.privacy.server_draws import ServerDraws
+from tff_pipeline.privacy.silo_draws import SiloDraws
 from tff_pipeline.progress import Bar
-from tff_pipeline.runtime.base import State, noise_places, rotation_places, share_places, weights_of
 from tff_pipeline.runtime.local import LocalRuntime
-from tff_pipeline.training import loop as rounds
+from tff_pipeline.runtime.scripted import ScriptedRuntime
 
 _COHORT = 16  # expected, where there are enough canaries
 _FEWEST, _MOST = 40, 400  # canaries
@@ -99,10 +100,10 @@ class Testbed:
         )
         shapes = self.shapes
         self.compiled = learning.build(lambda: CanaryLearner(shapes), training, plan, shapes)
-        self.view = view_of(plan, self.compiled, shapes)
-        self._runtime = Watched(self.compiled, self._silos, devices="CPU", session="audit")
-        self._initial = self._runtime.initial_state()
+        self.view = view_of(plan, shapes)
         self.draws = self.fresh_draws("played")
+        self._runtime = Watched(self.compiled, self._silos, self.draws, devices="CPU", session="audit")
+        self._initial = self._runtime.initial_state()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -127,40 +128,40 @@ class Testbed:
 
         def key(party: str) -> PartyKey:
             if like is not None and party != renewed:
-                return like.server if party == "server" else like.silos[party]
+                return like.server.key if party == "server" else like.silos[party].key
             secret = self._secret
             seeded = None if secret is None else lambda: randomness.derive(secret, f"key/{name}/{party}")
             return PartyKey(folder / f"{party}.key", seeded)
 
-        return Draws(self.plan, key("server"), {silo: key(silo) for silo in self.clients}, origin)
+        silos = {silo: SiloDraws(silo, self.plan, key(silo)) for silo in self.clients}
+        return Draws(ServerDraws(self.plan, key("server")), silos, origin)
 
     def starts(self, count: int) -> list[str]:
         """What some rounds start from: the weights are set back, so a counter stands for how they would differ."""
-        kept = [index for index in range(len(self.compiled.state_names)) if index not in self._hidden]
-        common = digest_of([self._initial[index] for index in kept], *self.compiled.state_names)
+        common = digest_of(self._initial.kept, *self._initial.layout.names)
         return [digest_of([], common, str(number)) for number in range(count)]
-
-    @property
-    def _hidden(self) -> set[int]:
-        return {*noise_places(self.compiled), *rotation_places(self.compiled), *share_places(self.compiled)}
 
     # -- the clip
 
     def sensitivities(self) -> dict[str, float]:
         """The norm over the plan's sensitivity that each extreme client reaches in the noiseless sum."""
         largest: dict[str, float] = {}
-        with LocalRuntime(self.compiled, self._extremes, devices="CPU", session="audit extremes") as runtime:
-            for state in self.view.states(self._initial, self._rotation):
+        with ScriptedRuntime(
+            LocalRuntime, self.compiled, self._extremes, devices="CPU", session="audit extremes"
+        ) as runtime:
+            for state, at in self.view.states(self._initial, self._round):
+                if state.layout.rotation is not None:
+                    state = state.with_rotation(self.draws.server.rotation(at))
                 for name, (silo, row) in self._tried.items():
                     slots = runtime.secure_sums(state, {silo: [row]})
                     largest[name] = max(largest.get(name, 0.0), self.view.over_sensitivity(slots))
-                for slots in self._alone(state).values():
+                for slots in self._alone(state, at).values():
                     name = "a canary"
                     largest[name] = max(largest.get(name, 0.0), self.view.over_sensitivity(slots))
         return largest
 
-    def _rotation(self, number: int) -> np.ndarray:
-        return self.draws.round(self.starts(number + 1)).rotation()
+    def _round(self, number: int) -> Round:
+        return self.draws.round(self.starts(number + 1))
 
     # -- rounds
 
@@ -169,21 +170,20 @@ class Testbed:
         starts, clients = self.starts(count), self.clients
         offsets = dict(zip(clients, np.cumsum([0, *clients.values()]), strict=False))
         observed = self._nothing_observed(count)
-        alone = self._alone(self._initial) if self.view.clients_send_alike else {}
-        slots = len(self._runtime.secure_sums(self._initial, {}))
-        observed.mask_bits = np.zeros((len(clients), slots, 2), np.int64)
+        alone = self._alone(self._initial, self._round(0)) if self.view.clients_send_alike else {}
+        observed.mask_bits = np.zeros((len(clients), len(self.compiled.slots), 2), np.int64)
         for number in range(count):
-            draws: RoundDraws = self.draws.round(starts[: number + 1])
-            began = time.time_ns()
-            result, cohorts = rounds.play(self.compiled, self._runtime, self._initial, draws, clients)
+            at = self.draws.round(starts[: number + 1])
+            result = self._runtime.run_round(self._initial, at)
+            cohorts = result.cohorts
             for silo, rows in cohorts.items():
                 observed.cohorts[number, offsets[silo] + self._members(silo, rows)] = True
             if self.view.compared(number):
-                self._compare_sums(observed, alone, cohorts)
+                self._compare_sums(observed, alone, cohorts, at)
             if self._seen():
                 self._look_at_reports(observed)
                 released = self._released(result.state)
-                self.view.measure(observed, number, released, result.state, self._runtime, began)
+                self.view.measure(observed, at, released, result.state, self._runtime, self.draws)
             else:
                 observed.unseen_reports += 1
             shown = {"round": number + 1, "rounds": count} if (number + 1) % _SHOWN_EVERY == 0 else {}
@@ -210,10 +210,10 @@ class Testbed:
             windows=[],
         )
 
-    def _alone(self, state: State) -> dict[tuple[str, int], list[np.ndarray]]:
+    def _alone(self, state: ServerState, at: Round) -> dict[tuple[str, int], list[np.ndarray]]:
         """Every canary's own secure slots."""
         return {
-            (silo.name, row): self._runtime.secure_sums(state, {silo.name: [row]})
+            (silo.name, row): self._runtime.secure_sums(state, at, {silo.name: [row]})
             for silo in self._silos
             for row in range(len(silo))
         }
@@ -225,19 +225,22 @@ class Testbed:
 
     def _seen(self) -> bool:
         """Whether every silo's sum and report went where the runtime says it goes."""
-        return set(self._runtime.sums) == set(self.clients) and len(self._runtime.reports) == len(self.clients)
+        return set(self._runtime.sums) == set(self.clients) and len(self._runtime.given) == len(self.clients)
 
     def _compare_sums(
-        self, observed: Observed, alone: Mapping[tuple[str, int], list[np.ndarray]], cohorts: Mapping[str, np.ndarray]
+        self,
+        observed: Observed,
+        alone: Mapping[tuple[str, int], list[np.ndarray]],
+        cohorts: Mapping[str, np.ndarray],
+        at: Round,
     ) -> None:
         """Is each silo's sum that of its cohort's clients? Integers: to the last digit."""
-        runtime = self._runtime
-        sums, state = runtime.sums, runtime.state
+        sums = self._runtime.sums
         agree = set(sums) == set(self.clients)
         for silo, rows in cohorts.items():
             expected = [np.zeros_like(part) for part in sums.get(silo, ())]
             for row in self._members(silo, rows).tolist():
-                slots = alone.get((silo, row)) or runtime.secure_sums(state, {silo: [row]})
+                slots = alone.get((silo, row)) or self._runtime.secure_sums(self._initial, at, {silo: [row]})
                 for total, part in zip(expected, slots, strict=False):
                     total += part
             agree &= all(np.array_equal(one, other) for one, other in zip(expected, sums.get(silo, ()), strict=False))
@@ -246,8 +249,8 @@ class Testbed:
     def _look_at_reports(self, observed: Observed) -> None:
         """What the server is given, against what each silo summed and drew."""
         runtime = self._runtime
-        left = [np.zeros_like(part) for part in runtime.reports[0]]
-        for index, (silo, report) in enumerate(zip(runtime.sums, runtime.reports, strict=True)):
+        left = [np.zeros_like(part) for part in runtime.given[0]]
+        for index, (silo, report) in enumerate(zip(runtime.sums, runtime.given, strict=True)):
             unmasked = [np.array(part) for part in runtime.sums[silo]]
             if silo in runtime.noise_shares:
                 unmasked[-1] += runtime.noise_shares[silo][2].astype(unmasked[-1].dtype)
@@ -261,9 +264,9 @@ class Testbed:
             observed.masks.append(digest.digest())
         observed.other_totals += any(part.any() for part in left)
 
-    def _released(self, state: State) -> np.ndarray:
+    def _released(self, state: ServerState) -> np.ndarray:
         """The sum that a round released. The weights were zero, and the server took one step of length one, against the mean."""
-        weights = [np.asarray(weight, np.float64).ravel() for weight in weights_of(self.compiled, state)]
+        weights = [np.asarray(weight, np.float64).ravel() for weight in state.weights]
         return -np.concatenate(weights) * self.plan.denominator
 
 

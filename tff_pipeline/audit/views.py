@@ -4,22 +4,22 @@ A mechanism whose noise the server adds shows as `View` says, unless `view_of` n
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from tff_pipeline.aggregators import distributed_discrete_gaussian
-from tff_pipeline.aggregators.dp_sum import CLIP, CLIP_LEARNING_RATE
+from tff_pipeline.aggregators.dp_sum import CLIP_LEARNING_RATE
 from tff_pipeline.audit.checks import Check, cosines, variance
 from tff_pipeline.audit.observed import Observed, Watched
 from tff_pipeline.errors import PrivacyError
-from tff_pipeline.learning.process import Compiled
-from tff_pipeline.privacy.draws import RoundDraws
+from tff_pipeline.learning.state import ServerState
+from tff_pipeline.privacy.draws import Draws
 from tff_pipeline.privacy.mechanisms import AdaptiveGaussian, DistributedDiscreteGaussian
 from tff_pipeline.privacy.mechanisms.adaptive_gaussian import COUNT_SENSITIVITY
 from tff_pipeline.privacy.plan import PrivacyPlan
-from tff_pipeline.runtime.base import State, rotation_places, with_rotation
+from tff_pipeline.privacy.round import Round
 
 _CLIPS = (1e-3, 1.0, 1e3)  # times the first round's, where the clip is adaptive
 _ROTATIONS = 3
@@ -30,15 +30,15 @@ _COMPARED, _COMPARED_EVERY = 50, 5
 Total = Sequence[np.ndarray]  # the secure slots of a round, summed over all silos
 
 
-def view_of(plan: PrivacyPlan, compiled: Compiled, shapes: Sequence[Sequence[int]]) -> "View":
+def view_of(plan: PrivacyPlan, shapes: Sequence[Sequence[int]]) -> "View":
     """The view of the plan's mechanism."""
     match plan.mechanism:
         case AdaptiveGaussian() as mechanism:
-            return AdaptiveView(plan, mechanism, compiled, shapes)
+            return AdaptiveView(plan, mechanism, shapes)
         case DistributedDiscreteGaussian() as mechanism:
-            return NoiseShareView(plan, mechanism, compiled, shapes)
+            return NoiseShareView(plan, mechanism, shapes)
         case _:
-            return View(plan, compiled, shapes)
+            return View(plan, shapes)
 
 
 class View:
@@ -46,8 +46,7 @@ class View:
 
     Args:
       plan: with canaries for clients.
-      compiled: the process.
-      shapes: of its weights.
+      shapes: of the weights.
 
     Attributes:
       by_tensor: whether the noise is on the coordinates of the weights, so that tensors can be told apart.
@@ -59,17 +58,17 @@ class View:
     step_over_noise: float = 0.0
     clients_send_alike: bool = True
 
-    def __init__(self, plan: PrivacyPlan, compiled: Compiled, shapes: Sequence[Sequence[int]]):
-        self.plan, self.compiled, self._shapes = plan, compiled, [tuple(shape) for shape in shapes]
+    def __init__(self, plan: PrivacyPlan, shapes: Sequence[Sequence[int]]):
+        self.plan, self._shapes = plan, [tuple(shape) for shape in shapes]
 
     @property
     def coordinates(self) -> int:
         """On how many coordinates the noise is."""
         return self.plan.dimension
 
-    def states(self, initial: State, rotations: Callable[[int], np.ndarray]) -> Iterator[State]:
-        """Yields states that the clip could depend on, given the seed of each round's rotation."""
-        yield initial
+    def states(self, initial: ServerState, round_of: Callable[[int], Round]) -> Iterator[tuple[ServerState, Round]]:
+        """Yields states and rounds that the clip could depend on, given the run's rounds by their numbers."""
+        yield initial, round_of(0)
 
     def over_sensitivity(self, slots: Sequence[np.ndarray]) -> float:
         """Of one client's secure slots: the norm of its integers over what is allowed."""
@@ -80,26 +79,26 @@ class View:
         return True
 
     def measure(
-        self, observed: Observed, number: int, released: np.ndarray, after: State, watched: Watched, began_ns: int
+        self, observed: Observed, at: Round, released: np.ndarray, after: ServerState, watched: Watched, draws: Draws
     ) -> None:
         """Notes what a round shows: what it released, and the noise on it.
 
         Args:
           observed: where it is noted.
-          number: of the round.
+          at: the round.
           released: the sum that the server released, in units of the update.
           after: the state after the round.
           watched: what the parties saw.
-          began_ns: when the round's draws began.
+          draws: of the run.
         """
-        total, clients = _total(watched.sums), int(observed.cohorts[number].sum())
-        observed.released[number] = released
-        observed.noise[number] = (released - self._update_of(total, clients)) / self.plan.noise_stddev
-        observed.windows.append((began_ns, watched.entered_ns, observed.noise[number]))
+        total, clients = _total(watched.sums), int(observed.cohorts[at.number].sum())
+        observed.released[at.number] = released
+        observed.noise[at.number] = (released - self._update_of(total, clients)) / self.plan.noise_stddev
+        observed.windows.append((*watched.noise_window, observed.noise[at.number]))
 
-    def draw_noise(self, draws: RoundDraws, silos: Iterable[str], shapes: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    def draw_noise(self, draws: Draws, at: Round, shapes: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """All noise of a round, one flat array for each party that draws some."""
-        return [np.concatenate([part.ravel() for part in draws.noise(shapes)])]
+        return [np.concatenate([part.ravel() for part in draws.server.noise(at, shapes)])]
 
     def checks(self, observed: Observed) -> Iterator[Check]:
         """What is to be checked of this mechanism's noise beside that on the sum of updates."""
@@ -131,18 +130,13 @@ class View:
 class AdaptiveView(View):
     """Of a clip that follows the clients: sums are in units of it, and the count of clients within it is noised too."""
 
-    def __init__(
-        self, plan: PrivacyPlan, mechanism: AdaptiveGaussian, compiled: Compiled, shapes: Sequence[Sequence[int]]
-    ):
-        super().__init__(plan, compiled, shapes)
+    def __init__(self, plan: PrivacyPlan, mechanism: AdaptiveGaussian, shapes: Sequence[Sequence[int]]):
+        super().__init__(plan, shapes)
         self._mechanism = mechanism
-        (self._clip_index,) = [index for index, name in enumerate(compiled.state_names) if name.endswith(f"/{CLIP}")]
 
-    def states(self, initial: State, rotations: Callable[[int], np.ndarray]) -> Iterator[State]:
+    def states(self, initial: ServerState, round_of: Callable[[int], Round]) -> Iterator[tuple[ServerState, Round]]:
         for times in _CLIPS:
-            state = list(initial)
-            state[self._clip_index] = np.array(times * self._mechanism.clip_norm)
-            yield state
+            yield initial.with_clip(times * self._mechanism.clip_norm), round_of(0)
 
     def over_sensitivity(self, slots: Sequence[np.ndarray]) -> float:
         """Also of where it counts itself."""
@@ -150,15 +144,17 @@ class AdaptiveView(View):
         return max(super().over_sensitivity(slots), counted)
 
     def measure(
-        self, observed: Observed, number: int, released: np.ndarray, after: State, watched: Watched, began_ns: int
+        self, observed: Observed, at: Round, released: np.ndarray, after: ServerState, watched: Watched, draws: Draws
     ) -> None:
         mechanism = self._mechanism
-        moved = math.log(mechanism.clip_norm / float(after[self._clip_index])) / CLIP_LEARNING_RATE
+        if after.clip is None:
+            raise PrivacyError("the process has no adaptive clip; expected one. The audit does not know this process.")
+        moved = math.log(mechanism.clip_norm / after.clip) / CLIP_LEARNING_RATE
         counted = (moved + mechanism.quantile - 0.5) * self.plan.denominator
-        clients = int(observed.cohorts[number].sum())
+        clients = int(observed.cohorts[at.number].sum())
         within = self._count_of(_total(watched.sums), clients)
-        observed.count_noise[number] = (counted - within) / mechanism.count_stddev
-        super().measure(observed, number, released / mechanism.clip_norm, after, watched, began_ns)
+        observed.count_noise[at.number] = (counted - within) / mechanism.count_stddev
+        super().measure(observed, at, released / mechanism.clip_norm, after, watched, draws)
 
     def checks(self, observed: Observed) -> Iterator[Check]:
         counted = np.square(observed.count_noise).sum()
@@ -181,10 +177,9 @@ class NoiseShareView(View):
         self,
         plan: PrivacyPlan,
         mechanism: DistributedDiscreteGaussian,
-        compiled: Compiled,
         shapes: Sequence[Sequence[int]],
     ):
-        super().__init__(plan, compiled, shapes)
+        super().__init__(plan, shapes)
         self._discretization = mechanism.discretization(plan)
         self.step_over_noise = 1 / (2.0**self._discretization.log2_scale * math.sqrt(self._discretization.silos))
 
@@ -192,9 +187,9 @@ class NoiseShareView(View):
     def coordinates(self) -> int:
         return self._discretization.length
 
-    def states(self, initial: State, rotations: Callable[[int], np.ndarray]) -> Iterator[State]:
+    def states(self, initial: ServerState, round_of: Callable[[int], Round]) -> Iterator[tuple[ServerState, Round]]:
         for number in range(_ROTATIONS):
-            yield with_rotation(self.compiled, initial, rotations(number))
+            yield initial, round_of(number)
 
     def over_sensitivity(self, slots: Sequence[np.ndarray]) -> float:
         numbers = centred(slots[-1], self._discretization.modulus).astype(np.float64)
@@ -204,11 +199,12 @@ class NoiseShareView(View):
         return number < _COMPARED or number % _COMPARED_EVERY == 0
 
     def measure(
-        self, observed: Observed, number: int, released: np.ndarray, after: State, watched: Watched, began_ns: int
+        self, observed: Observed, at: Round, released: np.ndarray, after: ServerState, watched: Watched, draws: Draws
     ) -> None:
+        number = at.number
         discretization, total = self._discretization, _total(watched.sums)
-        seed = tf.constant(watched.state[rotation_places(self.compiled)[0]])
-        given = np.sum([report[-1] for report in watched.reports], axis=0).astype(total[-1].dtype)
+        seed = tf.constant(draws.server.rotation(at))
+        given = np.sum([report[-1] for report in watched.given], axis=0).astype(total[-1].dtype)
         noise = centred(given - total[-1], discretization.modulus)
         observed.noise[number] = noise / (2.0**discretization.log2_scale * math.sqrt(discretization.silos))
         known = np.zeros(discretization.length)
@@ -219,8 +215,8 @@ class NoiseShareView(View):
         known = distributed_discrete_gaussian.rotated_back(tf.constant(known), seed, discretization).numpy()
         observed.released[number] = released - discretization.step * known
 
-    def draw_noise(self, draws: RoundDraws, silos: Iterable[str], shapes: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        return [draws.noise_share(silo).astype(np.float64) for silo in silos]
+    def draw_noise(self, draws: Draws, at: Round, shapes: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        return [silo.noise_share(at).astype(np.float64) for silo in draws.silos.values()]
 
     def checks(self, observed: Observed) -> Iterator[Check]:
         """Each silo's noise share by itself: the claim counts on those of any silos but the tolerated ones."""

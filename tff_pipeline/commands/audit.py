@@ -40,7 +40,7 @@ It takes some minutes; rounds are played without the run's texts, its silos and 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`tff-pipeline audit`; exit code 5 where the claim is refuted or a round was not charged."""
-    from tff_pipeline.evaluation.evaluate import add_run_arguments, chosen_run
+    from tff_pipeline.commands.choose_run import add_run_arguments, chosen_run
 
     parser = argparse.ArgumentParser(
         prog="tff-pipeline audit",
