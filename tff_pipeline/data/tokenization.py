@@ -34,8 +34,8 @@ def checkpoint_folder(checkpoint: str) -> Path:
     if checkpoint.startswith("package:"):
         package = checkpoint.removeprefix("package:")
         spec = importlib.util.find_spec(package)
-        folders = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
-        for folder in (candidate for place in folders for candidate in (place / "model", place)):
+        folders = [Path(location) for location in (spec.submodule_search_locations or [])] if spec else []
+        for folder in (candidate for root in folders for candidate in (root / "model", root)):
             if (folder / "config.json").is_file():
                 return folder
         raise ConfigError(
@@ -82,7 +82,7 @@ class Tokenizer:
         missing = [token for token in SPECIAL_TOKENS if token not in self.vocabulary]
         if missing:
             raise ConfigError(
-                f"the vocabulary of {len(self.vocabulary)} entries lacks {', '.join(missing)}; expected a BERT wordpiece vocabulary, one token a line."
+                f"the vocabulary of {len(self.vocabulary)} entries lacks {', '.join(missing)}; expected a BERT wordpiece vocabulary, one token a line. Name one with model.vocabulary."
             )
         self.pad_id, self.unk_id, self.cls_id, self.sep_id = (self.vocabulary.index(token) for token in SPECIAL_TOKENS)
         settings = ["FastBertTokenizer", lower_case, max_length, *self.vocabulary]
@@ -116,7 +116,7 @@ class Tokenizer:
             vocabulary = path.read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(
-                f"{path}: cannot be read ({type(error).__name__}); expected a BERT vocabulary, one token a line, in the checkpoint or as model.vocabulary."
+                f"{path}: cannot be read ({type(error).__name__}); expected a BERT vocabulary, one token a line, in the checkpoint or as model.vocabulary. Check that the file is there and that this account may read it."
             ) from None
         if vocabulary and not vocabulary[-1]:
             vocabulary.pop()
@@ -139,12 +139,14 @@ class Tokenizer:
         return joined
 
     def ragged_with_offsets(self, texts: "tf.Tensor") -> tuple["tf.RaggedTensor", "tf.RaggedTensor", "tf.RaggedTensor"]:
-        """The pieces that `ragged` frames, and where in the text's bytes each begins and ends: int32 [batch, (pieces)], thrice."""
+        """The pieces that `ragged` frames, and the bytes of the text at which each begins and ends: int32 [batch, (pieces)] all three."""
         import tensorflow as tf
 
-        found = (each[:, : self.max_length - 2] for each in self._tokenizer().tokenize_with_offsets(texts))
         cast: Any = tf.cast
-        pieces, starts, ends = (cast(each, tf.int32) for each in found)
+        pieces, starts, ends = (
+            cast(values[:, : self.max_length - 2], tf.int32)
+            for values in self._tokenizer().tokenize_with_offsets(texts)
+        )
         return pieces, starts, ends
 
     def encode(self, texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
@@ -159,12 +161,12 @@ class Tokenizer:
             return np.zeros(0, np.int32), np.zeros(0, np.int64)
         with tf.device("CPU"):
             pieces = self._tokenizer().tokenize(tf.constant(list(texts)))
-        # What `ragged` does, on arrays: its eager operations took four times as long as the tokenizer.
-        found, ids = np.diff(pieces.row_splits.numpy()), pieces.values.numpy()
-        kept = np.minimum(found, self.max_length - 2)
-        if (kept < found).any():
-            place = np.arange(len(ids)) - np.repeat(np.cumsum(found) - found, found)
-            ids = ids[place < np.repeat(kept, found)]
+        # This is `ragged` on arrays, since its eager operations took four times as long as the tokenizer.
+        counts, ids = np.diff(pieces.row_splits.numpy()), pieces.values.numpy()
+        kept = np.minimum(counts, self.max_length - 2)
+        if (kept < counts).any():
+            position = np.arange(len(ids)) - np.repeat(np.cumsum(counts) - counts, counts)
+            ids = ids[position < np.repeat(kept, counts)]
         lengths = kept + 2
         ends = np.cumsum(lengths)
         framed = np.empty(ends[-1], np.int32)
@@ -189,7 +191,7 @@ class Tokenizer:
 
         Returns:
           ids, int32 [length], with [CLS] and [SEP]; and for each id the index of the word whose first piece it is, or
-          -1, int64 [length]. A word without any piece (only control characters) becomes [UNK], so that it keeps its tag.
+          -1, int64 [length]. A word without pieces (one of control characters only) becomes [UNK], so that it keeps its tag.
         """
         import tensorflow as tf
 
