@@ -43,7 +43,7 @@ class Party:
         self.name, self._session, self._noised = name, session, frozenset(noised)
         self._private = X25519PrivateKey.generate()
         self.public_key = self._private.public_key().public_bytes_raw()
-        self._shared: dict[str, bytes] = {}
+        self._shared: dict[str, bytes] | None = None
         self._used: set[int] = set()
 
     def agree(self, public_keys: Mapping[str, bytes]) -> None:
@@ -73,9 +73,17 @@ class Party:
           noise: by index, int64 of the array's shape: what is added to an array that must not leave without it.
 
         Raises:
-          PrivacyError: if this round was masked before, since two reports under one mask would show their difference; or
-            if noise is missing.
+          PrivacyError: if this round was masked before, since two reports under one mask would show their difference; if
+            noise is missing; or if no mask can be made, since keys were not agreed or numbers are not unsigned integers.
         """
+        if self._shared is None:
+            raise PrivacyError(
+                f"silo {self.name}: round {round_number} was to be masked before public keys were exchanged; expected the keys of all silos first. Nothing was sent."
+            )
+        if signed := [value.dtype.name for value in values if value.dtype.kind != "u"]:
+            raise PrivacyError(
+                f"silo {self.name}: round {round_number} came with sums of {', '.join(sorted(set(signed)))}; expected unsigned integers, since no mask hides another number. Nothing was sent."
+            )
         if set(noise) != self._noised or any(noise[index].shape != values[index].shape for index in noise):
             raise PrivacyError(
                 f"silo {self.name}: round {round_number} came with noise for {len(noise)} of its {len(self._noised)} sums that must not leave without; expected its noise share on each, of the sum's shape. Nothing was sent."
