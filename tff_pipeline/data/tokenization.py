@@ -69,6 +69,18 @@ def checkpoint_identity(checkpoint: str) -> str:
     return fingerprint({path.name: sha256_file(path) for path in weights})
 
 
+def _lower_cases(settings: Path) -> bool:
+    """Whether a checkpoint's tokenizer lower-cases texts; True where it does not say."""
+    if not settings.is_file():
+        return True
+    try:
+        return bool(dict(json.loads(settings.read_text(encoding="utf-8"))).get("do_lower_case", True))
+    except (OSError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{settings}: cannot be read ({type(error).__name__}); expected the settings of the checkpoint's tokenizer, a JSON object. Download the checkpoint again."
+        ) from None
+
+
 class Tokenizer:
     """Text to wordpiece ids with [CLS] first and [SEP] last, at most `max_length` of them.
 
@@ -107,9 +119,7 @@ class Tokenizer:
         else:
             folder = checkpoint_folder(model.checkpoint)
             path = folder / "vocab.txt"
-            settings = folder / "tokenizer_config.json"
-            if settings.is_file():
-                lower_case = bool(json.loads(settings.read_text(encoding="utf-8")).get("do_lower_case", True))
+            lower_case = _lower_cases(folder / "tokenizer_config.json")
         if model.lower_case is not None:
             lower_case = model.lower_case
         try:

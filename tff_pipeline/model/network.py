@@ -4,11 +4,11 @@ The network is transformers' own `TFBertForSequenceClassification` or `TFBertFor
 Sequence classification pools in one of two ways:
 
 * "pooler": the checkpoint's own pooler over [CLS], as transformers does;
-* "mean": the mean of the token vectors, normalised per text to mean 0 and variance 1 (statistics of the data would be
+* "mean": the mean of the token vectors, normalized per text to mean 0 and variance 1 (statistics of the data would be
   a release of their own). Sentence encoders such as all-MiniLM were trained with it.
 
 Dropout is off: its random draws would make a resumed run differ from an uninterrupted one, and the clip and the noise
-already regularise. The head starts at zero.
+already regularize. The head starts at zero.
 """
 
 import os
@@ -49,7 +49,13 @@ def bert_config(model: ModelSection, tokenizer: Tokenizer) -> Any:
             max_position_embeddings=max(64, tokenizer.max_length),
         )
     else:
-        config = BertConfig.from_pretrained(str(checkpoint_folder(model.checkpoint)))
+        folder = checkpoint_folder(model.checkpoint)
+        try:
+            config = BertConfig.from_pretrained(str(folder))
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"model.checkpoint {model.checkpoint!r}: {folder / 'config.json'} cannot be read ({type(error).__name__}); expected a BERT's configuration. Download the checkpoint again, or name another."
+            ) from None
         if config.model_type != "bert":
             raise ConfigError(
                 f"model.checkpoint {model.checkpoint!r} is a {config.model_type!r} model; expected a BERT. Name another checkpoint."
