@@ -337,6 +337,6 @@ def secret(path: Path, derived: Callable[[], bytes] | None = None) -> bytes:
         write_atomic(path, value, mode=0o600)
     if len(value) != 32:
         raise ArtifactError(
-            f"{path}: holds {len(value)} bytes; expected a secret of 32 bytes. Restore it from a backup: without it clients cannot be recognised."
+            f"{path}: holds {len(value)} bytes; expected a secret of 32 bytes. Restore it from a backup: without it clients cannot be recognized."
         )
     return value

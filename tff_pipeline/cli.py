@@ -126,7 +126,7 @@ def _help() -> str:
     lines = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in _COMMANDS.items())
     return f"""usage: tff-pipeline COMMAND --config FILE [--set KEY=VALUE ...] [--json]
 
-Organisations that may not share their text train one BERT together.
+Organizations that may not share their text train one BERT together.
 
 commands:
 {lines}
