@@ -1,7 +1,7 @@
-"""What every reader of raw files shares: rows as columns, why a row is rejected, how lines are counted, what is said of columns.
+"""What all readers of raw files share: a row and its fields, reasons for a reject, counts of lines, checks of column names.
 
-No message holds a value of a row. The first line of a csv may be a row where it should be a header, and the keys of a JSON
-object may be names of people; so messages give the number of columns, and only names that the configuration itself holds.
+No message holds a value of a row. The first line of a csv may be a row where a header was expected, and the keys of a JSON
+object may be names of people; so messages give the number of columns, and show only names that the configuration holds.
 """
 
 import difflib
@@ -23,13 +23,16 @@ ROWS_IN_A_FIELD = "quoted line breaks that look like rows"
 TOO_LONG = "too long"
 
 MAX_ROW_BYTES = PrepareSection().max_row_bytes
-_RESEMBLES = 0.8  # difflib's ratio from which a name is taken for a misspelling of another one
+SLICE_ROWS = 64  # how many rows a reader yields at a time; one that is wrong costs a closer look at this many
+INEXACT_FLOATS = 2**53  # from this size on, one float may stand for several whole numbers
+CONFIGURED = ("text", "label", "client", "group")  # the keys of a silo's section that name columns
+_SIMILAR = 0.8  # difflib's ratio above which a name counts as a misspelling of another
 
 Value = str | tuple[str, ...]
 
 
 class Fields(NamedTuple):
-    """The columns of a row that the configuration names; text and label of a sentence (conll) are tuples, one item a word."""
+    """The columns of a row that the configuration names. A sentence (conll) has tuples for text and label, one item a word."""
 
     text: Value
     label: Value
@@ -38,8 +41,8 @@ class Fields(NamedTuple):
 
 
 class Reject(NamedTuple):
-    """A row that is not used. Where quotes are damaged nobody can tell rows apart: then it stands for all of its `rows`
-    lines, from `line` on."""
+    """A row that is not used. Where damaged quotes hide the limits of rows, it stands for each of its `rows` lines, from
+    `line` on."""
 
     line: int
     reason: str
@@ -53,12 +56,15 @@ class RawRow(NamedTuple):
 
 
 class LineCounts(NamedTuple):
-    """What became of a file's lines (of parquet: rows). `read` is counted where lines are told apart, before anything looks
-    into them; the others where each is dealt with. A line is of exactly one kind, so these add up to `read`."""
+    """How many lines of a file (of parquet: rows) a reader took in, and how many of them are of each kind.
+
+    `read` is counted where the file is cut into lines, before any reader interprets them; the others are counted where a line
+    is dealt with. A line is of exactly one kind, so the kinds add up to `read`.
+    """
 
     read: int = 0
     rows: int = 0
-    rejected: int = 0  # lines of which no row could be made
+    rejected: int = 0  # lines from which no row could be made
     header: int = 0
     blank: int = 0
     comments: int = 0
@@ -66,7 +72,7 @@ class LineCounts(NamedTuple):
 
     @property
     def missing(self) -> int:
-        """Lines read that nothing accounts for: 0, or prepare has a defect."""
+        """How many lines were read and not accounted for: 0, or prepare has a defect."""
         return self.read - sum(self[1:])
 
     def plus(self, other: "LineCounts") -> "LineCounts":
@@ -74,7 +80,7 @@ class LineCounts(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Consecutive rows: number and fields of those that have fields, column by column; the others as rejects."""
+    """Consecutive rows: line and fields of the good ones, column by column; the others as rejects."""
 
     lines: list[int]
     texts: list[Value]
@@ -84,64 +90,86 @@ class Columns(NamedTuple):
     rejects: list[Reject]
     counts: LineCounts = LineCounts()
 
+    @classmethod
+    def without_rows(cls, rejects: Sequence[Reject] = (), counts: LineCounts | None = None) -> "Columns":
+        return cls([], [], [], [], [], list(rejects), counts or LineCounts())
+
+    def add(self, line: int, fields: Sequence[Value]) -> None:
+        """Appends one row."""
+        for column, value in zip(self[:5], (line, *fields), strict=True):
+            column.append(value)  # type: ignore[arg-type]
+
+    def plus(self, other: "Columns") -> "Columns":
+        """These rows and those of `other` behind them; the lists of `self` grow."""
+        for column, values in zip(self[:6], other[:6], strict=True):
+            column.extend(values)  # type: ignore[arg-type]
+        return self._replace(counts=self.counts.plus(other.counts))
+
 
 class Source(NamedTuple):
-    """Where rows come from: the silo's section of the configuration, the file's name for messages, the largest row in bytes,
-    and the labels, where the configuration lists them."""
+    """How a file is read: its silo's section of the configuration, its name for messages, the size limit of a row, and the
+    labels, where the configuration lists them."""
 
     silo: SiloSection
     name: str
-    limit: int = MAX_ROW_BYTES
+    max_row_bytes: int = MAX_ROW_BYTES
     labels: frozenset[str] | None = None
 
     @property
-    def wanted(self) -> tuple[str, str, str, str]:
-        """The column names of text, label, client and group; "" for one that is not configured."""
+    def columns(self) -> tuple[str, str, str, str]:
+        """The names of the columns for text, label, client and group; "" for one that is not configured."""
         return self.silo.text, self.silo.label, self.silo.client, self.silo.group
 
+
+def text_size(text: Value) -> int:
+    """Characters of a text, or of the words of a sentence."""
+    return len(text) if isinstance(text, str) else sum(map(len, text))
+
+
+# -- the columns that a file must have ---------------------------------------------------------------------------------
 
 Shown = Literal["all", "near", "none"]
 
 
-def require(
+def require_columns(
     names: Sequence[str], source: Source, *, kind: str, location: str, shown: Shown = "none", hint: str = ""
 ) -> None:
-    """InputError for the first configured column that `names` lacks, and for one that is there twice.
+    """Raises InputError for the first configured column that `names` lacks, or has more than once.
 
     Args:
       names: what the file has.
       kind: what they are: "column", "field", "comment key".
       location: where they were looked for.
       shown: which of them the message may hold beside configured ones: all; those that are spelled much like a configured
-        one; or none, where they could be a row's values, and positions say enough.
-      hint: what else may be done about a missing one.
+        one; or none, where they could be a row's values, so that the message gives positions only.
+      hint: what else helps where one is missing.
     """
-    for key, column in zip(("text", "label", "client", "group"), source.wanted, strict=True):
+    for key, column in zip(CONFIGURED, source.columns, strict=True):
         if not column or names.count(column) == 1:
             continue
         if column in names:
             raise InputError(
-                f"{source.name}: the {kind} {column!r} is there {names.count(column)} times; expected once. Rename one of them."
+                f"{source.name}: the {kind} {column!r} occurs {names.count(column)} times; expected once. Rename one of them."
             )
         raise InputError(
-            f"{source.name}: there is no {kind} {column!r} in {location}; {_described(names, source, kind, shown)}."
-            f"{_near(column, names, kind, shown)} Correct `{key}` of silo {source.silo.name!r} in the configuration{hint}."
+            f"{source.name}: the {kind} {column!r} is missing from {location}; {_described(names, source, kind, shown)}."
+            f"{_similar(column, names, kind, shown)} Correct `{key}` of silo {source.silo.name!r} in the configuration{hint}."
         )
 
 
 def _described(names: Sequence[str], source: Source, kind: str, shown: Shown) -> str:
     if shown == "all":
         return f"found {', '.join(map(repr, names)) or 'none'}"
-    configured = [column for column in dict.fromkeys(source.wanted) if column and column in names]
+    configured = [column for column in dict.fromkeys(source.columns) if column and column in names]
     among = f", among them {', '.join(map(repr, configured))}" if configured else ", none of them configured"
     return f"found {len(names)} {kind}{'s' if len(names) != 1 else ''}{among if names else ''}"
 
 
-def _near(column: str, names: Sequence[str], kind: str, shown: Shown) -> str:
-    """A hint at a misspelt name: the name itself, or where it may be a row's value, its position."""
-    near = difflib.get_close_matches(column, names, n=1, cutoff=0.6 if shown == "all" else _RESEMBLES)
-    if not near:
+def _similar(column: str, names: Sequence[str], kind: str, shown: Shown) -> str:
+    """A hint at a misspelled name: the name itself, or where it may be a row's value, its position."""
+    similar = difflib.get_close_matches(column, names, n=1, cutoff=0.6 if shown == "all" else _SIMILAR)
+    if not similar:
         return ""
     if shown == "none":
-        return f" The {kind} at position {names.index(near[0]) + 1} is spelled much like it."
-    return f" Did you mean {near[0]!r}?"
+        return f" The {kind} at position {names.index(similar[0]) + 1} is spelled much like it."
+    return f" Did you mean {similar[0]!r}?"

@@ -1,7 +1,7 @@
-"""Tokenized rows as columns: what lies between reading a silo's text and writing its clients. numpy, no Beam.
+"""Tokenized rows as columns, between reading a silo's text and writing its clients. numpy, no Beam.
 
-A silo has millions of rows; an object for each costs more than tokenizing it. So rows are kept together, some thousands at
-a time, an array for each of their properties, and are selected, sorted and written down by the array.
+A silo has millions of rows, and an object for each would cost more than tokenizing it. So rows stay together, some thousands
+at a time, an array for each of their properties, and are selected, sorted and written by the array.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,7 +41,7 @@ class Rows:
     labels       int32 [n] (sequence classification) or [t] (token classification), an index into `label_names`
     groups       int32 [n], an index into `group_names`
 
-    The names are those of these rows only and in no order: rows from elsewhere have others.
+    The names are those of these rows only, in no particular order: rows from elsewhere have others.
     """
 
     clients: np.ndarray
@@ -59,12 +59,12 @@ class Rows:
 
     @cached_property
     def ends(self) -> np.ndarray:
-        """Where each row's tokens end in `tokens`, int64 [n]."""
+        """The index in `tokens` at which each row's tokens end, int64 [n]."""
         return np.cumsum(self.lengths)
 
     @property
     def labelled_tokens(self) -> bool:
-        """Whether each token has a label; as each row has several tokens, the numbers tell."""
+        """Whether each token has a label. Each row has several tokens, so the number of labels tells."""
         return len(self.labels) != len(self.lines)
 
     @property
@@ -79,12 +79,12 @@ class Rows:
         return 40 * len(self.lines) + self.tokens.nbytes + self.labels.nbytes
 
     def first_of_clients(self) -> np.ndarray:
-        """Where in sorted rows each client begins, int64 [clients]."""
+        """The index at which each client begins in sorted rows, int64 [clients]."""
         other = (self.clients[1:] != self.clients[:-1]).any(axis=1)
         return np.concatenate([np.zeros(min(1, len(self)), np.int64), np.flatnonzero(other) + 1])
 
     def take(self, rows: np.ndarray) -> "Rows":
-        """The rows of these numbers (int64), in this order."""
+        """The rows at these indices (int64), in this order."""
         lengths = self.lengths[rows]
         ends = np.cumsum(lengths)
         tokens = np.arange(ends[-1] if len(ends) else 0) + np.repeat(self.ends[rows] - ends, lengths)
@@ -101,7 +101,7 @@ class Rows:
         )
 
     def sorted(self) -> "Rows":
-        """The rows by client, and a client's in the order they were read in."""
+        """The rows by client, and those of a client in the order they were read."""
         high, low = self.clients.T
         return self.take(np.lexsort((self.lines, self.files, low, high)))
 
@@ -112,7 +112,7 @@ class Rows:
         return replace(self, labels=labels, groups=groups, label_names=label_names, group_names=group_names)
 
     def renamed(self, labels: Mapping[str, int], groups: Mapping[str, int]) -> "Rows":
-        """The same rows, with labels and groups by numbers that are given for their names."""
+        """The same rows, with the numbers that these tables give to the names of labels and groups."""
         label_ids = np.array([labels[name] for name in self.label_names], np.int32)
         group_ids = np.array([groups[name] for name in self.group_names], np.int32)
         return replace(
@@ -120,7 +120,7 @@ class Rows:
         )
 
     def encode(self) -> bytes:
-        """The rows as a message; names that none of them has are left out."""
+        """The rows as a message, without names that none of them has."""
         rows = self.with_names_used()
         arrays = (getattr(rows, name).tobytes() for name in _ARRAYS)
         names = {"label_names": list(rows.label_names), "group_names": list(rows.group_names)}
@@ -128,18 +128,18 @@ class Rows:
 
     @classmethod
     def decode(cls, message: bytes) -> "Rows":
-        """What `encode` wrote. The arrays are read-only."""
-        found = msgspec.msgpack.decode(message, type=_Message)
+        """The rows of a message that `encode` made. The arrays are read-only."""
+        columns = msgspec.msgpack.decode(message, type=_Message)
         return cls(
-            np.frombuffer(found.clients, np.uint64).reshape(-1, 2),
-            np.frombuffer(found.files, np.int32),
-            np.frombuffer(found.lines, np.int64),
-            np.frombuffer(found.lengths, np.int64),
-            np.frombuffer(found.tokens, np.int32),
-            np.frombuffer(found.labels, np.int32),
-            np.frombuffer(found.groups, np.int32),
-            found.label_names,
-            found.group_names,
+            np.frombuffer(columns.clients, np.uint64).reshape(-1, 2),
+            np.frombuffer(columns.files, np.int32),
+            np.frombuffer(columns.lines, np.int64),
+            np.frombuffer(columns.lengths, np.int64),
+            np.frombuffer(columns.tokens, np.int32),
+            np.frombuffer(columns.labels, np.int32),
+            np.frombuffer(columns.groups, np.int32),
+            columns.label_names,
+            columns.group_names,
         )
 
     @classmethod
@@ -159,7 +159,7 @@ def hashes_to_numbers(hashes: bytes) -> np.ndarray:
 
 
 def numbers_to_hashes(clients: np.ndarray) -> list[bytes]:
-    """What `hashes_to_numbers` was given, as n pieces."""
+    """The inverse of `hashes_to_numbers`, as n pieces."""
     return np.ascontiguousarray(clients.astype(">u8")).view(f"V{CLIENT_BYTES}").reshape(-1).tolist()
 
 
@@ -170,17 +170,17 @@ def numbered(names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
 
 
 def _renamed(parts: Sequence[tuple[np.ndarray, Sequence[str]]]) -> tuple[np.ndarray, list[str]]:
-    """Numbers that count in names of their own each, as numbers that count in names of all."""
+    """Joins numbers that index into names of their own, as numbers that index into the names of all parts."""
     table: dict[str, int] = {}
     numbers = []
     for numbers_of_part, names in parts:
-        places = np.array([table.setdefault(name, len(table)) for name in names], np.int32)
-        numbers.append(places[numbers_of_part])
+        number_of_name = np.array([table.setdefault(name, len(table)) for name in names], np.int32)
+        numbers.append(number_of_name[numbers_of_part])
     return np.concatenate(numbers), list(table)
 
 
 def _used(numbers: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """The same without the names that no number stands for."""
-    found = np.bincount(numbers, minlength=len(names)) > 0
-    places = np.cumsum(found, dtype=np.int32) - 1
-    return places[numbers].astype(np.int32, copy=False), [names[number] for number in np.flatnonzero(found)]
+    """Numbers and names without the names that no number stands for."""
+    used = np.bincount(numbers, minlength=len(names)) > 0
+    new_numbers = np.cumsum(used, dtype=np.int32) - 1
+    return new_numbers[numbers].astype(np.int32, copy=False), [names[number] for number in np.flatnonzero(used)]

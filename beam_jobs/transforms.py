@@ -1,22 +1,16 @@
-"""The pipeline of prepare, as PTransforms that wire the plain functions of `steps` and count.
+"""The pipeline of prepare as PTransforms. They wire the plain functions of `steps`, and count.
 
-    files -> Read -> Tokenize -> Spill -> Merge -> one ReadSummary             ReadAndTokenize
-    parts of shards, ReadSummary -> Write -> a PartSummary each                WriteParts
-    ReadSummary, PartSummaries -> the file that tells the driver of both       WriteResult
+    InputFile -> Read -> RowBatch -> Tokenize -> Tokenized -> Spill -> ReadSummary -> Merge      ReadAndTokenize
+    part number, ReadSummary -> Write -> PartSummary                                             WriteParts
+    ReadSummary, PartSummaries -> the file that tells the driver of both                         WriteResult
 
-Elements are small throughout: names of files, batches of rows inside fused steps, places of segments. The rows themselves
-go through the workdir (see `spill`). Whatever goes wrong on a worker reaches the driver as text in an exception, on any
-runner; `reported` writes our own errors into it such that `failure_in` finds them again.
+Elements are small throughout: names of files, batches of rows inside fused steps, positions of segments. The rows themselves
+go through the workdir (see `segments`).
 """
 
 import gc
-import json
-import re
-import traceback
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import apache_beam as beam
@@ -24,117 +18,30 @@ import msgspec
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
-from beam_jobs import formats, inputs, steps
-from beam_jobs.rows import Rows
-from beam_jobs.spill import Segment, SegmentWriter, writing
-from tff_pipeline import artifacts, errors
-from tff_pipeline.config import PrepareSection, SiloSection
+from beam_jobs import formats
+from beam_jobs.endpoints import open_raw
+from beam_jobs.failures import reported
+from beam_jobs.inputs import InputFile
+from beam_jobs.planning import Plan
+from beam_jobs.segments import Segment, writing
+from beam_jobs.steps import batches, parts, spilling, summaries, tokens
+from tff_pipeline import artifacts
 from tff_pipeline.data.tokenization import Tokenizer
 from tff_pipeline.progress import silence_libraries
 
 RESULT = "result.json"
-_COLLECT_AFTER = (50_000, 20, 50)  # in place of (700, 10, 10), see gc.set_threshold
-SPILL_BYTES = 16 * 2**20  # of tokenized rows that a worker holds before it writes them
 RUNNING = ".rows"  # files of this ending hold how many rows of an input file have been read so far
+_COLLECT_AFTER = (50_000, 20, 50)  # in place of (700, 10, 10), see gc.set_threshold
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Everything a worker needs to know. The client secret is not in it, only where it lies: a plan travels to the runner."""
+def collect_seldom() -> None:
+    """Makes this process look for cyclic garbage seldom.
 
-    silo: SiloSection
-    prepare: PrepareSection
-    known_labels: tuple[str, ...] | None
-    files: tuple[inputs.InputFile, ...]
-    split_by_files: bool
-    secret: str
-    ranges_per_shard: int
-    work: str = ""
-
-    @property
-    def ranges(self) -> int:
-        return self.prepare.shards * self.ranges_per_shard
-
-    def keys(self) -> steps.Keys:
-        """The keys, on a worker. Never makes a secret: one made there would turn every client into another."""
-        try:
-            secret = Path(self.secret).read_bytes()
-        except FileNotFoundError:
-            raise errors.ArtifactError(
-                f"{self.secret}: a Beam worker does not see this file. Workers must share the workdir's file system; "
-                "set pipeline.workdir to a folder they all see, or run in process."
-            ) from None
-        except OSError as error:
-            raise errors.ArtifactError(
-                f"{self.secret}: cannot be read ({error.strerror or type(error).__name__}). Check that the account of the workers may read it."
-            ) from None
-        return steps.Keys.of(secret)
-
-    def source(self, file: inputs.InputFile) -> formats.Source:
-        """How a file is to be read."""
-        labels = frozenset(self.known_labels) if self.known_labels is not None else None
-        return formats.Source(self.silo, file.path, self.prepare.max_row_bytes, labels)
-
-    def reject_line(self, file: int, reject: formats.Reject) -> bytes:
-        return steps.reject_line(self.files[file].name, "row" if self.silo.format == "parquet" else "line", reject)
-
-    def check_names(self, read: steps.ReadSummary, *, complete: bool) -> None:
-        steps.check_names(
-            read,
-            self.silo,
-            labels_listed=self.known_labels is not None,
-            limit=self.prepare.max_labels,
-            complete=complete,
-        )
-
-    @property
-    def file_splits(self) -> list[str]:
-        """The split of each file; empty where clients are split by hash."""
-        return [file.split for file in self.files] if self.split_by_files else []
-
-    def acceptable(self, rejects: int, rows: int) -> bool:
-        return rejects <= self.prepare.max_reject_share * rows and rejects < rows
-
-
-# -- errors that cross the runner --------------------------------------------------------------------------------------
-
-
-class StepFailed(Exception):
-    """Carries an error of ours, as JSON, through whatever a runner makes of exceptions."""
-
-
-_FAILURE = re.compile(r"prepare-failure<(\{.*?\})>", re.DOTALL)
-
-
-@contextmanager
-def reported(step: str) -> Iterator[None]:
-    """Raises what happens inside as a StepFailed. The text of an unexpected error is withheld: it could quote the silo's."""
-    try:
-        yield
-    except errors.PipelineError as error:
-        kind, message = type(error).__name__, str(error)
-    except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        kind = "PipelineError"
-        message = (
-            f"prepare, step {step}: an unexpected {type(error).__name__} in {Path(place.filename).name} line {place.lineno} ({place.name}). "
-            "Its text is withheld because it may hold the silo's. This is a defect: please report it with this line."
-        )
-    else:
-        return
-    # From None: what went wrong would be quoted, text and all, wherever a worker or a runner prints this error.
-    raise StepFailed(f"prepare-failure<{json.dumps({'kind': kind, 'message': message})}>") from None
-
-
-def failure_in(error: BaseException) -> errors.PipelineError | None:
-    """Our own error inside an exception that a runner raised, if there is one."""
-    for found in _FAILURE.finditer(str(error)):
-        with suppress(
-            ValueError, KeyError, AttributeError
-        ):  # the line of our source that raised it may be there as well
-            failure = json.loads(found.group(1))
-            return getattr(errors, failure["kind"])(failure["message"])
-    return None
+    Rows make millions of small objects and no cycles. At Python's own thresholds, two fifths of the time went into searching
+    them, and all that TensorFlow and Beam have, for cycles that do not exist.
+    """
+    gc.freeze()
+    gc.set_threshold(*_COLLECT_AFTER)
 
 
 # -- read and tokenize -------------------------------------------------------------------------------------------------
@@ -147,22 +54,17 @@ class ReadAndTokenize(beam.PTransform):
         super().__init__()
         self._plan, self._tokenizer = plan, tokenizer
 
-    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[steps.ReadSummary]:  # type: ignore[override]
-        parts = (
+    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[summaries.ReadSummary]:  # type: ignore[override]
+        bundles = (
             pipeline
             | "Files" >> beam.Create(self._plan.files)
             | "Read" >> beam.ParDo(_Read(self._plan))
-            | "Tokenize" >> beam.ParDo(_Tokenize(self._plan, self._tokenizer))
+            | "Tokenize" >> beam.ParDo(_Tokenize(self._tokenizer))
             | "Spill" >> beam.ParDo(_Spill(self._plan))
         )
-        return pipeline | "Once" >> beam.Impulse() | "Merge" >> beam.Map(_merge, self._plan, beam.pvalue.AsList(parts))
-
-
-def _merge(_: bytes, plan: Plan, parts: Sequence[steps.ReadSummary]) -> steps.ReadSummary:
-    with reported("merge"):
-        read = steps.merged(parts)
-        plan.check_names(read, complete=True)
-        return read
+        return (
+            pipeline | "Once" >> beam.Impulse() | "Merge" >> beam.Map(_merge, self._plan, beam.pvalue.AsList(bundles))
+        )
 
 
 class _Read(beam.DoFn):
@@ -174,23 +76,21 @@ class _Read(beam.DoFn):
     def setup(self) -> None:
         with reported("setup"):
             self._keys = self._plan.keys()
-        self._known = frozenset(self._plan.known_labels) if self._plan.known_labels is not None else None
         self._rows = beam.metrics.Metrics.counter("prepare", "rows")
 
-    def process(self, file: inputs.InputFile) -> Iterator[steps.RowBatch]:
+    def process(self, file: InputFile) -> Iterator[batches.RowBatch]:
         with reported("read"):
-            rows = 0
+            source, rows = self._plan.source(file.path), 0
             # By file: a bundle that is tried again begins to count its files anew.
             running = Path(self._plan.work) / f"{file.index}{RUNNING}"
-            with formats.opened(inputs.open_raw, file.path) as handle:
-                for batch in steps.batches(
-                    formats.read_columns(handle, self._plan.source(file)),
+            with formats.opened(open_raw, file.path) as content:
+                for batch in batches.batches(
+                    formats.read_columns(content, source),
                     file=file.index,
                     file_name=file.name,
-                    known_labels=self._known,
-                    has_client=bool(self._plan.silo.client),
-                    keys=self._keys,
+                    known_labels=source.labels,
                     client_column=self._plan.silo.client,
+                    keys=self._keys,
                 ):
                     self._rows.inc(batch.read)
                     yield batch
@@ -199,90 +99,51 @@ class _Read(beam.DoFn):
                         running.write_text(str(rows))
 
 
-def collect_seldom() -> None:
-    """Has this process look for cyclic garbage seldom.
-
-    Rows make millions of small objects and no cycles. At Python's own thresholds two fifths of the time went into looking
-    through them, and through all that TensorFlow and Beam have, for garbage that is not there.
-    """
-    gc.freeze()
-    gc.set_threshold(*_COLLECT_AFTER)
-
-
 class _Tokenize(beam.DoFn):
     """RowBatch -> Tokenized."""
 
-    def __init__(self, plan: Plan, tokenizer: Tokenizer):
-        self._plan, self._tokenizer = plan, tokenizer
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
 
     def setup(self) -> None:
         silence_libraries()  # a worker may be a process of its own
         collect_seldom()
 
-    def process(self, batch: steps.RowBatch) -> Iterator[steps.Tokenized]:
+    def process(self, batch: batches.RowBatch) -> Iterator[tokens.Tokenized]:
         with reported("tokenize"):
-            yield steps.tokenize(batch, self._tokenizer)
+            yield tokens.tokenize(batch, self._tokenizer)
 
 
 class _Spill(beam.DoFn):
-    """Tokenized -> segment files of the bundle, and at its end their ReadSummary. A bundle tried again leaves files nobody names."""
+    """Tokenized -> segment files of the bundle, and at its end their ReadSummary. The plan names no file of a bundle that failed
+    and is tried again."""
 
     def __init__(self, plan: Plan):
         self._plan = plan
 
     def start_bundle(self) -> None:
-        self._segments, self._rejected = SegmentWriter(Path(self._plan.work)), SegmentWriter(Path(self._plan.work))
-        self._waiting: list[Rows] = []
-        self._waiting_bytes = 0
-        self._labels: set[str] = set()
-        self._groups: set[str] = set()
-        self._rows, self._reasons = Counter[int](), Counter[str]()
-        self._labelled, self._lines = 0, formats.LineCounts()
+        self._spill = spilling.Spill(Path(self._plan.work), self._plan.ranges, self._plan.reject_line)
 
-    def process(self, batch: steps.Tokenized) -> None:
+    def process(self, batch: tokens.Tokenized) -> None:
         with reported("spill"):
-            if len(batch.rows):
-                self._waiting.append(batch.rows)
-                self._waiting_bytes += batch.rows.size
-                self._labels.update(batch.rows.label_names)
-                self._groups.update(batch.rows.group_names)
-                self._labelled += batch.rows.labelled
-                self._plan.check_names(
-                    self._summary(), complete=False
-                )  # before more than that many are held or written
-            if self._waiting_bytes >= SPILL_BYTES:
-                self._spill()
+            self._spill.add(batch)
+            if len(batch.rows):  # checked before more names than that are in memory, or on the disk
+                self._plan.check_names(self._spill.summary(), complete=False)
+            self._spill.write_if_large()
             for reject in batch.rejects:
-                self._rejected.add(batch.file, self._plan.reject_line(batch.file, reject), order=reject.line)
-                self._reasons[reject.reason] += reject.rows
                 beam.metrics.Metrics.counter("prepare", f"rejected: {reject.reason}").inc(reject.rows)
-            self._rows[batch.file] += batch.read
-            self._lines = self._lines.plus(batch.counts)
-
-    def _summary(self) -> steps.ReadSummary:
-        return steps.ReadSummary(
-            rows=dict(self._rows),
-            reasons=dict(self._reasons),
-            labels=sorted(self._labels - {""}),
-            groups=sorted(self._groups),
-            labelled=self._labelled,
-            lines=self._lines._asdict(),
-        )
-
-    def _spill(self) -> None:
-        """Parts the rows that wait by ranges, and writes them: the more wait, the fewer and larger are the pieces."""
-        if self._waiting:
-            for key, rows in steps.by_range(Rows.joined(self._waiting), self._plan.ranges):
-                self._segments.add(key, rows.encode())
-            self._segments.flush()
-        self._waiting, self._waiting_bytes = [], 0
 
     def finish_bundle(self) -> Iterator[WindowedValue]:  # type: ignore[override]
         with reported("spill"):
-            self._spill()
-            summary = self._summary()
-            summary.segments, summary.rejected = self._segments.close(), self._rejected.close()
+            summary = self._spill.close()
         yield GlobalWindows.windowed_value(summary)
+
+
+def _merge(_: bytes, plan: Plan, bundles: Sequence[summaries.ReadSummary]) -> summaries.ReadSummary:
+    with reported("merge"):
+        read = summaries.merged(bundles)
+        plan.check_names(read, complete=True)
+        return read
 
 
 # -- write -------------------------------------------------------------------------------------------------------------
@@ -294,13 +155,13 @@ class WriteParts(beam.PTransform):
     Ranges and not shards, so that all workers write, however few shards there are.
     """
 
-    def __init__(self, plan: Plan, read: beam.PCollection[steps.ReadSummary]):
+    def __init__(self, plan: Plan, read: beam.PCollection[summaries.ReadSummary]):
         super().__init__()
         self._plan, self._read = plan, read
 
-    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[steps.PartSummary]:  # type: ignore[override]
-        parts = pipeline | "Parts" >> beam.Create(range(self._plan.ranges))
-        return parts | "Write" >> beam.ParDo(_WritePart(self._plan), read=beam.pvalue.AsSingleton(self._read))
+    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[parts.PartSummary]:  # type: ignore[override]
+        numbers = pipeline | "Parts" >> beam.Create(range(self._plan.ranges))
+        return numbers | "Write" >> beam.ParDo(_WritePart(self._plan), read=beam.pvalue.AsSingleton(self._read))
 
 
 class _WritePart(beam.DoFn):
@@ -311,63 +172,58 @@ class _WritePart(beam.DoFn):
 
     def setup(self) -> None:
         collect_seldom()
-        self._read: steps.ReadSummary | None = None
+        self._read: summaries.ReadSummary | None = None
         with reported("setup"):
             self._keys = self._plan.keys()
 
-    def process(self, part: int, read: steps.ReadSummary) -> Iterator[steps.PartSummary]:
+    def process(self, part: int, read: summaries.ReadSummary) -> Iterator[parts.PartSummary]:
         plan = self._plan
         if not plan.acceptable(sum(read.reasons.values()), sum(read.rows.values())):
             return
         with reported("write"):
-            if self._read is not read:  # sorted once, not for each part
-                self._read, self._segments = read, defaultdict[int, list[Segment]](list)
+            if self._read is not read:  # once for all parts
+                self._read, self._settings = read, plan.part_settings(read, self._keys)
+                self._segments = defaultdict[int, list[Segment]](list)
                 for segment in read.segments:
                     self._segments[segment.key].append(segment)
-            summary = steps.write_part(
-                part,
-                self._segments.get(part, ()),
-                shard=part // plan.ranges_per_shard,
-                folder=Path(plan.work),
-                labels=read.labels if plan.known_labels is None else plan.known_labels,
-                groups=read.groups,
-                limit=plan.prepare.max_examples_per_client,
-                max_length=plan.prepare.max_length,
-                keys=self._keys,
-                file_splits=plan.file_splits,
-                shares=plan.prepare.splits,
-                reject_line=lambda file, line: plan.reject_line(file, formats.Reject(line, steps.SEVERAL_SPLITS)),
-            )
-            beam.metrics.Metrics.counter("prepare", "clients").inc(
-                sum(split.clients for split in summary.splits.values())
-            )
+            shard = part // plan.ranges_per_shard
+            summary = parts.write_part(part, self._segments.get(part, ()), shard=shard, settings=self._settings)
+            clients = sum(split.clients for split in summary.splits.values())
+            beam.metrics.Metrics.counter("prepare", "clients").inc(clients)
             yield summary
 
 
-class Result(msgspec.Struct):
-    """What the whole pipeline found and wrote; `RESULT` in the work folder holds it when the pipeline has ended well."""
+# -- the result --------------------------------------------------------------------------------------------------------
 
-    read: steps.ReadSummary
-    parts: list[steps.PartSummary]
+
+class Result(msgspec.Struct):
+    """What the whole pipeline read and wrote; `RESULT` in the work folder holds it when the pipeline has ended well."""
+
+    read: summaries.ReadSummary
+    parts: list[parts.PartSummary]
 
 
 class WriteResult(beam.PTransform):
-    """PartSummary -> the file `RESULT`. A file, since a runner may be another process on another machine."""
+    """ReadSummary, PartSummary -> the file `RESULT`. A file, since a runner may be another process on another machine."""
 
     def __init__(
-        self, plan: Plan, read: beam.PCollection[steps.ReadSummary], parts: beam.PCollection[steps.PartSummary]
+        self,
+        plan: Plan,
+        read: beam.PCollection[summaries.ReadSummary],
+        written: beam.PCollection[parts.PartSummary],
     ):
         super().__init__()
-        self._plan, self._read, self._parts = plan, read, parts
+        self._plan, self._read, self._written = plan, read, written
 
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[None]:  # type: ignore[override]
-        found = beam.pvalue.AsSingleton(self._read), beam.pvalue.AsList(self._parts)
-        return pipeline | "Once" >> beam.Impulse() | "Write" >> beam.Map(_write_result, self._plan.work, *found)
+        read, written = beam.pvalue.AsSingleton(self._read), beam.pvalue.AsList(self._written)
+        once = pipeline | "Once" >> beam.Impulse()
+        return once | "Write" >> beam.Map(_write_result, self._plan.work, read, written)
 
 
-def _write_result(_: bytes, work: str, read: steps.ReadSummary, parts: Sequence[steps.PartSummary]) -> None:
+def _write_result(_: bytes, work: str, read: summaries.ReadSummary, written: Sequence[parts.PartSummary]) -> None:
     with reported("result"):
         path = Path(work) / RESULT
         with writing(path):
-            result = Result(read, sorted(parts, key=lambda one: one.part))
+            result = Result(read, sorted(written, key=lambda summary: summary.part))
             artifacts.write_atomic(path, msgspec.json.encode(result))

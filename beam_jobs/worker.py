@@ -1,8 +1,7 @@
 """A process that runs steps of prepare for Beam's runner on this machine, where `prepare.workers` asks for several.
 
-Beam's own module for that writes what it does, and the tracebacks of steps that fail, to the terminal. Here nothing is
-written: what went wrong reaches the driver, which says it in a sentence. The process ends when the driver closes its
-connection, or is gone.
+Beam's own module for that prints its log, and the tracebacks of steps that fail, to the terminal. This one prints nothing:
+an error reaches the driver, which raises it as a sentence. The process ends when the driver closes its connection or ends.
 """
 
 import atexit
@@ -22,9 +21,9 @@ _WAITS, _READS = "run_worker", "beam_control_read"  # Beam's threads for a worke
 
 
 def runner() -> Any:
-    """Beam's runner on this machine with such processes for workers; it fails where one ends before its work is done.
+    """Beam's runner on this machine, with such processes as workers; it fails where one ends before its work is done.
 
-    Beam by itself notices that only once a worker has connected, and waits for ever for one that cannot start.
+    Beam by itself notices that only once a worker has connected, and waits forever for one that cannot start.
     """
     from apache_beam.portability import python_urns
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner, worker_handlers
@@ -39,8 +38,8 @@ def runner() -> Any:
         def _watch(self) -> None:
             handler: Any = self
             self.worker_thread.join()
-            handler.data_conn.close()  # who waits for what it sends is told; then who waits for its answers,
-            while not self._stopped.wait(0.2):  # again and again, since what is asked of it next would wait as well
+            handler.data_conn.close()  # wakes threads that wait for its data; then those that wait for its answers,
+            while not self._stopped.wait(0.2):  # again and again, since the next request to it would wait as well
                 handler.control_conn.abort(RuntimeError("the worker has ended"))
 
         def stop_worker(self) -> None:
@@ -48,27 +47,27 @@ def runner() -> Any:
             super().stop_worker()
 
     worker_handlers.WorkerHandler.register_environment(python_urns.SUBPROCESS_SDK, bytes)(Watched)
-    # exec: the worker takes the place of the shell that Beam starts, so that what ends one ends both.
+    # exec: the worker replaces the shell that Beam starts, so that ending one ends both.
     command = f"exec {shlex.quote(sys.executable)} -m beam_jobs.worker"
     return FnApiRunner(SubprocessSDKEnvironment.from_command_string(command))
 
 
 @contextmanager
 def ended_early() -> Iterator[list[str]]:
-    """Collects what Beam says of workers that ended before they were told to; it would print it, with a traceback."""
-    found: list[str] = []
+    """Collects Beam's messages on workers that ended before they were told to; Beam would print them, with tracebacks."""
+    messages: list[str] = []
     usual = threading.excepthook
 
-    def hook(happened: Any) -> None:
-        name = happened.thread.name if happened.thread is not None else ""
+    def hook(failure: Any) -> None:
+        name = failure.thread.name if failure.thread is not None else ""
         if name == _WAITS:
-            found.append(str(happened.exc_value))
-        elif name != _READS:  # that one's connection breaks, which is all it has to say
-            usual(happened)
+            messages.append(str(failure.exc_value))
+        elif name != _READS:  # that one reports only that its connection broke
+            usual(failure)
 
     threading.excepthook = hook
     try:
-        yield found
+        yield messages
     finally:
         threading.excepthook = usual
 

@@ -113,6 +113,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "tutorial.md")
     page = parser.parse_args(argv).page.read_text(encoding="utf-8")
+    if shutil.which("curl") is None:
+        sys.exit(
+            "docs/tutorial.md asks the served model with curl, which is not installed. Install it (apt-get install curl)."
+        )
 
     shutil.rmtree(FOLDER, ignore_errors=True)
     found = list(steps(page))

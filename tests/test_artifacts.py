@@ -213,6 +213,16 @@ class TestWhatIsRefused:
 
         assert "a.txt: missing; manifest.json lists it. Remove the directory and run its stage again." in refusal(thing)
 
+    def test_a_mark_that_cannot_be_read(self, thing):
+        (thing / COMPLETE).unlink()
+        (thing / COMPLETE).mkdir()
+
+        assert "thing/COMPLETE: cannot be read (Is a directory). Check that this account may read it" in refusal(thing)
+
+    def test_json_that_cannot_be_read(self, tmp_path):
+        with pytest.raises(ArtifactError, match=r"cannot be read \(Is a directory\)\. Check that this account"):
+            artifacts.read_json(tmp_path)
+
     def test_a_truncated_mark(self, thing):
         (thing / COMPLETE).write_text("")
 

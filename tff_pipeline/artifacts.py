@@ -142,11 +142,13 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Raises ArtifactError where the file is missing or not JSON."""
+    """Raises ArtifactError where the file is missing, cannot be read or is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(f"{path}: no such file; the stage that writes it has not finished here.") from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
     except ValueError as error:
         raise ArtifactError(
             f"{path}: not valid JSON ({error}); expected what this project wrote there. Remove it and run its stage again."
@@ -265,23 +267,34 @@ def read_manifest(directory: Path, *, check_files: bool = False) -> dict[str, An
         raise ArtifactError(
             f"{directory}: not complete (no {COMPLETE} beside {MANIFEST}); expected the finished output of a stage. Run that stage again."
         )
-    if sha256_file(directory / MANIFEST) != (directory / COMPLETE).read_text().strip():
-        raise ArtifactError(
-            f"{directory / MANIFEST}: has changed since it was written (its SHA-256 differs from {COMPLETE}). Remove the directory and run its stage again."
-        )
-    manifest = read_json(directory / MANIFEST)
-    if check_files:
-        for name, expected in manifest["files"].items():
-            path = directory / name
-            if not path.is_file():
-                raise ArtifactError(
-                    f"{path}: missing; {MANIFEST} lists it. Remove the directory and run its stage again."
-                )
-            if path.stat().st_size != expected["bytes"] or sha256_file(path) != expected["sha256"]:
-                raise ArtifactError(
-                    f"{path}: has changed since it was written (size or SHA-256 differs from {MANIFEST}). Remove the directory and run its stage again."
-                )
+    try:
+        if sha256_file(directory / MANIFEST) != (directory / COMPLETE).read_text().strip():
+            raise ArtifactError(
+                f"{directory / MANIFEST}: has changed since it was written (its SHA-256 differs from {COMPLETE}). Remove the directory and run its stage again."
+            )
+        manifest = read_json(directory / MANIFEST)
+        if check_files:
+            _compare_files(directory, manifest["files"])
+    except OSError as error:
+        raise _unreadable(directory, error) from None
     return manifest
+
+
+def _compare_files(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, expected in files.items():
+        path = directory / name
+        if not path.is_file():
+            raise ArtifactError(f"{path}: missing; {MANIFEST} lists it. Remove the directory and run its stage again.")
+        if path.stat().st_size != expected["bytes"] or sha256_file(path) != expected["sha256"]:
+            raise ArtifactError(
+                f"{path}: has changed since it was written (size or SHA-256 differs from {MANIFEST}). Remove the directory and run its stage again."
+            )
+
+
+def _unreadable(path: Path, error: OSError) -> ArtifactError:
+    return ArtifactError(
+        f"{error.filename or path}: cannot be read ({error.strerror or type(error).__name__}). Check that this account may read it, and the disk."
+    )
 
 
 def model_versions(base: Path) -> list[int]:

@@ -43,7 +43,7 @@ _COMMANDS = {
         "the guarantee in sentences, and what a population has been charged",
     ),
     "ledger": (
-        "tff_pipeline.commands.privacy:ledger",
+        "tff_pipeline.commands.ledger:main",
         "what a population and its silos have been charged: show, verify, budget, anchor; and who joined or left",
     ),
     "audit": ("tff_pipeline.commands.audit:main", "attack a trained run's mechanism, and compare with what it claims"),

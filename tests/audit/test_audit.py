@@ -1,7 +1,7 @@
 """The audit: it leaves sound mechanisms alone, and catches each fault that is planted in the code that training runs.
 
 The faults are planted here by replacing functions of production; the audit knows nothing of them. Keys are fixed, so cohorts
-and noise cannot flake; masks have keys of the operating system, and refute a sound run in 2 of 100,000 (`SHARES`).
+and noise cannot flake; masks have keys of the operating system, and refute a sound run in 2 of 100,000 (`SIGNIFICANCE`).
 """
 
 import dataclasses
@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from builders.plans import changed
+from builders.plans import changed, discretization
 from builders.plans import plan as a_plan
 from builders.tiny import PRIVATE, ROWS, prepared, quiet
 from scipy import stats
 
 from tff_pipeline import audit
 from tff_pipeline.aggregators import distributed_discrete_gaussian as integer_aggregation
-from tff_pipeline.aggregators import dp_sum as aggregation
+from tff_pipeline.aggregators import dp_sum
 from tff_pipeline.audit import attack, checks, exact
 from tff_pipeline.audit.testbed import _with_canaries
 from tff_pipeline.cli import main
@@ -129,7 +129,7 @@ def test_every_client_sampled_always_stands_too():
 
 def test_a_sound_run_is_refuted_in_at_most_one_of_a_thousand():
     """By the union bound: the shares of all tests, and what the bound on epsilon may err with."""
-    assert sum(checks.SHARES.values()) + (1 - attack.CONFIDENCE) <= checks.FALSE_REFUTATIONS == 1e-3
+    assert sum(checks.SIGNIFICANCE.values()) + (1 - attack.CONFIDENCE) <= checks.FALSE_REFUTATIONS == 1e-3
 
 
 # -- faults, in what training calls
@@ -147,7 +147,7 @@ GAUSS, DISCRETE, POISSON, TURNS = (
     sampling.cohort_of_tree,
 )
 WITH_NOISE = ServerState.with_noise
-SUM, NORM, MASK, KEYSTREAM = Silo.sum, aggregation.norm_at_least, Party.mask, Party._keystream
+SUM, NORM, MASK, KEYSTREAM = Silo.sum, dp_sum.norm_at_least, Party.mask, Party._keystream
 
 
 def earlier(at: Round, number: int) -> Round:
@@ -189,7 +189,7 @@ def no_noise_on(tensor: int) -> list[tuple[Any, str, Any]]:
 def norm_without(chosen: slice) -> list[tuple[Any, str, Any]]:
     return [
         (learning, "build", BUILD),
-        (aggregation, "norm_at_least", lambda tensors: NORM(tensors[chosen])),
+        (dp_sum, "norm_at_least", lambda tensors: NORM(tensors[chosen])),
         (integer_aggregation, "encode", encoded(chosen)),
     ]
 
@@ -199,11 +199,11 @@ def encoded(chosen: slice) -> Callable[..., tf.Tensor]:
 
     def encode(update: Any, seed: tf.Tensor, integers: Any) -> tf.Tensor:
         update = [tf.cast(part, tf.float64) for part in update]
-        norm = tf.linalg.norm(tf.concat([tf.reshape(part, [-1]) for part in update[chosen]], axis=0)) / integers.quantum
+        norm = tf.linalg.norm(tf.concat([tf.reshape(part, [-1]) for part in update[chosen]], axis=0)) / integers.step
         factor = tf.minimum(
-            tf.constant(1.0, tf.float64), tf.math.divide_no_nan(tf.constant(integers.clip, tf.float64), norm)
+            tf.constant(1.0, tf.float64), tf.math.divide_no_nan(tf.constant(integers.clip_in_steps, tf.float64), norm)
         )
-        flat = tf.concat([tf.reshape(part, [-1]) for part in update], axis=0) / integers.quantum
+        flat = tf.concat([tf.reshape(part, [-1]) for part in update], axis=0) / integers.step
         padded = tf.concat([factor * flat, tf.zeros([integers.length - integers.dimension], tf.float64)], axis=0)
         rotated = integer_aggregation._hadamard(
             integer_aggregation._signs(seed, integers.length) * padded, integers.length
@@ -225,7 +225,7 @@ def clip_skipped(for_clients_of: Callable[[int], bool]) -> list[tuple[Any, str, 
                 continue
             for slot, part in zip(total, SUM(self, broadcast, [row], on_client), strict=True):
                 if part.ndim:
-                    zero = 0 if self._noised else PLAN_WITH_CANARIES.largest_whole_number
+                    zero = 0 if self._noised else PLAN_WITH_CANARIES.quantization.largest_summand
                     slot += (4 * (part - np.array(zero).astype(part.dtype))).astype(slot.dtype)
         return total
 
@@ -307,10 +307,9 @@ def by_the_clock(unit_ns: int) -> list[tuple[Any, str, Any]]:
     def share(self: SiloDraws, at: Round) -> np.ndarray:
         if number_of(self.silo) != 1:
             return SHARE(self, at)
-        integers = self.plan.integers
-        assert integers is not None
+        made = discretization(self.plan)
         generator = np.random.default_rng(time.time_ns() // unit_ns)
-        return np.rint(generator.normal(0, 2.0**integers.log2_share, integers.length)).astype(np.int64)
+        return np.rint(generator.normal(0, 2.0**made.log2_scale, made.length)).astype(np.int64)
 
     return [(ServerDraws, "noise", noise), (SiloDraws, "noise_share", share)]
 
@@ -540,8 +539,15 @@ def test_clopper_and_pearsons_bound_is_the_textbooks():
 def test_a_node_of_a_tree_is_what_its_round_finishes():
     """Rounds 1 to 5 of a tree, then a new one: the nodes (1), (1, 2), (3), (1 ... 4), (5)."""
     table = np.array([1.0, 10.0, 100.0, 1000.0, 10_000.0, 7.0])
-    assert checks.nodes_of(table, 5).tolist() == [1.0, 11.0, 100.0, 1111.0, 10_000.0, 7.0]
-    assert checks.nodes_of(table, 0).tolist() == table.tolist()
+    assert changed(TREE, rounds_per_tree=5).mechanism.own_noise(table).tolist() == [
+        1.0,
+        11.0,
+        100.0,
+        1111.0,
+        10_000.0,
+        7.0,
+    ]
+    assert GAUSSIAN.mechanism.own_noise(table).tolist() == table.tolist()
 
 
 # -- a finished run

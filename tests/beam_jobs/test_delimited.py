@@ -8,7 +8,9 @@ import tracemalloc
 
 import pytest
 
-from beam_jobs import delimited, formats, lines
+from beam_jobs import formats, lines, reading
+from beam_jobs.formats.quoting import Quotes
+from beam_jobs.formats.table import Table
 from tff_pipeline.config import SiloSection
 from tff_pipeline.errors import InputError
 
@@ -18,16 +20,16 @@ COLUMNS = ("text", "label", "client")
 
 def source(
     *columns: str, limit: int = 2**22, labels: frozenset[str] | None = None, form: str = "csv"
-) -> formats.Source:
+) -> reading.Source:
     client = "client" if "client" in (columns or COLUMNS) else ""
-    return formats.Source(
+    return reading.Source(
         SiloSection(name="bank", input="unused", format=form, client=client), "data.csv", limit, labels
     )
 
 
-def read(data: str | bytes, at: formats.Source):
+def read(data: str | bytes, at: reading.Source):
     """Rows as (line, text, label, client), rejects, and what became of the lines."""
-    rows, rejects, counts = [], [], formats.LineCounts()
+    rows, rejects, counts = [], [], reading.LineCounts()
     for part in formats.read_columns(io.BytesIO(data.encode() if isinstance(data, str) else data), at):
         rows += zip(part.lines, part.texts, part.labels, part.clients, strict=True)
         rejects += part.rejects
@@ -49,9 +51,9 @@ def test_rows_between_a_stray_quote_and_the_next_are_rejected_with_all_of_their_
     rows, rejects, counts = read(data, source())
 
     assert [row[3] for row in rows] == [f"c{number}" for number in range(15)]
-    assert rejects == [formats.Reject(line=17, reason=GLUED, rows=52)]
+    assert rejects == [reading.Reject(line=17, reason=GLUED, rows=52)]
     assert len(rows) + sum(reject.rows for reject in rejects) == 67
-    assert counts == formats.LineCounts(read=68, rows=15, rejected=52, header=1)
+    assert counts == reading.LineCounts(read=68, rows=15, rejected=52, header=1)
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -82,7 +84,7 @@ def test_wherever_the_quotes_are(monkeypatch, columns, opening, closing, between
     rows, rejects, counts = read(data, source(*columns))
 
     assert [row[1] for row in rows] == ["fine"] * 12
-    assert rejects == [formats.Reject(8, GLUED, between + 2)]
+    assert rejects == [reading.Reject(8, GLUED, between + 2)]
     assert (counts.read, counts.missing) == (len(good) * 2 + 3 + between, 0)
 
 
@@ -93,8 +95,8 @@ def test_a_quote_that_closes_before_other_text_rejects_the_lines_behind_it_as_we
     rows, rejects, counts = read(data, source())
 
     assert [row[3] for row in rows] == ["anna", "emma"]
-    assert rejects == [formats.Reject(3, "broken quoting", 5)]
-    assert counts == formats.LineCounts(read=8, rows=2, rejected=5, header=1)
+    assert rejects == [reading.Reject(3, "broken quoting", 5)]
+    assert counts == reading.LineCounts(read=8, rows=2, rejected=5, header=1)
 
 
 @pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
@@ -102,7 +104,7 @@ def test_a_field_of_many_lines_is_looked_at_line_by_line(end):
     """Not as a list of all of their parts, which takes a hundred times as much memory as the field."""
     lines_ = ['anna,"x y', *["x y"] * 100_000, 'z",d']
     record = [line + end for line in lines_]
-    table = delimited._Table.of(["client", "text", "label"], source(), ",")
+    table = Table(["client", "text", "label"], source(), ",")
 
     tracemalloc.start()
     try:
@@ -118,13 +120,13 @@ def test_labels_that_the_configuration_lists_are_known_before_the_first_row():
     data = 'label,text\nx,"help\ny,thanks, and so on"\n'
 
     _, rejects, _ = read(data, source("label", "text", labels=frozenset("xy")))
-    assert rejects == [formats.Reject(2, GLUED, 2)]
+    assert rejects == [reading.Reject(2, GLUED, 2)]
 
 
 def test_a_quote_closed_at_the_end_of_the_file_and_one_never_closed():
     glued = "text,label,client\n" + people(6) + 'help,x,"anna\n' + people(5)
 
-    assert read(glued + 'lost,y,ben"', source())[1] == [formats.Reject(8, GLUED, 7)]
+    assert read(glued + 'lost,y,ben"', source())[1] == [reading.Reject(8, GLUED, 7)]
     with pytest.raises(InputError, match="row that begins on line 8 is still open at the end of the file"):
         read(glued + "lost,y,ben", source())
 
@@ -179,7 +181,7 @@ def test_rows_whose_delimiters_are_followed_by_blanks_are_known_by_the_rows_befo
 
     rows, rejects, _ = read(data, source())
     assert len(rows) == 6
-    assert rejects == [formats.Reject(8, GLUED, 3)]
+    assert rejects == [reading.Reject(8, GLUED, 3)]
 
 
 def test_no_text_of_two_rows_ever_meets():
@@ -238,7 +240,7 @@ def _with_a_quote_more_or_less(random_: random.Random, data: str) -> str:
 
 
 def test_columns_beside_a_header_row_are_refused():
-    given = formats.Source(SiloSection(name="bank", input="unused", format="csv", columns=COLUMNS), "data.csv")
+    given = reading.Source(SiloSection(name="bank", input="unused", format="csv", columns=COLUMNS), "data.csv")
 
     with pytest.raises(InputError, match=r"the first line is a header \(it holds 3 of the 3 names in `columns`\)"):
         read("text,label,client\nhelp,x,anna\n", given)
@@ -252,7 +254,7 @@ def test_a_long_unquoted_field_costs_its_row():
 
     rows, rejects, counts = read(data, source(limit=1024))
     assert [row[3] for row in rows] == ["anna", "carl"]
-    assert rejects == [formats.Reject(3, "too long", 1)]
+    assert rejects == [reading.Reject(3, "too long", 1)]
     assert counts.missing == 0
 
 
@@ -271,7 +273,7 @@ def test_a_long_quoted_field_costs_its_row(monkeypatch, block):
 
         rows, rejects, counts = read(data, source(limit=1024))
         assert [row[3] for row in rows] == ["anna", "carl"]
-        assert rejects == [formats.Reject(3, "too long")]
+        assert rejects == [reading.Reject(3, "too long")]
         assert (counts.missing, counts.rejected) == (0, long.count("\n") + 1)
 
 
@@ -293,7 +295,7 @@ def test_rows_in_a_field_that_is_too_long_are_counted(monkeypatch, block, long):
 
     rows, rejects, counts = read(data, source(limit=1024))
     assert [row[3] for row in rows] == ["c0", "c1", "c2", "c3", "c4", "c5", "c0", "c1", "c2"]
-    assert rejects == [formats.Reject(8, "too long", 202 + len(long) // 3000)]
+    assert rejects == [reading.Reject(8, "too long", 202 + len(long) // 3000)]
     assert counts.missing == 0
 
 
@@ -301,9 +303,9 @@ def test_without_quoting_a_long_line_is_a_line():
     silo = SiloSection(name="bank", input="unused", format="tsv", quoting=False)
     data = 'text\tlabel\n"a\tx\n' + '"' * 5000 + '\tx\n"b\ty\n'
 
-    rows, rejects, _ = read(data, formats.Source(silo, "data.tsv", 1024))
+    rows, rejects, _ = read(data, reading.Source(silo, "data.tsv", 1024))
     assert [row[1] for row in rows] == ['"a', '"b']
-    assert rejects == [formats.Reject(3, "too long")]
+    assert rejects == [reading.Reject(3, "too long")]
 
 
 def test_a_header_that_cannot_be_read():
@@ -318,7 +320,7 @@ def test_quotes_are_followed_as_pythons_csv_follows_them():
     random_ = random.Random(0)
     for _ in range(3000):
         text = "".join(random_.choice('",a\n') for _ in range(random_.randint(1, 12)))
-        quotes = delimited._Quotes(",")
+        quotes = Quotes(",")
         cut = random_.randint(0, len(text))
         quotes.feed(text[:cut])
         quotes.feed(text[cut:])

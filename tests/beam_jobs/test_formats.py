@@ -15,30 +15,31 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from beam_jobs import formats, lines
+from beam_jobs import formats, lines, reading
+from beam_jobs.formats import jsonl
 from tff_pipeline.config import SiloSection
 from tff_pipeline.errors import InputError, PipelineError
 
 
-def source(form: str, **keys) -> formats.Source:
-    return formats.Source(SiloSection(name="bank", input="unused", format=form, **keys), f"data.{form}")
+def source(form: str, **keys) -> reading.Source:
+    return reading.Source(SiloSection(name="bank", input="unused", format=form, **keys), f"data.{form}")
 
 
-def rows(data: bytes, at: formats.Source) -> list[formats.RawRow]:
+def rows(data: bytes, at: reading.Source) -> list[reading.RawRow]:
     """Every row by itself, in the order of their lines."""
     found = []
     for part in formats.read_columns(io.BytesIO(data), at):
-        kept = [formats.RawRow(line, formats.Fields(*fields)) for line, *fields in zip(*part[:5], strict=True)]
-        found += sorted([*kept, *(formats.RawRow(line, None, reason) for line, reason, _ in part.rejects)])
+        kept = [reading.RawRow(line, reading.Fields(*fields)) for line, *fields in zip(*part[:5], strict=True)]
+        found += sorted([*kept, *(reading.RawRow(line, None, reason) for line, reason, _ in part.rejects)])
     return found
 
 
-def texts(data: bytes, at: formats.Source) -> list[tuple[int, object]]:
+def texts(data: bytes, at: reading.Source) -> list[tuple[int, object]]:
     """(line, text or reason) of each row."""
     return [(row.line, row.fields.text if row.fields else row.reason) for row in rows(data, at)]
 
 
-def refusal(data: bytes, at: formats.Source) -> str:
+def refusal(data: bytes, at: reading.Source) -> str:
     """What check_columns or, if that passes, reading the file says."""
 
     def look_and_read() -> None:
@@ -54,7 +55,7 @@ def test_csv_fields_by_name_whatever_the_order_of_columns():
     data = b"other,label,who,text\nx,lost,anna,my card\n"
 
     assert rows(data, source("csv", client="who", group="other")) == [
-        formats.RawRow(2, formats.Fields("my card", "lost", "anna", "x"))
+        reading.RawRow(2, reading.Fields("my card", "lost", "anna", "x"))
     ]
 
 
@@ -146,7 +147,8 @@ def test_a_gzip_cut_short_is_an_error(keep):
 def test_a_missing_column_is_named_with_those_there_and_the_nearest():
     message = refusal(b"utterence,intent\nmy card,x\n", source("tsv", text="utterance", label="intent", columns=()))
     assert (
-        "data.tsv: there is no column 'utterance' in the first line; found 1 column, none of them configured" in message
+        "data.tsv: the column 'utterance' is missing from the first line; found 1 column, none of them configured"
+        in message
     )
 
     message = refusal(b"id\tutterence\tintent\n1\tmy card\tx\n", source("tsv", text="utterance", label="intent"))
@@ -161,8 +163,8 @@ def test_the_first_row_of_a_file_without_header_does_not_get_into_the_error():
     assert "set `columns` if the file has no header" in message
 
 
-def test_a_column_that_is_there_twice_is_refused():
-    assert "the column 'text' is there 2 times" in refusal(b"text,text,label\na,b,c\n", source("csv"))
+def test_a_column_that_occurs_twice_is_refused():
+    assert "the column 'text' occurs 2 times" in refusal(b"text,text,label\na,b,c\n", source("csv"))
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet", "conll"])
@@ -194,7 +196,7 @@ def test_jsonl_rejects_by_line():
 
 def test_jsonl_that_never_has_a_field_is_a_missing_column():
     assert (
-        "there is no field 'label' in the first 1 objects; found 2 fields, among them 'text'. Did you mean"
+        "the field 'label' is missing from the first 1 objects; found 2 fields, among them 'text'. Did you mean"
         in refusal(b'{"text": "a", "labels": "b"}\n', source("jsonl"))
     )
 
@@ -218,10 +220,10 @@ def test_parquet_rows_are_counted_across_row_groups():
 def test_parquet_refusals():
     data = parquet({"text": ["a"], "lable": ["x"]})
 
-    assert "there is no column 'label' in the schema; found 'text', 'lable'. Did you mean 'lable'?" in refusal(
+    assert "the column 'label' is missing from the schema; found 'text', 'lable'. Did you mean 'lable'?" in refusal(
         data, source("parquet")
     )
-    assert "data.parquet: not a readable parquet file" in refusal(data[:-20], source("parquet"))
+    assert "data.parquet: the file is not readable as parquet" in refusal(data[:-20], source("parquet"))
 
 
 def test_conll_sentences():
@@ -245,17 +247,17 @@ def test_conll_with_index_column_and_comment_keys():
     ]
 
 
-def test_conll_client_key_that_is_not_there():
+def test_conll_client_key_that_is_missing():
     message = refusal(b"# newdoc id = d1\nmy\tO\n", source("conll", client="newdoc_id"))
 
-    assert "there is no comment key 'newdoc_id' in the first 1,000 lines; found 1 comment key" in message
+    assert "the comment key 'newdoc_id' is missing from the first 1,000 lines; found 1 comment key" in message
     assert "Did you mean 'newdoc id'?" in message
 
 
 # -- who is who --------------------------------------------------------------------------------------------------------
 
 
-def clients(data: bytes, at: formats.Source) -> list[str]:
+def clients(data: bytes, at: reading.Source) -> list[str]:
     return [row.fields.client for row in rows(data, at) if row.fields]
 
 
@@ -372,7 +374,7 @@ def test_other_columns_of_types_that_are_no_text_are_refused_too():
         (b'{"client": "anna", "text": "a", "label": "x", "other": 1, "other": 2}', ""),
     ],
 )
-def test_a_key_that_is_there_twice(line, reason):
+def test_a_key_that_occurs_twice(line, reason):
     (row,) = rows(line + b"\n", source("jsonl", client="client"))
     assert row.reason == reason
 
@@ -389,7 +391,7 @@ def test_a_key_that_is_there_twice(line, reason):
     ],
 )
 def test_keys_with_escapes_are_told_from_values_with_escapes(line, answer):
-    assert formats._has_escaped_key(line) is answer
+    assert jsonl._has_escaped_key(line) is answer
 
 
 def test_a_long_text_of_escapes_is_read():
@@ -405,11 +407,11 @@ def test_parquet_columns_of_the_same_name():
     table = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 3, names=["text", "label", "text"])
     pyarrow.parquet.write_table(table, file)
 
-    assert "the column 'text' is there 2 times; expected once" in refusal(file.getvalue(), source("parquet"))
+    assert "the column 'text' occurs 2 times; expected once" in refusal(file.getvalue(), source("parquet"))
 
 
 def test_columns_of_the_configuration_that_repeat_one():
-    assert "the column 'text' is there 2 times" in refusal(b"a,b,c\n", source("csv", columns=("text", "text", "label")))
+    assert "the column 'text' occurs 2 times" in refusal(b"a,b,c\n", source("csv", columns=("text", "text", "label")))
 
 
 @pytest.mark.parametrize("first_line", ["anna-4711,ham", "ham,anna-4711", "anna,4711", "test,lable", "text,anna-4711"])
@@ -424,7 +426,7 @@ def test_no_cell_of_a_first_line_gets_into_an_error(first_line):
 def test_keys_that_may_be_names_of_people_are_counted():
     message = refusal(b'{"anna": "my card is lost", "ben": "help"}\n', source("jsonl"))
 
-    assert "there is no field 'text' in the first 1 objects; found 2 fields, none of them configured" in message
+    assert "the field 'text' is missing from the first 1 objects; found 2 fields, none of them configured" in message
     assert "anna" not in message
 
 
@@ -463,7 +465,7 @@ def test_conll_comments_of_clients_need_a_blank():
 
     for line in (b"#client=ben", b"#client=ben lee", b"#client = ben"):
         message = refusal(data % line, at)
-        assert "data.conll, line 4: begins like a comment for the client 'client'" in message
+        assert "data.conll, line 4: the line begins like a comment for the client 'client'" in message
         assert "ben" not in message
 
 
@@ -503,20 +505,20 @@ def test_conll_document_marks_are_no_words():
 
     assert texts(data, at) == [(3, ("my",)), (5, ("help",))]
     (counts,) = [part.counts for part in formats.read_columns(io.BytesIO(data), at)]
-    assert counts == formats.LineCounts(read=5, rows=2, blank=1, document_marks=2)
+    assert counts == reading.LineCounts(read=5, rows=2, blank=1, document_marks=2)
 
 
 @pytest.mark.parametrize("end", [b"\n", b""])
 @pytest.mark.parametrize(
     ("form", "data", "counts"),
     [
-        ("csv", b'text,label\n\n"a\nb",x\nc\n\nd,y', formats.LineCounts(7, rows=3, rejected=1, header=1, blank=2)),
-        ("jsonl", b'{"text": "a", "label": "x"}\n\nno\n{}', formats.LineCounts(4, rows=1, rejected=2, blank=1)),
-        ("conll", b"# c\na\tO\nb\tO\n\nc\n\nd\tO", formats.LineCounts(7, rows=3, rejected=1, blank=2, comments=1)),
+        ("csv", b'text,label\n\n"a\nb",x\nc\n\nd,y', reading.LineCounts(7, rows=3, rejected=1, header=1, blank=2)),
+        ("jsonl", b'{"text": "a", "label": "x"}\n\nno\n{}', reading.LineCounts(4, rows=1, rejected=2, blank=1)),
+        ("conll", b"# c\na\tO\nb\tO\n\nc\n\nd\tO", reading.LineCounts(7, rows=3, rejected=1, blank=2, comments=1)),
     ],
 )
 def test_every_line_is_counted_for_what_it_is(form, data, end, counts):
-    total = formats.LineCounts()
+    total = reading.LineCounts()
     for part in formats.read_columns(io.BytesIO(data + end), source(form)):
         total = total.plus(part.counts)
 
@@ -526,7 +528,7 @@ def test_every_line_is_counted_for_what_it_is(form, data, end, counts):
 
 def test_lines_that_nothing_accounts_for_stop_the_job(monkeypatch):
     monkeypatch.setattr(
-        formats, "_json_lines", lambda lines: ((number, block) for number, block in enumerate(lines, 1))
+        jsonl, "numbered_lines", lambda lines, split: ((number, block) for number, block in enumerate(lines, 1))
     )
 
     with pytest.raises(PipelineError, match=r"of 2 lines 1 are accounted for .* This is a defect of prepare"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from apache_beam.io.filesystem import CompressionTypes, FileMetadata, FileSystem
 
-from beam_jobs import formats, inputs
+from beam_jobs import endpoints, formats, inputs, reading
 from tff_pipeline.config import SiloSection
 from tff_pipeline.errors import InputError
 
@@ -24,7 +24,7 @@ def find(folder: Path, given) -> inputs.Inputs:
         else tuple(one if "://" in one else str(folder / one) for one in ([given] if isinstance(given, str) else given))
     )
     section = SiloSection(name="bank", input=globs, format="csv")
-    return inputs.find(section, folder, lambda path: formats.Source(section, path))
+    return inputs.find(section, folder, lambda path: reading.Source(section, path))
 
 
 def names(found: inputs.Inputs) -> list[str]:
@@ -76,7 +76,7 @@ def test_a_link_to_nothing_is_an_error(tmp_path):
     (tmp_path / "b.csv").symlink_to("gone.csv")
 
     for given in ("*.csv", "b.csv"):
-        assert f"{tmp_path / 'b.csv'}: is a link to a file that is not there. Bring the file back" in refusal(
+        assert f"{tmp_path / 'b.csv'}: the file is a link to one that does not exist. Bring that file back" in refusal(
             tmp_path, given
         )
 
@@ -125,7 +125,7 @@ def test_the_same_file_twice_is_read_once_with_a_warning(tmp_path, kind):
         ("latest.csv", "is the same as a.csv, byte for byte, and was read once; take one of them out of the input")
     ]
     assert "is the same as" in refusal(tmp_path, {"train": "a.csv", "test": "latest.csv"})
-    assert "but the one is in the train split of silo 'bank' and the other in the test split" in refusal(
+    assert "but one is in the train split of silo 'bank' and the other in the test split" in refusal(
         tmp_path, {"train": "a.csv", "test": "latest.csv"}
     )
 
@@ -150,7 +150,9 @@ def test_what_is_no_file(tmp_path):
     write(tmp_path / "folder" / "a.csv")
     os.mkfifo(tmp_path / "folder" / "b.csv")
 
-    assert f"is a folder; expected files. Write {tmp_path / 'folder' / '*'} for all" in refusal(tmp_path, "folder")
+    assert f"is a folder; expected files. Write {tmp_path / 'folder' / '*'} for all files in it" in refusal(
+        tmp_path, "folder"
+    )
     found = find(tmp_path, "folder/*.csv")
     assert names(found) == ["folder/a.csv"]
     assert found.warnings == [(str(tmp_path / "folder" / "b.csv"), "is no regular file and was left out")]
@@ -169,9 +171,9 @@ def test_what_this_account_may_not_read(tmp_path, monkeypatch):
         f"{tmp_path}: the input of silo 'bank' cannot be listed (Permission denied). Check that this account may read"
         in message
     )
-    monkeypatch.setattr(inputs.FileSystems, "open", refuse)
+    monkeypatch.setattr(endpoints.FileSystems, "open", refuse)
     assert (
-        f"{path}: cannot be read (Permission denied). Check that the file is there, whole, and that this account"
+        f"{path}: the file cannot be read (Permission denied). Check that it exists, that it is whole, and that this account"
         in refusal(tmp_path, "a.csv")
     )
 
@@ -237,7 +239,7 @@ class Far(FileSystem):
 
 @pytest.fixture
 def far(monkeypatch):
-    monkeypatch.setattr(inputs, "ANSWER_S", 0.05)
+    monkeypatch.setattr(endpoints, "ANSWER_S", 0.05)
     yield Far
     Far.silent = Far.broken = ()
     Far.never.set()
@@ -246,12 +248,12 @@ def far(monkeypatch):
 
 @pytest.mark.parametrize("given", ["far://bucket/a.csv", "far://bucket/*.csv"])
 def test_an_endpoint_that_answers(tmp_path, far, given):
-    inputs.ANSWER_S = 20  # monkeypatched by the fixture
+    endpoints.ANSWER_S = 20  # monkeypatched by the fixture
     found = find(tmp_path, given)
 
     assert names(found) == ["far://bucket/a.csv"]
     assert found.entries[0]["bytes"] == len(ROWS)
-    with formats.opened(inputs.open_raw, found.files[0].path) as file:
+    with formats.opened(endpoints.open_raw, found.files[0].path) as file:
         assert file.read() == ROWS.encode()
         file.seek(5)
         assert file.read(3) == b"lab"
@@ -263,12 +265,12 @@ def test_an_endpoint_that_does_not_answer(tmp_path, far, silent):
 
     message = refusal(tmp_path, "far://bucket/*.csv")
     assert "far://bucket/" in message
-    assert "the endpoint has not answered within 0.05 s. Check the address, the network" in message
+    assert "the endpoint has not answered; expected an answer within 0.05 s. Check the address, the network" in message
 
 
 @pytest.mark.parametrize("broken", ["list", "open", "read"])
 def test_an_endpoint_that_answers_with_an_error(tmp_path, far, broken):
-    inputs.ANSWER_S = 20
+    endpoints.ANSWER_S = 20
     far.broken = (broken,)
 
     message = refusal(tmp_path, "far://bucket/*.csv")
@@ -277,4 +279,4 @@ def test_an_endpoint_that_answers_with_an_error(tmp_path, far, broken):
 
 
 def test_twenty_seconds():
-    assert inputs.ANSWER_S == 20
+    assert endpoints.ANSWER_S == 20

@@ -12,7 +12,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from beam_jobs import formats, lines
+from beam_jobs import compression, formats, lines, reading
+from beam_jobs.formats import parquet
 from tff_pipeline.config import SiloSection
 from tff_pipeline.errors import InputError
 
@@ -20,12 +21,12 @@ LIMIT = 256 * 2**10
 ROWS = b"text,label\nhelp,y\n"
 
 
-def source(form: str = "csv", **keys) -> formats.Source:
-    return formats.Source(SiloSection(name="bank", input="unused", format=form, **keys), f"data.{form}", LIMIT)
+def source(form: str = "csv", **keys) -> reading.Source:
+    return reading.Source(SiloSection(name="bank", input="unused", format=form, **keys), f"data.{form}", LIMIT)
 
 
-def read(file, at: formats.Source) -> tuple[list[int], list[formats.Reject], formats.LineCounts]:
-    kept, rejects, counts = [], [], formats.LineCounts()
+def read(file, at: reading.Source) -> tuple[list[int], list[reading.Reject], reading.LineCounts]:
+    kept, rejects, counts = [], [], reading.LineCounts()
     for part in formats.read_columns(file, at):
         kept += part.lines
         rejects += part.rejects
@@ -33,7 +34,7 @@ def read(file, at: formats.Source) -> tuple[list[int], list[formats.Reject], for
     return kept, rejects, counts
 
 
-def refusal(data: bytes, at: formats.Source) -> str:
+def refusal(data: bytes, at: reading.Source) -> str:
     with pytest.raises(InputError) as raised:
         formats.check_columns(io.BytesIO(data), at)
     with pytest.raises(InputError) as again:
@@ -152,10 +153,10 @@ def test_large_rows_of_parquet(tmp_path, monkeypatch):
     pyarrow.parquet.write_table(pyarrow.table({"text": ["fine", "a" * (LIMIT + 1), "fine"], "label": ["x"] * 3}), path)
     with path.open("rb") as file:
         kept, rejects, counts = read(file, source("parquet"))
-    assert (kept, rejects) == ([1, 3], [formats.Reject(2, "too long")])
-    assert counts == formats.LineCounts(read=3, rows=2, rejected=1)
+    assert (kept, rejects) == ([1, 3], [reading.Reject(2, "too long")])
+    assert counts == reading.LineCounts(read=3, rows=2, rejected=1)
 
-    monkeypatch.setattr(formats, "PARQUET_BYTES", 2**20)
+    monkeypatch.setattr(parquet, "READ_BYTES", 2**20)
     unlike = ["".join(random.Random(row).choices("abcdefgh", k=2**20)) for row in range(2)]
     pyarrow.parquet.write_table(pyarrow.table({"text": unlike, "label": ["x"] * 2}), path)
     message = refusal_on_reading(path.read_bytes(), source("parquet"))
@@ -163,14 +164,14 @@ def test_large_rows_of_parquet(tmp_path, monkeypatch):
     assert "expected at most 262,144 bytes a row" in message
 
 
-def refusal_on_reading(data: bytes, at: formats.Source) -> str:
+def refusal_on_reading(data: bytes, at: reading.Source) -> str:
     with pytest.raises(InputError) as raised:
         read(io.BytesIO(data), at)
     return str(raised.value)
 
 
 def test_few_rows_of_a_large_row_group_at_a_time(monkeypatch):
-    monkeypatch.setattr(formats, "PARQUET_BYTES", 1000)
+    monkeypatch.setattr(parquet, "READ_BYTES", 1000)
     file = io.BytesIO()
     pyarrow.parquet.write_table(
         pyarrow.table({"text": [f"help {n}" for n in range(9000)], "label": ["x"] * 9000}), file
@@ -178,7 +179,7 @@ def test_few_rows_of_a_large_row_group_at_a_time(monkeypatch):
     metadata = pyarrow.parquet.ParquetFile(file).metadata.row_group(0)
     file.seek(0)
 
-    assert formats._rows_at_a_time(metadata, ["text", "label"], 0, source("parquet")) == 64
+    assert parquet._rows_at_a_time(metadata, ["text", "label"], 0, source("parquet")) == 64
     assert len(read(file, source("parquet"))[0]) == 9000
 
 
@@ -198,9 +199,9 @@ ZSTD = bytes.fromhex("28b52ffd2012910000") + ROWS  # the frame of an archive of 
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (zipped(), "data.csv: is a zip archive (or a spreadsheet); expected the file itself"),
-        (gzip.compress(zipped()), "is a zip archive"),
-        (ZSTD, "is compressed with zstd; expected the file itself, as it is or compressed with gzip, bz2 or xz"),
+        (zipped(), "data.csv: the file is a zip archive (or a spreadsheet); expected text or parquet"),
+        (gzip.compress(zipped()), "the file is a zip archive"),
+        (ZSTD, "is compressed with zstd; expected text or parquet, as it is or compressed with gzip, bz2 or xz"),
         (gzip.compress(gzip.compress(ROWS)), "is compressed twice, one archive in the other; expected once"),
         (bz2.compress(gzip.compress(ROWS)), "is compressed twice"),
         (gzip.compress(lzma.compress(ROWS)), "is compressed twice"),
@@ -213,7 +214,7 @@ ZSTD = bytes.fromhex("28b52ffd2012910000") + ROWS  # the frame of an archive of 
         (ROWS.decode().encode("utf-32-be"), "the file is UTF-32BE; expected UTF-8"),
         ("text,label\n你好你好你好,你\n".encode("utf-32-be"), "the file is UTF-32BE; expected UTF-8"),
         (gzip.compress(ROWS.decode().encode("utf-16-le")), "the file is UTF-16LE"),
-        (b"PAR1" + bytes(20), 'is a parquet file; expected csv. Set format = "parquet" for silo'),
+        (b"PAR1" + bytes(20), 'the file is a parquet file; expected csv. Set format = "parquet" for silo'),
         (bz2.compress(ROWS)[:4] + b"\x00" + bz2.compress(ROWS)[5:], "the compressed data is damaged (bz2)"),
         (bz2.compress(b""), "nothing is compressed in it"),
     ],
@@ -240,8 +241,8 @@ def test_xz_archives_of_several_streams_and_one_that_takes_too_much_memory(monke
     packed = lzma.compress(ROWS) + bytes(8) + lzma.compress(b"lost,x\n" * 100_000) + lzma.compress(b"")
 
     assert len(read(io.BytesIO(packed), source())[0]) == 100_001
-    monkeypatch.setattr(lines, "XZ_BYTES", 2**20)
-    assert "data.csv: takes more than 1 MiB of memory to unpack" in refusal(packed, source())
+    monkeypatch.setattr(compression, "XZ_BYTES", 2**20)
+    assert "data.csv: the xz archive takes more than 1 MiB of memory to unpack" in refusal(packed, source())
 
 
 def test_a_stray_nul_is_a_rows_own_damage():

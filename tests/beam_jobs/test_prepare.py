@@ -29,7 +29,8 @@ from builders.prepare_helpers import (
     words_by_client,
 )
 
-from beam_jobs import prepare_silo, steps, transforms
+from beam_jobs import planning, prepare_silo, reading, running, transforms
+from beam_jobs.steps import batches, tokens
 from tff_pipeline import artifacts
 from tff_pipeline.data import records
 from tff_pipeline.errors import ArtifactError, ConfigError, InputError, PipelineError
@@ -221,15 +222,15 @@ def test_rows_and_lines_add_up_whatever_becomes_of_them(case):
 def test_a_count_that_does_not_add_up_is_no_snapshot(case, monkeypatch, lost):
     """A defect, planted: batches that lose their last row on the way, and lines that nobody counts."""
     if lost == "row":
-        usual = steps.tokenize
+        usual = tokens.tokenize
 
         def forgetful(batch, tokenizer):
             done = usual(batch, tokenizer)
             return done._replace(rows=done.rows.take(np.arange(len(done.rows) - 1)))
 
-        monkeypatch.setattr(steps, "tokenize", forgetful)
+        monkeypatch.setattr(tokens, "tokenize", forgetful)
     else:
-        monkeypatch.setattr(steps.LineCounts, "plus", lambda self, other: self._replace(read=self.read + other.read))
+        monkeypatch.setattr(reading.LineCounts, "plus", lambda self, other: self._replace(read=self.read + other.read))
     case.write("data.csv", GOOD)
 
     message = refusal(case, PipelineError)
@@ -311,11 +312,11 @@ def test_one_range_in_memory_or_many_the_same_bytes(case, another, monkeypatch):
     case.prepare["shards"] = 2
     case.write("data.csv", many(50))
     once = data_bytes(case.prepare_it())
-    monkeypatch.setattr(prepare_silo, "RANGE_BYTES", 100)
-    monkeypatch.setattr(steps, "BATCH_ROWS", 7)
-    monkeypatch.setattr("beam_jobs.formats.SLICE_ROWS", 7)
-    monkeypatch.setattr("beam_jobs.transforms.SPILL_BYTES", 500)
-    monkeypatch.setattr("beam_jobs.spill.BUFFER_BYTES", 500)
+    monkeypatch.setattr(planning, "RANGE_BYTES", 100)
+    monkeypatch.setattr(batches, "BATCH_ROWS", 7)
+    monkeypatch.setattr("beam_jobs.reading.SLICE_ROWS", 7)
+    monkeypatch.setattr("beam_jobs.steps.spilling.SPILL_BYTES", 500)
+    monkeypatch.setattr("beam_jobs.segments.BUFFER_BYTES", 500)
     case.workdir = "other"
 
     assert data_bytes(case.prepare_it()) == once
@@ -355,10 +356,10 @@ def test_one_worker_or_several_the_same_bytes(case, monkeypatch):
 )
 def test_as_many_workers_as_pay(monkeypatch, cores, memory_gb, files, workers):
     """One for each 64 MB of text, file, core and 2 GB of memory, whichever are the fewest; never none."""
-    monkeypatch.setattr(prepare_silo.os, "cpu_count", lambda: cores)
-    monkeypatch.setattr(prepare_silo.os, "sysconf", {"SC_PHYS_PAGES": memory_gb * 2**18, "SC_PAGE_SIZE": 4096}.get)
+    monkeypatch.setattr(running.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(running.os, "sysconf", {"SC_PHYS_PAGES": memory_gb * 2**18, "SC_PAGE_SIZE": 4096}.get)
 
-    assert prepare_silo._workers([{"name": name, "bytes": size * 2**20} for name, size in files.items()]) == workers
+    assert running.workers_for([{"name": name, "bytes": size * 2**20} for name, size in files.items()]) == workers
 
 
 def test_workers_are_what_the_configuration_says_unless_the_runner_is_told(case, monkeypatch):
@@ -371,12 +372,12 @@ def test_workers_are_what_the_configuration_says_unless_the_runner_is_told(case,
         raise InputError("stop here")
 
     case.write("data.csv", GOOD)
-    identity = prepare_silo._plan_job(case.config(), case.config().silo("bank")).id
-    monkeypatch.setattr(prepare_silo, "_run", ask)
-    monkeypatch.setattr(prepare_silo, "_workers", lambda inputs: 4 + len(inputs))
+    identity = planning.plan_job(case.config(), case.config().silo("bank")).id
+    monkeypatch.setattr(running, "run", ask)
+    monkeypatch.setattr(running, "workers_for", lambda entries: 4 + len(entries))
     for workers, beam_args in ((0, []), (3, []), (1, []), (3, ["--direct_num_workers=2"])):
         case.prepare["workers"] = workers
-        assert prepare_silo._plan_job(case.config(), case.config().silo("bank")).id == identity
+        assert planning.plan_job(case.config(), case.config().silo("bank")).id == identity
         with pytest.raises(InputError, match="stop here"):
             case.prepare_it(*beam_args)
 
@@ -509,9 +510,9 @@ def test_seeds_and_silos_make_different_clients(case):
 
 def test_the_garbage_collector_is_left_as_it_was(case, monkeypatch):
     thresholds, seen = gc.get_threshold(), []
-    wired = prepare_silo.transforms.collect_seldom
+    wired = transforms.collect_seldom
     monkeypatch.setattr(
-        prepare_silo.transforms,
+        transforms,
         "collect_seldom",
         lambda: (wired(), seen.append((gc.get_threshold(), gc.get_freeze_count()))),
     )
@@ -526,20 +527,20 @@ def test_a_finished_snapshot_is_not_made_again(case, capsys, monkeypatch):
     case.write("data.csv", GOOD)
     first = case.prepare_it()
     made = (first / "COMPLETE").stat().st_mtime_ns
-    monkeypatch.setattr(prepare_silo, "_run", lambda *_: pytest.fail("the pipeline ran"))
+    monkeypatch.setattr(running, "run", lambda *_: pytest.fail("the pipeline ran"))
     capsys.readouterr()
 
     assert case.prepare_it() == first
     assert (first / "COMPLETE").stat().st_mtime_ns == made
     event = json.loads(capsys.readouterr().err.splitlines()[-1])
     assert (event["event"], event["reused"], event["examples"]) == ("prepare", True, 4)
-    assert "is there already" in event["message"]
+    assert "exists already" in event["message"]
 
 
 def test_whatever_changes_the_bytes_changes_the_id(case, monkeypatch):
     def name() -> str:
         configuration = case.config()
-        return prepare_silo._plan_job(configuration, configuration.silo("bank")).id
+        return planning.plan_job(configuration, configuration.silo("bank")).id
 
     case.write("data.csv", GOOD)
     names = {name(), name()}
@@ -548,7 +549,7 @@ def test_whatever_changes_the_bytes_changes_the_id(case, monkeypatch):
         names.add(name())
     case.prepare, case.labels = {}, ["lost", "help", "bye"]
     names.add(name())
-    monkeypatch.setattr("prepare_helpers.VOCABULARY", [*VOCABULARY, "more"])  # another tokenizer
+    monkeypatch.setattr("builders.prepare_helpers.VOCABULARY", [*VOCABULARY, "more"])  # another tokenizer
     names.add(name())
     case.workdir, case.seed = "other", 8  # another key: other clients, other splits
     names.add(name())
@@ -575,8 +576,8 @@ def test_killed_in_the_middle_and_started_again(case):
     case.config()
     script = (
         "import os, signal, sys\n"
-        "from beam_jobs import prepare_silo\n"
-        "prepare_silo._collect = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from beam_jobs import prepare_silo, publishing\n"
+        "publishing._write_split = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "prepare_silo.main(['--config', sys.argv[1]])\n"
     )
     killed = subprocess.run(
@@ -609,7 +610,7 @@ def test_a_second_prepare_of_the_same_silo_is_refused_while_one_runs(case, monke
         refused.append(str(raised.value))
         raise InputError("stop here")
 
-    monkeypatch.setattr(prepare_silo, "_run", run_meanwhile)
+    monkeypatch.setattr(running, "run", run_meanwhile)
     assert refusal(case) == "stop here"
     assert "another prepare of this silo is running" in refused[0]
 
@@ -697,10 +698,10 @@ def test_a_list_of_labels_keeps_its_order(case):
     ("content", "words"),
     [
         ("", "data.csv: the file is empty (0 bytes)"),
-        ("text,label,client\n", "data.csv: holds no rows, only a header or blank lines"),
+        ("text,label,client\n", "data.csv: the input has no rows, only a header or blank lines"),
         (
             "texts,label,client\nhelp,x,anna\n",
-            "there is no column 'text' in the first line; found 3 columns, among them 'label', 'client'. The column at position 1 is",
+            "the column 'text' is missing from the first line; found 3 columns, among them 'label', 'client'. The column at position 1 is",
         ),
         (gzip.compress(GOOD.encode(), mtime=0)[:-9], "data.csv: the compressed data is cut short or damaged"),
         (GOOD + '"help,x,anna\n', "a quote opened in the row that begins on line 6 is still open"),
@@ -723,7 +724,7 @@ def test_what_only_a_worker_finds_is_said_in_our_words(case, capfd, monkeypatch,
     message = refusal(case, beam_args=beam_args)
 
     assert message.startswith(
-        f"{case.folder / 'data.csv'}: the compressed data is cut short or damaged (EOFError). Copy the file again"
+        f"{case.folder / 'data.csv'}: the compressed data is cut short or damaged (EOFError); expected a whole archive. Copy the file again"
     )
     printed = capfd.readouterr()
     assert printed.out == ""
@@ -791,7 +792,7 @@ def test_a_worker_alone_says_what_it_is_for():
 
 
 def test_a_file_that_changes_while_it_is_read(case, monkeypatch):
-    run = prepare_silo._run
+    run = running.run
 
     def and_append(*arguments):
         result = run(*arguments)
@@ -799,20 +800,20 @@ def test_a_file_that_changes_while_it_is_read(case, monkeypatch):
         return result
 
     case.write("data.csv", GOOD)
-    monkeypatch.setattr(prepare_silo, "_run", and_append)
+    monkeypatch.setattr(running, "run", and_append)
 
-    assert "data.csv: has changed while prepare was reading it" in refusal(case)
+    assert "data.csv: the file has changed while prepare was reading it" in refusal(case)
 
 
 def test_a_worker_that_does_not_see_the_secret_makes_none(case, monkeypatch):
-    run = prepare_silo._run
+    run = running.run
 
     def without_secret(plan, *others):
         Path(plan.secret).unlink()
         return run(plan, *others)
 
     case.write("data.csv", GOOD)
-    monkeypatch.setattr(prepare_silo, "_run", without_secret)
+    monkeypatch.setattr(running, "run", without_secret)
 
     assert "clients.key: a Beam worker does not see this file" in refusal(case, ArtifactError)
     assert not (case.silo_folder / "keys" / "clients.key").exists()
@@ -824,7 +825,10 @@ def test_a_text_column_taken_for_labels_does_not_reach_the_manifest(case):
 
     message = refusal(case)
 
-    assert "silo 'bank': the label column 'client' has more than 1,000 different values (prepare.max_labels)" in message
+    assert (
+        "silo 'bank': the label column 'client' has more than 1,000 different values; expected at most as many as prepare.max_labels"
+        in message
+    )
     assert "Correct `label` of the silo, or list the labels in task.labels." in message
 
 
@@ -838,7 +842,10 @@ def test_labels_of_free_text_stop_the_job_before_they_are_written(case, monkeypa
     case.prepare["max_labels"] = 30
     monkeypatch.setattr(transforms, "_merge", lambda *_: pytest.fail("a worker would have stopped the job"))
     message += refusal(case)
-    assert "the label column 'text' has more than 30 different values (prepare.max_labels)" in message
+    assert (
+        "the label column 'text' has more than 30 different values; expected at most as many as prepare.max_labels"
+        in message
+    )
     assert "secret" not in message
 
 
@@ -882,7 +889,7 @@ def test_a_file_named_for_two_splits(case):
     case.silo["input"] = {"train": "*.csv", "test": "data.csv"}
     case.write("data.csv", GOOD)
 
-    assert "is named by the train files and by the test files" in refusal(case)
+    assert "the file is named by the train files and by the test files" in refusal(case)
 
 
 def test_a_disk_that_fills_up(case):
@@ -897,7 +904,7 @@ def test_a_disk_that_fills_up(case):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     assert str(case.silo_folder) in message
-    assert "cannot be written: the file may not grow any larger" in message
+    assert "the file cannot be written: the file may not grow any larger" in message
     assert "Free space there, or move pipeline.workdir" in message
     assert case.prepare_it()
 
@@ -912,12 +919,12 @@ def test_an_error_nobody_expected_does_not_quote_the_text(case, monkeypatch, cap
 
     def look(error):
         seen.append("".join(traceback.format_exception(error)))
-        return transforms_failure(error)
+        return failure_in(error)
 
-    transforms_failure = transforms.failure_in
-    monkeypatch.setattr(transforms, "failure_in", look)
+    failure_in = running.failure_in
+    monkeypatch.setattr(running, "failure_in", look)
     case.write("data.csv", GOOD)
-    monkeypatch.setattr(steps, "tokenize", broken)
+    monkeypatch.setattr(tokens, "tokenize", broken)
 
     message = refusal(case, PipelineError, beam_args=beam_args)
 
@@ -996,12 +1003,12 @@ def test_as_a_program_it_fails_in_one_sentence(case):
 
     assert run.returncode == 3
     assert run.stderr.splitlines() == [
-        f"tff-pipeline prepare: {case.folder / 'data.csv'}: no file matches the input of silo 'bank'. Check the path; a relative one starts at the configuration file's folder."
+        f"tff-pipeline prepare: {case.folder / 'data.csv'}: no file matches the input of silo 'bank'; expected at least one. Check the path; a relative one starts at the configuration file's folder."
     ]
 
 
 def test_rows_so_far_are_reported_while_workers_read(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(prepare_silo, "PROGRESS_EVERY_S", 0.001)
+    monkeypatch.setattr(running, "PROGRESS_EVERY_S", 0.001)
     seen = threading.Event()
 
     class Watched(Progress):
@@ -1011,7 +1018,7 @@ def test_rows_so_far_are_reported_while_workers_read(tmp_path, monkeypatch, caps
 
     (tmp_path / f"a{transforms.RUNNING}").write_text("2048")
     (tmp_path / f"b{transforms.RUNNING}").write_text("100")
-    with prepare_silo._rows_so_far(tmp_path, "bank", Watched(interactive=False)):
+    with running.progress_of_rows(tmp_path, "bank", Watched(interactive=False)):
         assert seen.wait(timeout=30)
 
     event = json.loads(capsys.readouterr().err.splitlines()[0])
@@ -1024,7 +1031,7 @@ def test_a_bundle_that_is_tried_again_is_counted_once(case):
     for part in range(2):
         case.write(f"part{part}.csv", many(10 + part))
     configuration = case.config()
-    plan = prepare_silo._plan_job(configuration, configuration.silo("bank")).plan
+    plan = planning.plan_job(configuration, configuration.silo("bank")).plan
     work = case.folder / "tried"
     work.mkdir()
 

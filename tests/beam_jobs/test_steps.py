@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from builders.prepare_helpers import VOCABULARY
 
-from beam_jobs import steps
-from beam_jobs.formats import Columns, Fields, Reject
+from beam_jobs.reading import Columns, Fields, Reject
 from beam_jobs.rows import Rows, hashes_to_numbers, numbers_to_hashes
-from beam_jobs.spill import SegmentWriter, read_segments
+from beam_jobs.segments import SegmentWriter, read_segments
+from beam_jobs.steps import batches, clients, gathering, summaries, tokens
 from tff_pipeline.config import SiloSection
 from tff_pipeline.data.tokenization import Tokenizer
 from tff_pipeline.errors import InputError
 
-KEYS = steps.Keys.of(b"k" * 32)
+KEYS = clients.Keys.of(b"k" * 32)
 TOKENIZER = Tokenizer(VOCABULARY, lower_case=True, max_length=8)
 
 
@@ -39,8 +39,8 @@ def rows_of(client: bytes = AB, file: int = 0, first: int = 1, values=((5,), (6,
     )
 
 
-def examples(rows: Rows) -> list[steps.Example]:
-    return list(steps.examples_of(rows, 0, len(rows)))
+def examples(rows: Rows) -> list[gathering.Example]:
+    return list(gathering.examples_of(rows, 0, len(rows)))
 
 
 def spilled(tmp_path, parts):
@@ -52,7 +52,7 @@ def spilled(tmp_path, parts):
 
 def gather(tmp_path, parts, *, limit=100, file_splits=()):
     rejected: list[tuple[int, int]] = []
-    found = steps.gather(
+    found = gathering.gather(
         spilled(tmp_path, parts),
         limit,
         KEYS,
@@ -63,10 +63,10 @@ def gather(tmp_path, parts, *, limit=100, file_splits=()):
 
 
 def test_client_hash_is_keyed_and_has_128_bits():
-    assert len(steps.client_hash(KEYS, "anna")) == 16
-    assert steps.client_hash(KEYS, "anna") == steps.client_hash(steps.Keys.of(b"k" * 32), "anna")
-    assert steps.client_hash(KEYS, "anna") != steps.client_hash(steps.Keys.of(b"j" * 32), "anna")
-    assert steps.client_hash(KEYS, "anna") != steps.client_hash(KEYS, "Anna")
+    assert len(clients.client_hash(KEYS, "anna")) == 16
+    assert clients.client_hash(KEYS, "anna") == clients.client_hash(clients.Keys.of(b"k" * 32), "anna")
+    assert clients.client_hash(KEYS, "anna") != clients.client_hash(clients.Keys.of(b"j" * 32), "anna")
+    assert clients.client_hash(KEYS, "anna") != clients.client_hash(KEYS, "Anna")
 
 
 def test_one_person_is_one_client_however_the_id_is_written():
@@ -78,7 +78,7 @@ def test_one_person_is_one_client_however_the_id_is_written():
         ["42", "42.0", " 42.00 "],
         ["-7", "-7.0"],
     ):
-        assert len({steps.client_hash(KEYS, name) for name in same}) == 1, same
+        assert len({clients.client_hash(KEYS, name) for name in same}) == 1, same
     for different in (
         ["alice", "Alice"],
         ["42", "042"],
@@ -87,7 +87,7 @@ def test_one_person_is_one_client_however_the_id_is_written():
         ["42.0a", "42a"],
         [".0", "0"],
     ):
-        assert len({steps.client_hash(KEYS, name) for name in different}) == 2, different
+        assert len({clients.client_hash(KEYS, name) for name in different}) == 2, different
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_one_person_is_one_client_however_the_id_is_written():
 def test_text_of_a_float_that_may_stand_for_several_people_is_refused(name):
     """As pandas writes a column of large numbers in which one is missing."""
     with pytest.raises(InputError) as raised:
-        batches([columns((1, "help", "x", "ben", ""), (2, "help", "x", name, ""))], client_column="who")
+        batched([columns((1, "help", "x", "ben", ""), (2, "help", "x", name, ""))], client_column="who")
     assert "a.csv: the client column 'who' holds a number of 2^53 or above as a float" in str(raised.value)
     assert "Write the ids as text" in str(raised.value)
     assert name.strip() not in str(raised.value)
@@ -107,7 +107,7 @@ def test_text_of_a_float_that_may_stand_for_several_people_is_refused(name):
     ["9007199254740993", "12345678e17", "9007199254740991.0", "1.5e+3", "1.2.3e+17", "1e+17a", "12345678901234567-1"],
 )
 def test_text_that_is_no_large_float_is_a_client(name):
-    assert len(batches([columns((1, "help", "x", name, ""))])[0].clients) == 16
+    assert len(batched([columns((1, "help", "x", name, ""))])[0].clients) == 16
 
 
 def test_ordinary_ids_have_the_hash_they_always_had():
@@ -115,13 +115,13 @@ def test_ordinary_ids_have_the_hash_they_always_had():
     key = hmac.digest(b"k" * 32, b"tff-pipeline client", "sha256")
 
     for name in ("anna", "4711", "c-1.5", "王"):
-        assert steps.client_hash(KEYS, name) == hmac.digest(key, b"id\0" + name.encode(), "sha256")[:16]
+        assert clients.client_hash(KEYS, name) == hmac.digest(key, b"id\0" + name.encode(), "sha256")[:16]
 
 
 def test_labels_and_groups_are_composed_and_stripped():
     rows_ = [(1, "help", " caf\u00e9 ", "anna", "g "), (2, "help", "cafe\u0301", "anna", " g")]
 
-    (batch,) = batches([columns(*rows_)], frozenset({"caf\u00e9"}))
+    (batch,) = batched([columns(*rows_)], frozenset({"caf\u00e9"}))
     assert (batch.labels, batch.groups, batch.rejects) == (["caf\u00e9"] * 2, ["g"] * 2, [])
 
 
@@ -131,14 +131,14 @@ def test_one_secret_gives_three_keys():
 
 
 def test_a_row_client_is_never_a_named_client():
-    assert steps.row_client_hash(KEYS, "a.csv", 12) != steps.row_client_hash(KEYS, "a.csv", 1)
-    assert steps.row_client_hash(KEYS, "a.csv", 12) != steps.row_client_hash(KEYS, "b.csv", 12)
+    assert clients.row_client_hash(KEYS, "a.csv", 12) != clients.row_client_hash(KEYS, "a.csv", 1)
+    assert clients.row_client_hash(KEYS, "a.csv", 12) != clients.row_client_hash(KEYS, "b.csv", 12)
 
 
 def test_splits_have_their_shares():
     """10,000 clients at shares 0.8, 0.15, 0.05: within four standard deviations (40, 36, 22), so it fails once in 5,000 keys."""
     splits = [
-        steps.split_of(KEYS, steps.client_hash(KEYS, str(number)), {"train": 0.8, "validation": 0.15, "test": 0.05})
+        clients.split_of(KEYS, clients.client_hash(KEYS, str(number)), {"train": 0.8, "validation": 0.15, "test": 0.05})
         for number in range(10_000)
     ]
 
@@ -148,24 +148,24 @@ def test_splits_have_their_shares():
 
 
 def test_a_split_without_share_gets_nobody():
-    clients = [steps.client_hash(KEYS, str(number)) for number in range(200)]
+    hashes = [clients.client_hash(KEYS, str(number)) for number in range(200)]
 
-    assert {steps.split_of(KEYS, client, {"train": 1.0}) for client in clients} == {"train"}
-    assert {steps.split_of(KEYS, client, {"train": 0.5, "validation": 0.0, "test": 0.5}) for client in clients} == {
+    assert {clients.split_of(KEYS, client, {"train": 1.0}) for client in hashes} == {"train"}
+    assert {clients.split_of(KEYS, client, {"train": 0.5, "validation": 0.0, "test": 0.5}) for client in hashes} == {
         "train",
         "test",
     }
 
 
 def test_ranges_of_hashes_nest_and_ascend():
-    clients = hashes_to_numbers(b"".join(sorted(steps.client_hash(KEYS, str(number)) for number in range(500))))
+    numbers = hashes_to_numbers(b"".join(sorted(clients.client_hash(KEYS, str(number)) for number in range(500))))
 
-    fine = steps.ranges_of(clients, 3 * 7)
+    fine = clients.ranges_of(numbers, 3 * 7)
     assert fine.tolist() == sorted(fine)
     assert set(fine.tolist()) == set(range(21))
-    assert (fine // 7).tolist() == steps.ranges_of(clients, 3).tolist()
+    assert (fine // 7).tolist() == clients.ranges_of(numbers, 3).tolist()
     ends = hashes_to_numbers(bytes(16) + b"\xff" * 16)
-    assert steps.ranges_of(ends, 256).tolist() == [0, 255]
+    assert clients.ranges_of(ends, 256).tolist() == [0, 255]
 
 
 def test_hashes_come_back_and_sort_as_numbers():
@@ -196,38 +196,39 @@ def test_hashes_come_back_and_sort_as_numbers():
     ],
 )
 def test_reasons(fields, reason):
-    assert steps.check(fields, frozenset({"x"}), has_client=True) == reason
+    assert batches.reject_reason(fields, frozenset({"x"}), has_client=True) == reason
 
 
 def test_without_a_client_column_none_is_missed():
-    assert steps.check(Fields("help", "x", "", ""), None, has_client=False) == ""
+    assert batches.reject_reason(Fields("help", "x", "", ""), None, has_client=False) == ""
 
 
 def columns(*rows: tuple[int, str, str, str, str], rejects=()) -> Columns:
     return Columns(*(list(column) for column in zip(*rows, strict=True)), list(rejects))
 
 
-def batches(slices, labels=None, **keys):
-    keys = {"known_labels": labels, "has_client": True} | keys
-    return list(steps.batches(slices, file=0, file_name="a.csv", keys=KEYS, **keys))
+def batched(slices, labels=None, *, client_column="client"):
+    return list(
+        batches.batches(slices, file=0, file_name="a.csv", known_labels=labels, client_column=client_column, keys=KEYS)
+    )
 
 
 def test_batches_end_by_rows_and_by_characters(monkeypatch):
-    monkeypatch.setattr(steps, "BATCH_ROWS", 3)
-    monkeypatch.setattr(steps, "BATCH_CHARACTERS", 10)
+    monkeypatch.setattr(batches, "BATCH_ROWS", 3)
+    monkeypatch.setattr(batches, "BATCH_CHARACTERS", 10)
     slices = [columns((line, "a" * length, "x", "anna", "")) for line, length in enumerate([1, 1, 1, 9, 9, 1], start=1)]
 
-    assert [batch.lines for batch in batches(slices)] == [[1, 2, 3], [4, 5], [6]]
+    assert [batch.lines for batch in batched(slices)] == [[1, 2, 3], [4, 5], [6]]
 
 
 def test_rejects_keep_their_lines():
-    (batch,) = batches(
+    (batch,) = batched(
         [columns((2, "help", " x ", "anna", " g "), (3, "", "x", "anna", ""), rejects=[Reject(1, "not JSON")])]
     )
 
     assert batch.rejects == [Reject(1, "not JSON"), Reject(3, "empty text")]
     assert (batch.lines, batch.labels, batch.groups) == ([2], ["x"], ["g"])
-    assert batch.clients == steps.client_hash(KEYS, "anna")
+    assert batch.clients == clients.client_hash(KEYS, "anna")
 
 
 FINE = (2, "help", " x ", "anna", " g ")
@@ -250,27 +251,27 @@ FINE = (2, "help", " x ", "anna", " g ")
     ],
 )
 def test_many_rows_at_once_are_judged_as_each_by_itself(row, labels, has_client):
-    """`check` decides; where it finds nothing, as mostly, columns are looked at as a whole."""
+    """`reject_reason` decides; where no row has one, as in most slices, columns are judged as a whole."""
     line, text, label, client, group = row
-    reason = steps.check(Fields(text, label.strip(), client, group), labels, has_client=has_client)
+    reason = batches.reject_reason(Fields(text, label.strip(), client, group), labels, has_client=has_client)
 
-    (batch,) = batches([columns(FINE, row, FINE)], labels, has_client=has_client)
+    (batch,) = batched([columns(FINE, row, FINE)], labels, client_column="client" if has_client else "")
     assert batch.rejects == ([Reject(line, reason)] if reason else [])
     assert batch.texts == (["help", "help"] if reason else ["help", text, "help"])
     assert set(batch.labels) <= {"x", label.strip()}
 
 
 def test_more_clients_than_are_remembered_have_the_hashes_they_had(monkeypatch):
-    monkeypatch.setattr(steps, "CLIENTS_REMEMBERED", 3)
-    monkeypatch.setattr(steps, "BATCH_ROWS", 2)
+    monkeypatch.setattr(batches, "CLIENTS_REMEMBERED", 3)
+    monkeypatch.setattr(batches, "BATCH_ROWS", 2)
     names = ["a", "b", "c", "d", "a", "e", "b", "a"]
 
-    found = batches([columns((line, "help", "x", name, "")) for line, name in enumerate(names)])
-    assert b"".join(batch.clients for batch in found) == b"".join(steps.client_hash(KEYS, name) for name in names)
+    found = batched([columns((line, "help", "x", name, "")) for line, name in enumerate(names)])
+    assert b"".join(batch.clients for batch in found) == b"".join(clients.client_hash(KEYS, name) for name in names)
 
 
 def test_tokenize_keeps_the_order_and_rejects_what_has_no_tokens():
-    batch = steps.RowBatch(
+    batch = batches.RowBatch(
         3,
         [1, 2, 3, 4],
         ["my card", "help", "\u200b\u0000", "lost"],
@@ -280,7 +281,7 @@ def test_tokenize_keeps_the_order_and_rejects_what_has_no_tokens():
         [],
     )
 
-    done = steps.tokenize(batch, TOKENIZER)
+    done = tokens.tokenize(batch, TOKENIZER)
 
     assert (done.file, done.read) == (3, 4)
     assert done.rejects == [Reject(3, "empty text")]
@@ -294,11 +295,11 @@ def test_tokenize_keeps_the_order_and_rejects_what_has_no_tokens():
 
 def test_words_carry_their_tag_on_the_first_piece():
     """ "cards" is two pieces, and max_length 8 leaves room for six: the last word and its tag are cut off."""
-    batch = steps.RowBatch(
+    batch = batches.RowBatch(
         0, [1], [("my", "cards", "lost", "a", "b", "help")], [("O", "B-x", "O", "I-x", "O", "O")], AB, [""], []
     )
 
-    rows = steps.tokenize(batch, TOKENIZER).rows
+    rows = tokens.tokenize(batch, TOKENIZER).rows
 
     assert rows.tokens.tolist() == [2, 4, 5, 13, 7, 15, 16, 3]
     assert rows.labelled_tokens
@@ -333,24 +334,24 @@ def test_joined_selected_and_written_down_rows_say_the_same():
 
 
 def test_rows_are_parted_by_range():
-    clients = [steps.client_hash(KEYS, str(number)) for number in range(40)]
-    rows = Rows.joined([rows_of(client=client, first=number, values=((5,),)) for number, client in enumerate(clients)])
+    hashes = [clients.client_hash(KEYS, str(number)) for number in range(40)]
+    rows = Rows.joined([rows_of(client=client, first=number, values=((5,),)) for number, client in enumerate(hashes)])
 
-    found = dict(steps.by_range(rows, 7))
-    assert list(found) == sorted(found)
-    assert sorted(line for part in found.values() for line in part.lines.tolist()) == list(range(40))
-    for number, part in found.items():
-        assert set(steps.ranges_of(part.clients, 7).tolist()) == {number}
-        assert [clients[line] for line in part.lines] == numbers_to_hashes(part.clients)
+    parts = dict(tokens.by_range(rows, 7))
+    assert list(parts) == sorted(parts)
+    assert sorted(line for part in parts.values() for line in part.lines.tolist()) == list(range(40))
+    for number, part in parts.items():
+        assert set(clients.ranges_of(part.clients, 7).tolist()) == {number}
+        assert [hashes[line] for line in part.lines] == numbers_to_hashes(part.clients)
 
 
 def test_the_bound_does_not_depend_on_the_order_of_rows():
     every = examples(rows_of(values=[(value,) for value in (4, 5, 6, 7, 8)]))
     chosen = {
-        tuple(sorted(one.tokens for one in steps.bound(order, 2, KEYS, AB)))
+        tuple(sorted(one.tokens for one in gathering.bound(order, 2, KEYS, AB)))
         for order in itertools.permutations([one._replace(line=line) for line, one in enumerate(every)])
     }
-    moved = steps.bound([one._replace(file=3, line=100 - one.line) for one in every], 2, KEYS, AB)
+    moved = gathering.bound([one._replace(file=3, line=100 - one.line) for one in every], 2, KEYS, AB)
 
     assert len(chosen) == 1
     assert tuple(sorted(one.tokens for one in moved)) in chosen
@@ -360,10 +361,10 @@ def test_the_bound_is_keyed_and_its_result_in_reading_order():
     """With 30 examples, 5 of them kept, two keys agree once in 142,506."""
     every = examples(rows_of(values=[(value,) for value in range(4, 34)]))
 
-    kept = steps.bound(every, 5, KEYS, AB)
+    kept = gathering.bound(every, 5, KEYS, AB)
     assert kept == sorted(kept)
-    assert kept != steps.bound(every, 5, steps.Keys.of(b"j" * 32), AB)
-    assert kept != steps.bound(every, 5, KEYS, bytes(16))
+    assert kept != gathering.bound(every, 5, clients.Keys.of(b"j" * 32), AB)
+    assert kept != gathering.bound(every, 5, KEYS, bytes(16))
 
 
 def test_gather_puts_rows_of_any_order_together(tmp_path):
@@ -396,13 +397,13 @@ def test_clients_whose_hashes_agree_half_way_are_two(tmp_path):
 def test_a_client_of_many_rows_is_trimmed_on_the_way_to_the_same_examples(tmp_path, monkeypatch, gather_bytes):
     """200 examples, one after the other and trimmed again and again, or all at once, 7 at a time as objects; and one client
     with as many as it may keep."""
-    monkeypatch.setattr(steps, "GATHER_BYTES", gather_bytes)
-    monkeypatch.setattr(steps, "BOUND_ROWS", 7)
+    monkeypatch.setattr(gathering, "GATHER_BYTES", gather_bytes)
+    monkeypatch.setattr(gathering, "BOUND_ROWS", 7)
     parts = [rows_of(first=line, values=((line,),)) for line in range(1, 201)]
     small = rows_of(client=bytes(16), values=[(value,) for value in range(5)])
 
     found, _ = gather(tmp_path, [*parts[:100], small, *parts[100:]], limit=5)
-    at_once = steps.bound((example for one in parts for example in examples(one)), 5, KEYS, AB)
+    at_once = gathering.bound((example for one in parts for example in examples(one)), 5, KEYS, AB)
 
     assert (found.over_bound_clients, found.examples_dropped) == (1, 195)
     assert examples(found.rows) == examples(small) + at_once
@@ -435,8 +436,8 @@ def test_segments_come_back_by_key_also_when_the_buffer_is_small(tmp_path):
         ]
 
 
-def summary_of(labels: int, rows: int, **keys) -> steps.ReadSummary:
-    return steps.ReadSummary(
+def summary_of(labels: int, rows: int, **keys) -> summaries.ReadSummary:
+    return summaries.ReadSummary(
         rows={0: rows}, labels=[f"label {number}" for number in range(labels)], labelled=rows, groups=[""], **keys
     )
 
@@ -444,18 +445,18 @@ def summary_of(labels: int, rows: int, **keys) -> steps.ReadSummary:
 SILO = SiloSection(name="bank", input="unused", format="csv", label="intent", group="region")
 
 
-def check_names(read: steps.ReadSummary, *, limit=1000, silo=SILO, **keys) -> None:
-    steps.check_names(read, silo, labels_listed=keys.pop("labels_listed", False), limit=limit, **keys)
+def check_names(read: summaries.ReadSummary, *, limit=1000, silo=SILO, **keys) -> None:
+    summaries.check_names(read, silo, labels_listed=keys.pop("labels_listed", False), limit=limit, **keys)
 
 
 @pytest.mark.parametrize(
     ("read", "limit", "words"),
     [
-        (summary_of(11, 1000), 10, "has more than 10 different values (prepare.max_labels)"),
+        (summary_of(11, 1000), 10, "has more than 10 different values; expected at most as many as prepare.max_labels"),
         (summary_of(60, 100), 1000, "has 60 different values in 100 rows; expected at least two rows for each"),
         (summary_of(21, 21), 1000, "has 21 different values in 21 rows"),
         (
-            steps.ReadSummary(rows={0: 9}, labels=["a" * 201], labelled=9),
+            summaries.ReadSummary(rows={0: 9}, labels=["a" * 201], labelled=9),
             1000,
             "has a value of 201 characters; expected at most 200",
         ),
@@ -474,7 +475,7 @@ def test_labels_that_are_labels():
     check_names(summary_of(20, 20))
     check_names(summary_of(50, 100))
     check_names(summary_of(60, 100), complete=False)
-    check_names(steps.ReadSummary(rows={0: 30}, labels=[f"B-{n}" for n in range(25)], labelled=450), silo=CONLL)
+    check_names(summaries.ReadSummary(rows={0: 30}, labels=[f"B-{n}" for n in range(25)], labelled=450), silo=CONLL)
 
 
 CONLL = SiloSection(name="bank", input="unused", format="conll")
@@ -482,34 +483,38 @@ CONLL = SiloSection(name="bank", input="unused", format="conll")
 
 def test_tags_are_compared_with_words_and_groups_with_rows():
     with pytest.raises(InputError, match="label column 'label' has 300 different values in 450 words"):
-        check_names(steps.ReadSummary(rows={0: 30}, labels=[f"B-{n}" for n in range(300)], labelled=450), silo=CONLL)
+        check_names(
+            summaries.ReadSummary(rows={0: 30}, labels=[f"B-{n}" for n in range(300)], labelled=450), silo=CONLL
+        )
     with pytest.raises(InputError, match=r"group column 'region' has 60 different values in 100 rows.*Correct `group`"):
-        check_names(steps.ReadSummary(rows={0: 100}, labelled=100, groups=[f"g {n}" for n in range(60)]))
+        check_names(summaries.ReadSummary(rows={0: 100}, labelled=100, groups=[f"g {n}" for n in range(60)]))
 
 
 def test_a_reject_that_stands_for_several_rows_names_the_last():
-    assert steps.reject_line("a.csv", "line", Reject(7, "broken quoting", 3)) == (
+    assert summaries.reject_line("a.csv", "line", Reject(7, "broken quoting", 3)) == (
         b'{"file":"a.csv","line":7,"last_line":9,"reason":"broken quoting"}\n'
     )
-    assert b"last" not in steps.reject_line("a.csv", "line", Reject(7, "empty text"))
-    (batch,) = batches([columns((1, "help", "x", "anna", ""), rejects=[Reject(2, "broken quoting", 3)])])
-    assert steps.tokenize(batch, TOKENIZER).read == batch.read == 4
+    assert b"last" not in summaries.reject_line("a.csv", "line", Reject(7, "empty text"))
+    (batch,) = batched([columns((1, "help", "x", "anna", ""), rejects=[Reject(2, "broken quoting", 3)])])
+    assert tokens.tokenize(batch, TOKENIZER).read == batch.read == 4
 
 
 def test_percentiles_are_values_that_occur():
     """Values 1 (50 times), 2 (40 times), 3 (9 times), 9 (once)."""
     histogram = [0, 50, 40, 9, 0, 0, 0, 0, 0, 1]
 
-    assert steps.percentiles(histogram) == {"p50": 1, "p90": 2, "p99": 3, "max": 9}
-    assert steps.percentiles([0, 0, 1]) == {"p50": 2, "p90": 2, "p99": 2, "max": 2}
-    assert steps.percentiles([]) == {"p50": 0, "p90": 0, "p99": 0, "max": 0}
+    assert summaries.percentiles(histogram) == {"p50": 1, "p90": 2, "p99": 3, "max": 9}
+    assert summaries.percentiles([0, 0, 1]) == {"p50": 2, "p90": 2, "p99": 2, "max": 2}
+    assert summaries.percentiles([]) == {"p50": 0, "p90": 0, "p99": 0, "max": 0}
 
 
 def test_merging_summaries_does_not_depend_on_their_order():
-    one = steps.ReadSummary(rows={0: 3}, reasons={"empty text": 1}, labels=["b"], groups=["g"])
-    two = steps.ReadSummary(rows={0: 2, 1: 4}, reasons={"empty text": 2, "not JSON": 1}, labels=["a", "b"], groups=[""])
+    one = summaries.ReadSummary(rows={0: 3}, reasons={"empty text": 1}, labels=["b"], groups=["g"])
+    two = summaries.ReadSummary(
+        rows={0: 2, 1: 4}, reasons={"empty text": 2, "not JSON": 1}, labels=["a", "b"], groups=[""]
+    )
 
-    assert steps.merged([one, two]) == steps.merged([two, one])
-    assert steps.merged([one, two]).rows == {0: 5, 1: 4}
-    assert steps.merged([one, two]).reasons == {"empty text": 3, "not JSON": 1}
-    assert steps.merged([one, two]).labels == ["a", "b"]
+    assert summaries.merged([one, two]) == summaries.merged([two, one])
+    assert summaries.merged([one, two]).rows == {0: 5, 1: 4}
+    assert summaries.merged([one, two]).reasons == {"empty text": 3, "not JSON": 1}
+    assert summaries.merged([one, two]).labels == ["a", "b"]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from builders.plans import discretization
 from tff_pipeline.privacy.plan import PrivacyPlan
 
 CANARIES = 40
@@ -40,7 +41,8 @@ class Mechanism:
         )
         features = (LARGE * np.eye(CANARIES)).astype(np.float32)
         # Two silos, so that the sums are masked; as many as claimed where they add the noise.
-        count = plan.silos if plan.integers else 2
+        self._discretization = discretization(plan) if plan.mechanism.silos_add_noise else None
+        count = plan.silos if self._discretization else 2
         self._silos = {f"silo-{place:04d}": np.arange(place, CANARIES, count) for place in range(count)}
         clients = [
             FeatureClients(
@@ -51,12 +53,14 @@ class Mechanism:
         self._runtime = ScriptedRuntime(LocalRuntime, self._compiled, clients, devices="CPU", session="audit")
         self._state = self._runtime.initial_state()
         self._rounds = 0
-        if plan.integers:
+        if self._discretization:
             self._state = self._state.with_rotation(ROTATION)
             self._turned_back = np.stack(
                 [
-                    integer_aggregation.turned_back(tf.constant(unit), tf.constant(ROTATION), plan.integers).numpy()
-                    for unit in np.eye(plan.integers.length)
+                    integer_aggregation.rotated_back(
+                        tf.constant(unit), tf.constant(ROTATION), self._discretization
+                    ).numpy()
+                    for unit in np.eye(self._discretization.length)
                 ]
             )
 
@@ -80,18 +84,18 @@ class Mechanism:
 
     def noise_of(self, shares: Sequence[np.ndarray]) -> list[np.ndarray]:
         """How each silo's share shows in what is released; nothing where the server adds the noise."""
-        integers = self.plan.integers
-        # Below zero: the server's step is the sum taken away.
-        return [-integers.quantum * (share @ self._turned_back) for share in shares] if integers else []
+        made = self._discretization
+        # Below zero: the server's step subtracts the sum.
+        return [-made.step * (share @ self._turned_back) for share in shares] if made else []
 
     @property
     def drawn(self) -> int:
         """How many numbers are drawn at once."""
-        return self.plan.integers.length if self.plan.integers else self.plan.dimension
+        return self._discretization.length if self._discretization else self.plan.dimension
 
     @property
     def _honest(self) -> int:
-        return self.plan.integers.honest if self.plan.integers else 0
+        return self._discretization.honest_silos if self._discretization else 0
 
     def _sum(self, canaries: Sequence[int], noise: Sequence[np.ndarray]) -> np.ndarray:
 
@@ -100,7 +104,7 @@ class Mechanism:
             for name, rows in self._silos.items()
         }
         shares = None
-        if self.plan.integers:
+        if self._discretization:
             own = dict(zip(self._silos, noise, strict=True))
             state, shares = self._state, lambda silo: own[silo]
         else:

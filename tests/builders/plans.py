@@ -6,7 +6,8 @@ from typing import Any
 
 from scipy import optimize, stats
 
-from tff_pipeline.privacy.mechanisms import Gaussian, Mechanism
+from tff_pipeline.privacy.distributed import Discretization
+from tff_pipeline.privacy.mechanisms import DistributedDiscreteGaussian, Gaussian, Mechanism
 from tff_pipeline.privacy.plan import PrivacyPlan
 
 _PLAN = PrivacyPlan(
@@ -35,6 +36,12 @@ def changed(made: PrivacyPlan, mechanism: type[Mechanism] | None = None, **numbe
     kept = {name: getattr(made.mechanism, name) for name in own if hasattr(made.mechanism, name)}
     given = {name: numbers.pop(name) for name in own & numbers.keys()}
     return dataclasses.replace(made, mechanism=kind(**{**kept, **given}), **numbers)
+
+
+def discretization(made: PrivacyPlan) -> Discretization:
+    """Of a plan whose noise the silos add."""
+    assert isinstance(made.mechanism, DistributedDiscreteGaussian)
+    return made.mechanism.discretization(made)
 
 
 def gaussian_epsilon(noise_multiplier: float, delta: float) -> float:

@@ -98,8 +98,8 @@ def test_every_secure_slot_gives_the_oracles_integers(case, local, reference):
     assert max(differences) <= UNITS
     # It is not that everything is zero: some coordinate is moved by a fortieth of what the four clients may move it by.
     made = plan()
-    moved = [np.abs(one.astype(np.int64) - 4 * made.largest_whole_number).max() for one in ours if one.size > 1]
-    assert max(moved) > 0.1 * made.quanta
+    moved = [np.abs(one.astype(np.int64) - 4 * made.quantization.largest_summand).max() for one in ours if one.size > 1]
+    assert max(moved) > 0.1 * made.quantization.levels
 
 
 def test_three_rounds_end_in_the_oracles_weights(case, local, reference):
@@ -130,7 +130,7 @@ def test_supplied_noise_is_what_reaches_the_weights(case, local, reference):
 
     random = np.random.default_rng(2)
     noise = [random.normal(size=shape) for shape in case.compiled.shapes]
-    grain = plan().grain
+    grain = plan().rounding_step
     for runtime in (local, reference):
         result = runtime.run_round(started(case, runtime).with_noise(noise), {}, round_number=1000)
         for after, before, added in zip(result.state.weights, case.weights, noise, strict=True):
@@ -172,7 +172,7 @@ def test_sums_of_32_bits_are_those_of_64(head):
     from tff_pipeline.runtime.scripted import ScriptedRuntime
 
     many = plan(Tree, rounds_per_tree=2, clients=10**8)
-    assert many.quanta > 2**25
+    assert many.quantization.levels > 2**25
     results = []
     for made in (head, head_case(many)):
         with ScriptedRuntime(LocalRuntime, made.compiled, made.silos) as runtime:
@@ -180,7 +180,7 @@ def test_sums_of_32_bits_are_those_of_64(head):
     narrow, wide = (result.bytes_up for result in results)
     assert wide - narrow == 4 * plan().dimension
     for one, other in zip(*(result.state.weights for result in results), strict=True):
-        np.testing.assert_allclose(one, other, atol=10 * plan().value_range / plan().quanta)
+        np.testing.assert_allclose(one, other, atol=10 * plan().quantization.step)
 
 
 def test_a_cohort_larger_than_its_sum_has_room_for_releases_nothing():
@@ -198,14 +198,14 @@ def test_a_cohort_larger_than_its_sum_has_room_for_releases_nothing():
 def test_one_client_moves_the_sum_by_at_most_the_sensitivity(case, local):
     """Before the noise, in L2 over all coordinates: what the plan states, for every client of every silo."""
     state = started(case, local)
-    step = plan().value_range / plan().quanta
+    step = plan().quantization.step
     shapes = [tuple(shape) for shape in case.compiled.shapes]
     base = local.secure_sums(state, COHORT)
     slots = [place for place, total in enumerate(base) if total.shape in shapes and total.size > 1]
     largest = 0.0
     for silo, other in (("bank", 1), ("bank", 3), ("shop", 0), ("shop", 2)):
         more = local.secure_sums(state, {**COHORT, silo: sorted([*COHORT[silo], other])})
-        zero = plan().largest_whole_number  # one client's
+        zero = plan().quantization.largest_summand  # one client's
         moved = [(more[place].astype(np.int64) - base[place].astype(np.int64) - zero) * step for place in slots]
         largest = max(largest, float(np.sqrt(sum((part**2).sum() for part in moved))))
     assert largest <= plan().sensitivity
@@ -341,13 +341,13 @@ def test_every_device_works_and_nothing_of_the_model_runs_elsewhere():
 def test_a_process_that_sums_in_the_clear_is_refused(leak):
     import tensorflow_federated as tff
 
-    from tff_pipeline.aggregators import dp_sum as aggregation
+    from tff_pipeline.aggregators.factory import aggregator_for
     from tff_pipeline.learning import process as learning
     from tff_pipeline.model.learner import FeatureLearner
 
     shapes = [(HIDDEN, LABELS), (LABELS,)]
     secure: dict[str, Any] = {
-        "model_aggregator": aggregation.unweighted(plan(), shapes),
+        "model_aggregator": aggregator_for(plan(), shapes),
         "metrics_aggregator": tff.learning.metrics.secure_sum_then_finalize,
     }
     secure.pop(f"{leak}_aggregator")

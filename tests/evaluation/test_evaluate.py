@@ -305,6 +305,16 @@ def test_what_is_missing_is_named(tmp_path, broken, words):
         evaluate(run, progress=Progress(interactive=False))
 
 
+def test_a_result_that_cannot_be_written_is_named(tmp_path):
+    run = make_run(tmp_path)
+    (run / "evaluation.json" / "in the way").mkdir(parents=True)
+    with pytest.raises(
+        ArtifactError, match=r"evaluation\.json: the evaluation could not be written \(Is a directory\)"
+    ):
+        evaluate(run, progress=Progress(interactive=False))
+    assert [path.name for path in run.glob(".evaluation*")] == []
+
+
 def test_a_work_directory_may_move(tmp_path):
     run = make_run(tmp_path / "here")
     (tmp_path / "here" / "silos").rename(tmp_path / "silos")

@@ -72,6 +72,19 @@ def test_training_metrics_leave_only_where_they_are_released(run, tmp_path, metr
     assert training_metrics(tmp_path) == expected.get(metrics)
 
 
+def test_released_training_metrics_that_are_missing_are_named(run, tmp_path):
+    facts = json.loads((run / "run.json").read_text())
+    facts["config"]["privacy"]["metrics"] = "released"
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    for content in (None, "round,clients,loss,accuracy\n"):
+        if content is not None:
+            (tmp_path / "rounds.csv").write_text(content)
+        with pytest.raises(
+            ArtifactError, match=r"rounds\.csv: the metrics of the last round cannot be read .* 2 rounds"
+        ):
+            training_metrics(tmp_path)
+
+
 def test_an_evaluation_of_another_split_is_not_exported(run, tmp_path):
     """As where somebody kept what `evaluate --split train` printed, in the held-out evaluation's place."""
     evaluation = json.loads((run / "evaluation.json").read_text())
@@ -354,6 +367,26 @@ def test_numbers_only_grow(run, tmp_path):
     assert export(run, tmp_path, progress=QUIET).name == "8", "what was altered is no finished export"
     with pytest.raises(ExportError, match="expected a number above 0"):
         export(run, tmp_path, version=0, progress=QUIET)
+
+
+@pytest.mark.usefixtures("instantly")
+def test_where_nothing_can_be_written(run, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        ExportError,
+        match=r"file/models: the version could not be written \(.*Not a directory.*\)\. Check that this account",
+    ):
+        export(run, tmp_path / "file" / "models", progress=QUIET)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.usefixtures("instantly")
+def test_a_version_that_appears_meanwhile_is_not_touched(run, version, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "verify", lambda *_: shutil.copytree(version, tmp_path / "1") and {})
+    with pytest.raises(ExportError, match=r"1: appeared while this version was built.*Run the command again"):
+        export(run, tmp_path, progress=QUIET)
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+    read_manifest(tmp_path / "1", check_files=True)
 
 
 @pytest.mark.usefixtures("instantly")

@@ -132,8 +132,8 @@ def test_sensitivity_is_the_clip_and_what_float32_may_add():
 
 
 def test_the_grain_is_a_power_of_two_about_a_thousandth_of_the_noise():
-    assert math.log2(plan().grain).is_integer()
-    assert 2**-11 <= plan().grain / plan().noise_stddev <= 2**-10
+    assert math.log2(plan().rounding_step).is_integer()
+    assert 2**-11 <= plan().rounding_step / plan().noise_stddev <= 2**-10
 
 
 def test_everything_follows_from_one_number():
@@ -238,23 +238,25 @@ def test_a_cohort_larger_than_there_is_room_for_does_not_happen(clients, cohort)
     from scipy.stats import binom
 
     made = plan(clients=clients, expected_cohort=float(cohort), sampling_probability=cohort / clients)
-    largest = made.largest_cohort
+    largest = made.quantization.largest_cohort
     assert binom.logsf(largest - 1, clients, cohort / clients) <= -128 * math.log(2) or largest == clients
     assert largest <= cohort + 15 * math.sqrt(cohort) + 30
     # All that such a cohort may send is within 31 bits, or within what float64 counts exactly.
-    most = 2 * made.largest_whole_number * largest
+    most = 2 * made.quantization.largest_summand * largest
     assert most < 2**31 or 2**31 < most < 2**53
 
 
 def test_everybody_has_room_where_the_guarantee_counts_on_no_sampling():
-    assert plan(Tree, rounds_per_tree=20).largest_cohort == 1000
-    assert plan(sampling_probability=1.0, expected_cohort=1000.0).largest_cohort == 1000
+    assert plan(Tree, rounds_per_tree=20).quantization.largest_cohort == 1000
+    assert plan(sampling_probability=1.0, expected_cohort=1000.0).quantization.largest_cohort == 1000
 
 
 def test_quanta_are_as_many_as_31_bits_hold_where_that_is_fine_enough():
-    assert plan(dimension=1000).quanta == pytest.approx(2**30 / plan().largest_cohort, rel=1e-4)
+    assert plan(dimension=1000).quantization.levels == pytest.approx(
+        2**30 / plan().quantization.largest_cohort, rel=1e-4
+    )
     large = plan(dimension=10**10)
-    assert large.quanta == 2**30  # sums of 64 bits
+    assert large.quantization.levels == 2**30  # sums of 64 bits
 
 
 @pytest.mark.parametrize("clients", [3, 10, 37, 1000, 2**22 + 1])

@@ -13,8 +13,9 @@ from scipy import stats
 
 from tff_pipeline import audit
 from tff_pipeline.errors import PrivacyError
-from tff_pipeline.privacy import randomness
 from tff_pipeline.privacy.mechanisms import Gaussian
+from tff_pipeline.privacy.mechanisms.adaptive_gaussian import count_noise
+from tff_pipeline.privacy.mechanisms.server_noise import round_noise
 from tff_pipeline.privacy.statement import sentences
 
 ETA = 0.2
@@ -58,7 +59,7 @@ def test_the_clip_ends_at_the_norm_that_all_have(mechanism):
 
 def test_a_round_with_nobody_moves_it_by_the_noise_alone(mechanism):
     assert next_clip(mechanism, 1.0, []) == pytest.approx(1.0)
-    grain = plan().count_grain
+    grain = plan().mechanism.count_rounding_step
     assert next_clip(mechanism, 1.0, [], 3.3) == pytest.approx(
         math.exp(-ETA * round(3.3 / grain) * grain / 40), rel=1e-12
     )
@@ -70,7 +71,7 @@ def test_a_client_moves_both_sums_by_no_more_than_the_plan_counts(mechanism):
         released = mechanism.released([canary], silence(mechanism._compiled))
         assert 0.999 * made.clip_norm < np.linalg.norm(released) <= made.clip_norm * made.sensitivity
     moved = [abs(math.log(next_clip(mechanism, clip, [0])) - math.log(clip)) * 40 / ETA for clip in (0.5, 5000.0)]
-    assert np.allclose(moved, 0.5, atol=made.count_grain)
+    assert np.allclose(moved, 0.5, atol=made.mechanism.count_rounding_step)
 
 
 def test_update_and_count_together_are_one_mechanism_with_the_plans_noise():
@@ -97,13 +98,11 @@ def test_what_is_released_has_the_plans_noise(mechanism):
     clip, updates, counts = 3.0, [], []
     state = mechanism._state
     for number in range(800):
-        noise = randomness.round_noise(
-            b"a" * 32,
-            round_number=number,
-            stddev=made.noise_stddev,
-            shapes=SHAPES,
-            count_stddev=made.mechanism.count_stddev,
-        )
+        secret, update_stddev, count_stddev = b"a" * 32, made.noise_stddev, made.mechanism.count_stddev
+        noise = [
+            *round_noise(secret, round_number=number, stddev=update_stddev, shapes=SHAPES),
+            count_noise(secret, round_number=number, stddev=count_stddev),
+        ]
         given = state.with_noise(noise).with_clip(clip)
         after = mechanism._runtime.run_round(given, {}, round_number=mechanism._rounds).state
         mechanism._rounds += 1

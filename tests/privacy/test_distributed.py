@@ -17,7 +17,7 @@ import pytest
 from builders.cases import COHORT, Case, head_case, started
 from builders.cases import DISTRIBUTED as PLAN
 from builders.cases import plan as a_runtime_plan
-from builders.plans import changed
+from builders.plans import changed, discretization
 from builders.plans import plan as a_plan
 from builders.tiny import ROWS, prepared, quiet, trained_weights
 from scipy import optimize, special, stats
@@ -30,7 +30,7 @@ from tff_pipeline.privacy import accounting, distributed, statement
 from tff_pipeline.privacy import discrete_gaussian as discrete
 from tff_pipeline.privacy import plan as planning
 from tff_pipeline.privacy.discrete_gaussian import discrete_gaussian
-from tff_pipeline.privacy.distributed import Integers, integers
+from tff_pipeline.privacy.distributed import Discretization, finest_discretization
 from tff_pipeline.privacy.mechanisms import DistributedDiscreteGaussian
 from tff_pipeline.privacy.plan import PrivacyPlan
 from tff_pipeline.progress import Progress
@@ -236,11 +236,9 @@ def test_the_error_is_counted(monkeypatch):
 
 def test_everything_follows_from_one_number():
     less, more = plan(), plan(noise_multiplier=2.4)
-    assert less.integers is not None
-    assert more.integers is not None
     # Twice the noise over the sensitivity.
     assert more.noise_stddev / more.sensitivity == pytest.approx(2 * less.noise_stddev / less.sensitivity, rel=1e-3)
-    assert more.round_event["sensitivity_squared"] == more.integers.sensitivity_squared
+    assert more.round_event["sensitivity_squared"] == discretization(more).sensitivity_squared
     assert more.curve() < less.curve()
     assert "2.4 times the sensitivity" in " ".join(statement.sentences(more, seeded=False, silos=3))
     # Two honest shares of three: the noise is sqrt(3 / 2) times what counts.
@@ -264,19 +262,22 @@ def test_everywhere_the_noise_is_at_least_as_planned_and_the_sum_fits():
             "tolerated": int(random.integers(0, silos)),
             "bits": int(random.choice([16, 32])),
         }
-        made = integers(**given)
+        made = finest_discretization(**given)
         if made is None:
             assert given["bits"] == 16
             continue
         found += 1
-        event = {key: getattr(made, key) for key in ("sensitivity_squared", "log2_share", "honest")}
+        event = {key: getattr(made, key) for key in ("sensitivity_squared", "log2_scale", "honest_silos")}
         assert distributed.noise_multiplier(**event) >= given["noise_multiplier"]
-        assert made.clip * made.quantum == pytest.approx(given["clip_norm"])
+        assert made.clip_in_steps * made.step == pytest.approx(given["clip_norm"])
         # Five deviations of the noise and a cohort that all point one way are far from the ring's edge.
-        aligned = given["expected_cohort"] * made.clip / math.sqrt(made.length)
-        assert 5 * math.hypot(aligned, 2**made.log2_share * math.sqrt(silos)) < 2 ** (made.bits - 1)
+        aligned = given["expected_cohort"] * made.clip_in_steps / math.sqrt(made.length)
+        assert 5 * math.hypot(aligned, 2**made.log2_scale * math.sqrt(silos)) < 2 ** (made.bits - 1)
         assert 1 <= made.rounding_costs <= 1.25
-        assert distributed.log_error(log2_share=made.log2_share, honest=made.honest, length=made.length) < 1e-24
+        assert (
+            distributed.log_error(log2_scale=made.log2_scale, honest_silos=made.honest_silos, length=made.length)
+            < 1e-24
+        )
     assert found > 200
 
 
@@ -292,14 +293,12 @@ def test_a_sum_that_does_not_fit_says_what_to_change():
 
 
 @pytest.fixture(scope="module")
-def coarse() -> Integers:
+def coarse() -> Discretization:
     """16 bits and 1,000 coordinates: rounding matters."""
-    found = plan(bits=16, dimension=1000, clip_norm=0.5).integers
-    assert found is not None
-    return found
+    return discretization(plan(bits=16, dimension=1000, clip_norm=0.5))
 
 
-def sent(update: np.ndarray, made: Integers, seed: tuple[int, int] = (3, 4)) -> np.ndarray:
+def sent(update: np.ndarray, made: Discretization, seed: tuple[int, int] = (3, 4)) -> np.ndarray:
     """Centred integers."""
     import tensorflow as tf
 
@@ -365,7 +364,7 @@ def test_rounding_is_unbiased_and_independent_between_clients(coarse):
     # Clients that differ in the last digits, so that their fingerprints do.
     totals = sum(sent(update * (1 + 1e-9 * client), coarse) for client in range(400))
     back = integer_aggregation.decode(tf.constant(totals % coarse.modulus), seed, coarse).numpy()
-    error = np.linalg.norm(back / 400 - update) / (coarse.quantum * math.sqrt(coarse.length / 12 / 400))
+    error = np.linalg.norm(back / 400 - update) / (coarse.step * math.sqrt(coarse.length / 12 / 400))
     assert 0.8 < error < math.sqrt(3) * 1.2  # uniform fractions give 1 / 6 for 1 / 12 and the wrap none
 
 
@@ -379,13 +378,14 @@ def test_a_sum_beyond_the_ring_wraps_and_one_inside_does_not(coarse):
     for value, read in ((5, 5), (-5, -5), (2**15 - 1, 2**15 - 1), (2**15, -(2**15))):
         rotated[0] = value
         back = integer_aggregation.decode(tf.constant(rotated.astype(np.int64)), seed, coarse)
-        expected = coarse.quantum * integer_aggregation.turned_back(tf.constant(rotated / value * read), seed, coarse)
+        expected = coarse.step * integer_aggregation.rotated_back(tf.constant(rotated / value * read), seed, coarse)
         np.testing.assert_allclose(back, expected, rtol=1e-12, atol=1e-15)
 
 
 # -- a round, in every runtime
 
 SEED = np.array([11, 12], np.int64)
+INTEGERS = discretization(PLAN)
 
 
 @pytest.fixture(scope="module")
@@ -410,8 +410,7 @@ def reference(case: Case) -> Iterator[Any]:
 
 
 def share(silo: str) -> np.ndarray:
-    assert PLAN.integers is not None
-    return discrete_gaussian(silo.encode().ljust(32), PLAN.integers.log2_share, PLAN.integers.length)
+    return discrete_gaussian(silo.encode().ljust(32), INTEGERS.log2_scale, INTEGERS.length)
 
 
 def silence(silo: str) -> np.ndarray:
@@ -446,7 +445,6 @@ def test_a_report_is_the_noised_sum_alone_whatever_the_cohort(case, monkeypatch)
     from tff_pipeline.runtime.local import LocalRuntime
     from tff_pipeline.secagg.masking import Party
 
-    assert PLAN.integers is not None
     sent, mask = [], Party.mask
 
     def watched(party: Party, *arguments: Any) -> list[np.ndarray]:
@@ -461,7 +459,7 @@ def test_a_report_is_the_noised_sum_alone_whatever_the_cohort(case, monkeypatch)
             metrics.append((result.metrics, result.bytes_up, result.bytes_down))
     assert len(sent) == 3 * len(case.silos)
     assert {tuple((part.shape, part.dtype) for part in report) for report in sent} == {
-        (((PLAN.integers.length,), np.dtype(np.uint32)),)
+        (((INTEGERS.length,), np.dtype(np.uint32)),)
     }
     # Nor does anything that the runtime gives back tell one cohort from another but the noised sum.
     assert metrics[0] == metrics[1] == metrics[2]
@@ -492,7 +490,7 @@ def test_a_sum_beside_the_noised_one_is_refused(planted):
     """Each would tell the server how many clients took part; all are secure sums, so nothing else would refuse them."""
     import tensorflow_federated as tff
 
-    from tff_pipeline.aggregators import dp_sum as aggregation
+    from tff_pipeline.aggregators.factory import aggregator_for
     from tff_pipeline.learning import process as learning
     from tff_pipeline.model.learner import FeatureLearner
 
@@ -512,7 +510,7 @@ def test_a_sum_beside_the_noised_one_is_refused(planted):
         lambda: FeatureLearner(hidden_size=16, labels=3),
         client_optimizer_fn=tff.learning.optimizers.build_sgdm(0.1),
         server_optimizer_fn=tff.learning.optimizers.build_sgdm(1.0),
-        model_aggregator=aggregation.unweighted(PLAN, shapes),
+        model_aggregator=aggregator_for(PLAN, shapes),
         metrics_aggregator=tff.learning.metrics.secure_sum_then_finalize if planted == "metrics" else counted,
     )
     seen = (0, 2) if planted == "another modular sum" else (r"\d+" if planted == "metrics" else 1, 1)
@@ -546,9 +544,8 @@ def test_without_noise_the_update_is_the_gaussian_mechanisms(case, local):
     with ScriptedRuntime(LocalRuntime, plain.compiled, plain.silos) as runtime:
         quiet = [np.zeros(shape) for shape in plain.compiled.shapes]
         theirs = runtime.run_round(started(plain, runtime).with_noise(quiet), COHORT, round_number=0)
-    assert PLAN.integers is not None
     for one, other in zip(ours.state.weights, theirs.state.weights, strict=True):
-        np.testing.assert_allclose(one, other, atol=20 * PLAN.integers.quantum + a_runtime_plan().grain)
+        np.testing.assert_allclose(one, other, atol=20 * INTEGERS.step + a_runtime_plan().rounding_step)
 
 
 def test_a_silo_with_nobody_sampled_adds_its_share_too(case, local):
@@ -557,10 +554,9 @@ def test_a_silo_with_nobody_sampled_adds_its_share_too(case, local):
 
     from tff_pipeline.aggregators.distributed_discrete_gaussian import decode
 
-    assert PLAN.integers is not None
     result = local.run_round(begun(case, local), {}, round_number=60, shares=share)
-    noise = (share("bank") + share("shop")) % PLAN.integers.modulus
-    shown = decode(tf.constant(noise), tf.constant(SEED), PLAN.integers).numpy() / PLAN.denominator
+    noise = (share("bank") + share("shop")) % INTEGERS.modulus
+    shown = decode(tf.constant(noise), tf.constant(SEED), INTEGERS).numpy() / PLAN.denominator
     moved = [(before - after).ravel() for before, after in zip(case.weights, result.state.weights, strict=True)]
     np.testing.assert_allclose(np.concatenate(moved), shown, atol=1e-6)
 
@@ -585,9 +581,8 @@ def test_any_client_moves_the_integers_by_at_most_the_plans_bound(case, local):
     for silo, other in (("bank", 1), ("bank", 3), ("shop", 0), ("shop", 2)):
         more = modular(local.secure_sums(state, {**COHORT, silo: sorted([*COHORT[silo], other])}))
         moved.append(int(((more - base) ** 2).sum()))
-    assert PLAN.integers is not None
-    assert max(moved) <= PLAN.integers.sensitivity_squared
-    assert max(moved) > 0.01 * PLAN.integers.sensitivity_squared
+    assert max(moved) <= INTEGERS.sensitivity_squared
+    assert max(moved) > 0.01 * INTEGERS.sensitivity_squared
 
 
 def test_with_16_bits_a_silo_sends_half_and_the_round_is_the_same(case, local):
@@ -601,9 +596,8 @@ def test_with_16_bits_a_silo_sends_half_and_the_round_is_the_same(case, local):
     theirs = local.run_round(begun(case, local), COHORT, round_number=80, shares=silence)
 
     assert (theirs.bytes_up or 0) - (ours.bytes_up or 0) == 64 * 2
-    assert made.integers is not None
     for one, other in zip(ours.state.weights, theirs.state.weights, strict=True):
-        np.testing.assert_allclose(one, other, atol=4 * made.integers.quantum)
+        np.testing.assert_allclose(one, other, atol=4 * discretization(made).step)
 
 
 # -- what is said

@@ -163,7 +163,7 @@ def test_ten_thousand_charges_are_checked_in_seconds_and_the_next_costs_what_the
     ledger.path.parent.mkdir()
     lines, previous = [], "0" * 64
     from tff_pipeline.artifacts import canonical_json
-    from tff_pipeline.privacy.ledger import _hash
+    from tff_pipeline.privacy.hash_chain import _hash
 
     for number in range(1, 10_001):
         entry = {"population": "people", "run": f"r{number % 50}", "round": number, "event": EVENT, "draw": "d"}

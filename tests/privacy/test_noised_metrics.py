@@ -11,8 +11,8 @@ from builders.tiny import Row, prepared, quiet
 from scipy import stats
 
 from tff_pipeline.errors import PrivacyError
-from tff_pipeline.privacy import randomness
 from tff_pipeline.privacy.mechanisms import AdaptiveGaussian, NoisedMetrics
+from tff_pipeline.privacy.round import Round
 from tff_pipeline.privacy.statement import sentences
 
 BANK: list[Row] = [("a", "lost my card", "card"), ("a", "send money", "money"), ("b", "send money", "money")]
@@ -65,10 +65,11 @@ def test_one_client_adds_its_accuracy_and_itself_and_no_more():
 
 def test_the_noise_is_normal_and_of_each_round():
     """Fixed secrets: nothing here can flake."""
-    drawn = np.array([randomness.metrics_noise(b"m" * 32, round_number=number, stddev=3.0) for number in range(2000)])
+    metrics, rounds = NoisedMetrics(stddev=3.0), [Round("d" * 64, ("s",) * (number + 1)) for number in range(2000)]
+    drawn = np.array([metrics.noise(b"m" * 32, round=one) for one in rounds])
     assert stats.kstest(drawn.ravel() / 3.0, "norm").pvalue > 1e-3
     assert abs(np.corrcoef(drawn.T)[0, 1]) < 4 / math.sqrt(2000)
-    assert drawn.tolist()[0] == randomness.metrics_noise(b"m" * 32, round_number=0, stddev=3.0)
+    assert drawn.tolist()[0] == metrics.noise(b"m" * 32, round=rounds[0])
 
 
 def test_a_run_releases_the_mean_of_noised_sums(tmp_path):
@@ -97,8 +98,8 @@ def test_they_are_one_number_of_the_noise_and_the_sums():
     assert _released_accuracy(sums, [20.0, -20.0], made) == pytest.approx(320 / 380, abs=1e-3)
     assert _released_accuracy(sums, [1000.0, 0.0], made) == 1.0
     assert _released_accuracy(sums, [-1000.0, -1000.0], made) == 0.0
-    # Neighbours cannot be told by low-order bits: what comes out lies on a grain.
-    assert made.on_metrics_grain(1 / 3) * 2**6 == round(made.on_metrics_grain(1 / 3) * 2**6)
+    # Neighbours cannot be told by low-order bits: what is released is a multiple of the rounding step.
+    assert made.noised_metrics.released(1 / 3) * 2**6 == round(made.noised_metrics.released(1 / 3) * 2**6)
 
 
 def test_the_statement_says_what_is_released():

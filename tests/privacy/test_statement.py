@@ -395,7 +395,7 @@ TABLE: dict[str, tuple[str, ...]] = {
 def said_by(name: str) -> frozenset[str]:
     """The sentences of every statement that there can be about a plan; which number its epsilon is, does not matter here."""
     made, found = PLANS[name], set()
-    metrics = ("noised",) if made.metrics_stddev else ("withheld", "released")
+    metrics = ("noised",) if made.noised_metrics else ("withheld", "released")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(accounting, "epsilon", lambda *_, **__: 3.5)
         for seeded, reference, kind in itertools.product((False, True), (False, True), metrics):

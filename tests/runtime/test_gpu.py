@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import TESTS, cases, environment
+from builders.plans import discretization
 from builders.tiny import Row, prepared, quiet, trained_weights
 
 from tff_pipeline.errors import TrainingError
@@ -140,15 +141,14 @@ def test_nothing_that_bounds_an_update_is_computed_in_tf32():
     import tensorflow as tf
 
     from tff_pipeline.aggregators.distributed_discrete_gaussian import encode
-    from tff_pipeline.aggregators.quantized_sum import in_quanta, norm_at_least
+    from tff_pipeline.aggregators.quantized_sum import clipped_in_steps, norm_at_least
 
-    integers = cases.DISTRIBUTED.integers
-    assert integers is not None
+    made = discretization(cases.DISTRIBUTED)
     with tf.Graph().as_default() as graph:
-        update = tf.compat.v1.placeholder(tf.float32, [integers.dimension])
-        in_quanta([update], norm=norm_at_least([update]), clip=tf.constant(1.0, tf.float64), quanta=2**20)
+        update = tf.compat.v1.placeholder(tf.float32, [made.dimension])
+        clipped_in_steps([update], norm=norm_at_least([update]), clip=tf.constant(1.0, tf.float64), levels=2**20)
         assert not [op.type for op in graph.get_operations() if "MatMul" in op.type or "Einsum" in op.type]
-        encode([update], tf.constant([1, 2], tf.int64), integers)
+        encode([update], tf.constant([1, 2], tf.int64), made)
     products = [op for op in graph.get_operations() if "MatMul" in op.type or "Einsum" in op.type]
     assert {tensor.dtype for op in products for tensor in op.inputs} == {tf.float64}
 

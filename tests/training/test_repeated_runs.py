@@ -28,7 +28,7 @@ from tff_pipeline.privacy.round import Round
 from tff_pipeline.runtime.local import LocalRuntime
 from tff_pipeline.secagg.masking import Party
 from tff_pipeline.training import run as training
-from tff_pipeline.training import secrets as run_keys
+from tff_pipeline.training import secrets
 from tff_pipeline.training.store import StateStore
 
 ROUNDS = 4
@@ -225,7 +225,7 @@ def test_rounds_from_other_weights_have_other_noise_and_are_charged(begun, mecha
     assert not observer.train("saved", 2)
     for name in ("base", "states"):
         shutil.rmtree(observer.run / name)
-    shutil.rmtree(run_keys.features_folder(Workdir(observer.config.workdir), "bank", observer.run.name))
+    shutil.rmtree(secrets.features_folder(Workdir(observer.config.workdir), "bank", observer.run.name))
     assert observer.train()
     observer.check()
     sampled_anew(observer)
@@ -349,7 +349,7 @@ def test_runs_of_one_seed_share_no_noise_unless_they_are_the_same(tiny, tmp_path
 
     def noise(*changes: str) -> list[float]:
         work = training.job(load(folder / "config.toml", [*SETTINGS, *GAUSSIAN, "pipeline.seed=3", *changes]))
-        draws = run_keys.draws_of(work, a_plan(), "network", quiet())
+        draws = secrets.draws_of(work, a_plan(), "network", quiet())
         return draws.server.noise(draws.round(["start"]), [(3,)])[0].tolist()
 
     assert noise() == noise("runtime.kind=reference") == noise("training.keep_states=1")
@@ -480,7 +480,7 @@ def test_whatever_is_done_to_its_files_a_round_is_the_same_release_or_a_fresh_on
             except PipelineError as error:
                 # Refused: nothing was released. The documented way on is to abandon the keys, or what is damaged.
                 story.append(f"refused ({type(error).__name__})")
-                run_keys.abandon(observer.config, run_keys.unfinished(Workdir(observer.config.workdir)))
+                secrets.abandon(observer.config, secrets.unfinished(Workdir(observer.config.workdir)))
                 shutil.rmtree(observer.run, ignore_errors=True)
             observer.check()
         if step % 3 == 0:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders.plans import discretization
 from builders.plans import plan as a_plan
 from builders.tiny import Row, prepared, quiet
 from scipy import optimize, special
@@ -72,10 +73,9 @@ def test_a_client_is_protected_as_one_whose_silo_may_change_its_mind(mechanism, 
         **changes,
     )
     z = made.noise_multiplier
-    if made.integers:
-        z = math.sqrt(made.integers.honest * 4.0**made.integers.log2_share - 4) / math.sqrt(
-            made.integers.sensitivity_squared
-        )
+    if made.mechanism.silos_add_noise:
+        integers = discretization(made)
+        z = math.sqrt(integers.honest_silos * 4.0**integers.log2_scale - 4) / math.sqrt(integers.sensitivity_squared)
     assert made.client_epsilon == pytest.approx(analytic(z / 2, 4, made.delta), rel=1e-3)
     assert made.client_epsilon >= analytic(z / 2, 4, made.delta)
     assert made.epsilon() < made.client_epsilon

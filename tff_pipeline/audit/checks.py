@@ -1,7 +1,8 @@
 """What a sound mechanism's observations satisfy: exact equalities, and statistical tests with a stated error.
 
-Each statistical test has a share of the probability with which all of them together refute a sound run. Where a test looks
-at many things at once (clients, coordinates, pairs of rounds) its share is divided by their number (Bonferroni).
+Each statistical test has a significance level; they add up to the probability with which all tests together refute a sound
+run at most. Where a test looks at many things at once (clients, coordinates, pairs of rounds) its level is divided by their
+number (Bonferroni).
 """
 
 import dataclasses
@@ -14,14 +15,16 @@ from scipy import stats
 
 from tff_pipeline.audit import exact
 from tff_pipeline.privacy.draws import Draws
+from tff_pipeline.privacy.mechanisms import NoisedMetrics
 
 if TYPE_CHECKING:
-    from tff_pipeline.audit.testbed import Observed, Testbed
+    from tff_pipeline.audit.observed import Observed
+    from tff_pipeline.audit.testbed import Testbed
 
 # How often a sound run is refuted: at most this, half by the tests here and half by the bound on epsilon (`attack`).
 FALSE_REFUTATIONS = 1e-3
-_SHARE = 2e-5
-SHARES = dict.fromkeys(
+_LEVEL = 2e-5
+SIGNIFICANCE = dict.fromkeys(
     (
         "noise variance",
         "noise variance by tensor",
@@ -45,7 +48,7 @@ SHARES = dict.fromkeys(
         "recorded cohort sizes",
         "recorded noise",
     ),
-    _SHARE,
+    _LEVEL,
 )
 # Cohorts that are drawn beside those of the rounds played: as a silo draws them, without the work of a round.
 MORE_COHORTS = 1000
@@ -63,7 +66,7 @@ class Check:
     """One check of an audit.
 
     Attributes:
-      name: of the check; a statistical one's share of false refutations is `SHARES[name]`.
+      name: of the check; a statistical one's significance level is `SIGNIFICANCE[name]`.
       statistic: what was measured.
       bound: what it was compared with.
       passed: whether a sound mechanism could have given that.
@@ -88,7 +91,7 @@ def at_most(name: str, statistic: float, bound: float, meaning: str) -> Check:
 
 def probable(name: str, pvalue: float, meaning: str) -> Check:
     """A test by its p-value, already multiplied by the number of things it looked at."""
-    return at_least(name, min(1.0, pvalue), SHARES[name], f"p-value of {meaning}")
+    return at_least(name, min(1.0, pvalue), SIGNIFICANCE[name], f"p-value of {meaning}")
 
 
 def variance(name: str, squares: np.ndarray | float, numbers: int, meaning: str) -> Check:
@@ -96,8 +99,17 @@ def variance(name: str, squares: np.ndarray | float, numbers: int, meaning: str)
 
     More noise than planned refutes nothing.
     """
-    bound = float(stats.chi2.ppf(SHARES[name] / np.size(squares), numbers)) / numbers
+    bound = float(stats.chi2.ppf(SIGNIFICANCE[name] / np.size(squares), numbers)) / numbers
     return at_least(name, float(np.min(squares)) / numbers, bound, f"{meaning} over the plan's")
+
+
+def everything(testbed: "Testbed", observed: "Observed", table: np.ndarray) -> Iterator[Check]:
+    """Yields all checks of rounds that were played. `table` is of independent cohorts (`sampled`)."""
+    yield from noise(testbed, observed)
+    yield from cohorts(testbed, observed, table)
+    yield from clip(observed)
+    yield from masks(testbed, observed)
+    yield from keys(testbed)
 
 
 # -- noise
@@ -106,45 +118,24 @@ def variance(name: str, squares: np.ndarray | float, numbers: int, meaning: str)
 def noise(testbed: "Testbed", observed: "Observed") -> Iterator[Check]:
     """The noise of every round as the observer of what is released sees it."""
     plan = testbed.plan
-    numbers = nodes_of(observed.noise, plan.rounds_per_tree)
+    numbers = plan.mechanism.own_noise(observed.noise)
     rounds, dimension = numbers.shape
     squares = np.square(numbers)
     yield variance("noise variance", squares.sum(), numbers.size, "variance of the noise")
-    if not plan.integers:
+    if testbed.view.by_tensor:
         yield _by_tensor(testbed, squares)
     yield variance(
         "noise variance by coordinate", squares.sum(axis=0), rounds, "smallest variance of a coordinate's noise"
     )
     yield variance("noise variance by round", squares.sum(axis=1), dimension, "smallest variance of a round's noise")
     yield _distribution(testbed, numbers)
-    yield _cosines("noise between rounds", numbers, "largest correlation of two rounds' noise")
-    yield _cosines("noise between coordinates", numbers.T, "largest correlation of two coordinates' noise")
-    if plan.adaptive:
-        counted = np.square(observed.count_noise).sum()
-        yield variance("noise on the count", counted, rounds, "variance of the noise on the count within the clip")
-    if plan.metrics_stddev:
-        yield _metrics(testbed, rounds)
-    if plan.integers:
-        yield from _shares(testbed, observed)
+    yield cosines("noise between rounds", numbers, "largest correlation of two rounds' noise")
+    yield cosines("noise between coordinates", numbers.T, "largest correlation of two coordinates' noise")
+    yield from testbed.view.checks(observed)
+    if plan.noised_metrics:
+        yield _metrics(testbed, plan.noised_metrics, rounds)
     guessed = clock(observed)
     yield at_most("noise from the clock", float(guessed), 0, "draws that a generator seeded by the clock gives")
-
-
-def nodes_of(table: np.ndarray, rounds_per_tree: int) -> np.ndarray:
-    """Of numbers by round [rounds, ...], those of the tree's node that each round finishes; without trees, the round's own.
-
-    A round ends the node of as many rounds as the lowest set bit of its number in its tree. The prefix sums at both of the
-    node's ends have all other nodes in common, so that their difference has this node's noise alone.
-    """
-    if not rounds_per_tree:
-        return table
-    nodes = np.empty_like(table)
-    for start in range(0, len(table), rounds_per_tree):
-        prefix = np.cumsum(table[start : start + rounds_per_tree], axis=0)
-        for index in range(len(prefix)):
-            before = index + 1 - ((index + 1) & -(index + 1))
-            nodes[start + index] = prefix[index] - (prefix[before - 1] if before else 0)
-    return nodes
 
 
 def _by_tensor(testbed: "Testbed", squares: np.ndarray) -> Check:
@@ -156,65 +147,47 @@ def _by_tensor(testbed: "Testbed", squares: np.ndarray) -> Check:
 
 
 def _distribution(testbed: "Testbed", numbers: np.ndarray) -> Check:
-    """Kolmogorov and Smirnov's test; whole numbers are spread evenly over their rounding interval."""
-    flat, integers = numbers.ravel(), testbed.plan.integers
-    if integers:
-        step = 1 / (2.0**integers.log2_share * math.sqrt(integers.silos))
+    """Kolmogorov and Smirnov's test; integers are spread evenly over their rounding interval."""
+    flat, step = numbers.ravel(), testbed.view.step_over_noise
+    if step:
         spread = np.random.default_rng(len(flat)).uniform(-0.5, 0.5, flat.size) * step
         flat = (flat + spread) / math.sqrt(1 + step**2 / 12)
     pvalue = stats.kstest(flat, "norm").pvalue if np.isfinite(flat).all() else 0.0
     return probable("noise distribution", pvalue, "the noise's distribution, a normal one with the plan's variance")
 
 
-def _cosines(name: str, vectors: np.ndarray, meaning: str) -> Check:
+def cosines(name: str, vectors: np.ndarray, meaning: str) -> Check:
     few = vectors[:_FEW_VECTORS]
     largest, pairs = exact.largest_cosine(few)
     if len(few) < len(vectors) and len(np.unique(vectors, axis=0)) < len(vectors):
         largest = 1.0
-    return at_most(name, largest, exact.cosine_bound(vectors.shape[1], SHARES[name] / max(1, pairs)), meaning)
+    return at_most(name, largest, exact.cosine_bound(vectors.shape[1], SIGNIFICANCE[name] / max(1, pairs)), meaning)
 
 
-def _metrics(testbed: "Testbed", rounds: int) -> Check:
-    starts, stddev = testbed.starts(rounds), testbed.plan.metrics_stddev
-    drawn = (
-        np.array(
-            [testbed.draws.server.metrics_noise(testbed.draws.round(starts[: number + 1])) for number in range(rounds)]
-        )
-        / stddev
-    )
+def _metrics(testbed: "Testbed", metrics: NoisedMetrics, rounds: int) -> Check:
+    starts = testbed.starts(rounds)
+    draws = testbed.draws
+    noise = [draws.server.metrics_noise(draws.round(starts[: number + 1])) for number in range(rounds)]
+    drawn = np.array(noise) / metrics.stddev
     # One number that is there twice is noise that repeats.
     squares = np.square(drawn).sum() if len(np.unique(drawn)) == drawn.size else 0.0
     return variance("noise on the metrics", squares, drawn.size, "variance of the noise on metrics")
 
 
-def _shares(testbed: "Testbed", observed: "Observed") -> Iterator[Check]:
-    """Each silo's share by itself: the claim counts on those of any silos but the tolerated ones."""
-    integers = testbed.plan.integers
-    assert integers is not None
-    drawn = np.stack(list(observed.shares.values())) / 2.0**integers.log2_share
-    squares = np.square(drawn).sum(axis=(1, 2))
-    yield variance("noise of each silo", squares, drawn[0].size, "smallest variance of a silo's share")
-    yield _cosines(
-        "noise between shares",
-        drawn.reshape(-1, drawn.shape[-1]),
-        "largest correlation of two shares, of any silos and rounds",
-    )
-
-
 def clock(observed: "Observed") -> int:
-    """How many of some draws are found again with numpy's generators, seeded by the clock at any time while they were drawn."""
-    found = 0
+    """How many of some draws are also drawn by numpy's generators, seeded by the clock at any time while they were drawn."""
+    recognized = 0
     for began, ended, drawn in observed.windows[:_CLOCK_DRAWS]:
         length = float(np.linalg.norm(drawn)) or 1.0
         for seed in _seeds(began, ended):
             for guess in _normals(seed, drawn.size):
                 if abs(float(drawn @ guess)) > _SAME * length * float(np.linalg.norm(guess)):
-                    found += 1
+                    recognized += 1
                     break
             else:
                 continue
             break
-    return found
+    return recognized
 
 
 def _seeds(began_ns: int, ended_ns: int) -> Iterator[int]:
@@ -239,17 +212,22 @@ def cohorts(testbed: "Testbed", observed: "Observed", table: np.ndarray) -> Iter
     plan = testbed.plan
     yield at_most("sum of the cohort", observed.other_sums, 0, "rounds whose sum was not that of the clients drawn")
     q = plan.sampling_probability
-    if plan.rounds_per_tree:
-        yield at_most("turns in a tree", turns(testbed, observed), 1, "rounds of one tree that a client took part in")
+    if plan.mechanism.turns_in_a_period is not None:
+        yield at_most(
+            "turns in a tree",
+            turns(testbed, observed),
+            plan.mechanism.turns_in_a_period,
+            "rounds of one tree that a client took part in",
+        )
     sizes = np.array(list(testbed.clients.values()))
     groups = np.add.reduceat(table.astype(np.int64), np.concatenate([[0], np.cumsum(sizes)[:-1]]), axis=1)
     total = exact.binomial(table.sum(), table.size, q)
     yield probable("sampling rate", float(total), "the number of clients sampled in all")
-    each = exact.binomial(table.sum(axis=0), len(table), q)
-    yield probable("sampling of each client", each.min() * each.size, "how often a client was sampled")
+    by_client = exact.binomial(table.sum(axis=0), len(table), q)
+    yield probable("sampling of each client", by_client.min() * by_client.size, "how often a client was sampled")
     yield probable("sampling of pairs", _pairs(table, q), "how often two clients were sampled together")
-    whole = groups.sum(axis=1, keepdims=True)
-    yield probable("cohort sizes", exact.spread(whole, sizes.sum(keepdims=True), q), "how much cohort sizes vary")
+    all_silos = groups.sum(axis=1, keepdims=True)
+    yield probable("cohort sizes", exact.spread(all_silos, sizes.sum(keepdims=True), q), "how much cohort sizes vary")
     by_silo = exact.spread(groups, sizes, q)
     yield probable("cohort sizes by silo", by_silo, "how much the sizes of silos' cohorts vary")
     yield probable("cohorts between rounds", exact.overlaps(table, q), "how much cohorts overlap, at any lag")
@@ -257,11 +235,10 @@ def cohorts(testbed: "Testbed", observed: "Observed", table: np.ndarray) -> Iter
 
 def sampled(testbed: "Testbed", observed: "Observed") -> np.ndarray:
     """Independent cohorts, bool [count, canaries]: those of all rounds; with trees, one of each tree."""
-    every = max(1, testbed.plan.rounds_per_tree)
-    played = observed.cohorts
-    if testbed.plan.rounds_per_tree:
-        # Of the trees one round each, now an early one, now a late one.
-        played = played[[start + start // every % every for start in range(0, len(played) - every + 1, every)]]
+    every = testbed.plan.mechanism.period
+    starts = range(0, len(observed.cohorts) - every + 1, every)
+    # Of the trees one round each, by turns an early one and a late one.
+    played = observed.cohorts[[start + start // every % every for start in starts]]
     first = math.ceil(len(observed.cohorts) / every)
     more = max(1, min(MORE_COHORTS, _MOST_STARTS // every))
     numbers = [every * tree + (tree % every) for tree in range(first, first + more)]
@@ -282,9 +259,10 @@ def cohorts_of(testbed: "Testbed", draws: Draws, numbers: Sequence[int]) -> np.n
 
 def turns(testbed: "Testbed", observed: "Observed") -> int:
     """With trees, the most rounds of one tree that a client took part in; else 0."""
-    every = testbed.plan.rounds_per_tree
-    if not every:
+    mechanism = testbed.plan.mechanism
+    if mechanism.turns_in_a_period is None:
         return 0
+    every = mechanism.period
     trees = np.add.reduceat(observed.cohorts.astype(np.int64), np.arange(0, len(observed.cohorts), every), axis=0)
     return int(trees.max())
 
@@ -351,10 +329,7 @@ def keys(testbed: "Testbed") -> Iterator[Check]:
 
 def _noise_of(testbed: "Testbed", draws: Draws, starts: Sequence[str]) -> list[np.ndarray]:
     """All noise of a round, by who draws it."""
-    at = draws.round(starts)
-    if testbed.plan.integers:
-        return [draws.silos[silo].noise_share(at).astype(np.float64) for silo in testbed.clients]
-    return [np.concatenate([part.ravel() for part in draws.server.noise(at, testbed.shapes)])]
+    return testbed.view.draw_noise(draws, draws.round(starts), testbed.shapes)
 
 
 def _same_noise(testbed: "Testbed", base: Draws, other: Draws) -> bool:
@@ -369,7 +344,7 @@ def _alike(some: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> bool:
 def _same_cohorts(testbed: "Testbed", base: Draws, other: Draws) -> bool:
     """Told only where chance would hardly make them the same: with sampling of one half of many clients, not of all of two."""
     q, numbers = testbed.plan.sampling_probability, range(_REPEATED_COHORTS)
-    chance = (q**2 + (1 - q) ** 2) ** (testbed.plan.clients * len(numbers) / max(1, testbed.plan.rounds_per_tree))
+    chance = (q**2 + (1 - q) ** 2) ** (testbed.plan.clients * len(numbers) / testbed.plan.mechanism.period)
     if chance > 1e-9:
         return False
     return np.array_equal(cohorts_of(testbed, base, numbers), cohorts_of(testbed, other, numbers))

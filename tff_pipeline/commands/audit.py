@@ -137,7 +137,7 @@ def _sentences(run: Path, plan: PrivacyPlan, finding: Finding, missing: Sequence
     ]
     said = [claim, attacked, "checks:", *table]
     if finding.noise_found_again:
-        said.append(f"the noise was found out: {finding.noise_found_again}.")
+        said.append(f"an attacker knows the noise: {finding.noise_found_again}.")
     if finding.turns_in_a_tree > 1:
         said.append(f"the sampler drew a client {finding.turns_in_a_tree} times in one tree; the claim assumes once.")
     if missing:

@@ -22,7 +22,8 @@ from typing import Any
 
 from tff_pipeline import config as configuration
 from tff_pipeline.config import Config
-from tff_pipeline.errors import ConfigError
+from tff_pipeline.data.input_files import local_files
+from tff_pipeline.errors import ConfigError, InputError
 
 PYTHON = (3, 11)
 # What the quickstart needs. A pretrained encoder under TFF's own executor takes up to 7 GB.
@@ -294,10 +295,9 @@ def _inputs(config: Config) -> Iterator[Check]:
         files, missing = 0, []
         for patterns in silo.inputs_by_split.values():
             for pattern in patterns:
-                count, trouble = _matches(pattern)
+                count, trouble = _matches(pattern, silo.name)
                 files += count
-                if trouble:
-                    missing.append(f"{pattern}: {trouble}")
+                missing += [trouble] if trouble else []
         name = f"input of {silo.name}"
         if missing:
             todo = "Check the path (a relative one starts at the configuration file's folder), or set it with --set."
@@ -306,21 +306,27 @@ def _inputs(config: Config) -> Iterator[Check]:
             yield Check(name, True, f"{files} file{'' if files == 1 else 's'}")
 
 
-def _matches(pattern: str) -> tuple[int, str]:
-    """How many files a glob matches, and what is wrong where it is none or one that cannot be read."""
+def _matches(pattern: str, silo: str) -> tuple[int, str]:
+    """How many files a pattern matches; and what is wrong where it matches none, or one that this account may not read."""
+    is_address = "://" in pattern
     try:
-        import tensorflow as tf
-
-        if "://" in pattern:
-            found = tf.io.gfile.glob(pattern)
-        else:
-            found = [path for path in tf.io.gfile.glob(pattern) if Path(path).is_file()]
+        paths = _addressed_files(pattern) if is_address else local_files(pattern, silo=silo).files
+    except InputError as error:
+        return 0, str(error)
     except Exception as error:  # every file system has errors of its own
-        return 0, f"cannot be listed ({type(error).__name__})"
-    if not found:
-        return 0, "no file matches"
-    closed = [path for path in found if "://" not in path and not os.access(path, os.R_OK)]
-    return len(found), f"{len(closed)} of {len(found)} files may not be read by this account" if closed else ""
+        return 0, f"{pattern}: cannot be listed ({type(error).__name__})"
+    if not paths:
+        return 0, f"{pattern}: no file matches"
+    closed = [] if is_address else [path for path in paths if not os.access(path, os.R_OK)]
+    trouble = f"{pattern}: {len(closed)} of {len(paths)} files may not be read by this account" if closed else ""
+    return len(paths), trouble
+
+
+def _addressed_files(pattern: str) -> list[str]:
+    """Files of an object store, as TensorFlow lists them: `prepare` asks Beam, which may be what is broken here."""
+    import tensorflow as tf
+
+    return tf.io.gfile.glob(pattern)
 
 
 def _checkpoint(config: Config) -> Check:
@@ -353,7 +359,7 @@ def _labels(config: Config) -> Iterator[Check]:
 
 def _existing(path: Path) -> Path:
     """The path itself, or the nearest folder above it that is there."""
-    return next(place for place in (path, *path.parents) if place.is_dir())
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 
 def _listed(items: Sequence[str], *, between: str = "; ") -> str:

@@ -37,17 +37,12 @@ def svg(plan: PrivacyPlan, epsilon: float) -> str:
       plan: of a mechanism with a finite epsilon.
       epsilon: the plan's own, at its delta.
     """
-    found = curves(plan)
-    part = (
-        f"at most once in {plan.rounds_per_tree} rounds"
-        if plan.trees
-        else f"in a round with probability {plan.sampling_probability:.4g}"
-    )
-    title = f"epsilon at delta {plan.delta!r}: {plan.clients} {plan.unit}s, each {part}"
+    points = curves(plan)
+    title = f"epsilon at delta {plan.delta!r}: {plan.clients} {plan.unit}s, each {plan.mechanism.participation(plan)}"
     panels = [
-        _panel(found["rounds"], (plan.rounds, epsilon), "rounds", f"at noise multiplier {plan.noise_multiplier:g}", 0),
+        _panel(points["rounds"], (plan.rounds, epsilon), "rounds", f"at noise multiplier {plan.noise_multiplier:g}", 0),
         _panel(
-            found["noise_multiplier"],
+            points["noise_multiplier"],
             (plan.noise_multiplier, epsilon),
             "noise multiplier",
             f"after {plan.rounds} rounds",

@@ -9,6 +9,7 @@ from typing import Any
 
 from tff_pipeline.artifacts import now, write_json
 from tff_pipeline.data.snapshots import check_compatible
+from tff_pipeline.errors import ArtifactError
 from tff_pipeline.evaluation.answers import ask, run_snapshots
 from tff_pipeline.evaluation.metrics import summarise
 from tff_pipeline.progress import Progress
@@ -32,7 +33,8 @@ def evaluate(run: Path, *, split: str = "test", progress: Progress) -> dict[str,
       `warning`, the sentence that was reported.
 
     Raises:
-      ArtifactError: if the run is not finished, or a snapshot is missing, damaged or does not fit the model.
+      ArtifactError: if the run is not finished, a snapshot is missing, damaged or does not fit the model, or the result
+        cannot be written.
     """
     from tff_pipeline.training.store import config_of, load_trained
 
@@ -57,7 +59,7 @@ def evaluate(run: Path, *, split: str = "test", progress: Progress) -> dict[str,
     if split == "train":
         result["warning"] = ON_TRAINING_CLIENTS
     else:
-        write_json(evaluation_file(run, split), result)
+        _write(evaluation_file(run, split), result)
     overall = result["overall"]
     # Standard error is often kept: scores on training clients go to standard output only, to whoever asked for them.
     reported = ("examples", "clients") if split == "train" else ("examples", "clients", "accuracy", "macro_f1")
@@ -68,3 +70,12 @@ def evaluate(run: Path, *, split: str = "test", progress: Progress) -> dict[str,
 def evaluation_file(run: Path, split: str = "test") -> Path:
     """Where the evaluation on held-out clients is written."""
     return run / ("evaluation.json" if split == "test" else f"evaluation-{split}.json")
+
+
+def _write(file: Path, result: dict[str, Any]) -> None:
+    try:
+        write_json(file, result)
+    except OSError as error:
+        raise ArtifactError(
+            f"{file}: the evaluation could not be written ({error.strerror or type(error).__name__}). Check that this account may write to the run's folder, and make room."
+        ) from error

@@ -7,6 +7,7 @@ manifest.json (manifest.py) and COMPLETE lie at its top, where TensorFlow Servin
 it knows.
 """
 
+import errno
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -58,10 +59,23 @@ def export(
 
     Raises:
       ArtifactError: if the run is not finished, or is damaged.
-      ExportError: if the number is taken, the run's evaluation is not that of the held-out clients, or the model does not
-        pass its verification; nothing is left behind.
+      ExportError: if the number is taken, the run's evaluation is not that of the held-out clients, the version cannot be
+        written, or the model does not pass its verification; nothing is left behind.
     """
     settings = settings if settings is not None else config_of(run).export
+    try:
+        return _export(run, destination, version, settings, progress)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and error.filename2:
+            raise ExportError(
+                f"{error.filename2}: appeared while this version was built, made by another export. It was not touched. Run the command again."
+            ) from error
+        raise ExportError(
+            f"{destination}: the version could not be written ({error}). Check that this account may write there, make room, or choose another --to."
+        ) from error
+
+
+def _export(run: Path, destination: Path, version: int | None, settings: "ExportSection", progress: Progress) -> Path:
     evaluation = held_out_evaluation(run)
     if version is None and (finished := _finished_version(run, destination, settings, evaluation)):
         progress.event("export", f"{finished} is this run's model already", path=str(finished), finished_before=True)
@@ -120,17 +134,12 @@ def _build(
     Returns:
       How its weights are stored, and what it is to be verified with.
     """
-    try:
-        weights = _trained_weights(run, trained)
-        save(trained, directory, settings)
-        stored_weights = _round_weights(run, trained, weights, settings, progress)
-        request = verification_request(trained, weights, settings, name=served_name(run, settings))
-        warmup.write(directory, request, batch_sizes=settings.warmup_batch_sizes)
-        golden.write(directory, request)
-    except OSError as error:
-        raise ExportError(
-            f"{directory}: the model could not be written ({error}). Make room or choose another --to."
-        ) from error
+    weights = _trained_weights(run, trained)
+    save(trained, directory, settings)
+    stored_weights = _round_weights(run, trained, weights, settings, progress)
+    request = verification_request(trained, weights, settings, name=served_name(run, settings))
+    warmup.write(directory, request, batch_sizes=settings.warmup_batch_sizes)
+    golden.write(directory, request)
     return stored_weights, request
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from tff_pipeline import __version__
 from tff_pipeline.artifacts import fingerprint, read_json, read_manifest
 from tff_pipeline.data.tokenization import checkpoint_identity
-from tff_pipeline.errors import ExportError
+from tff_pipeline.errors import ArtifactError, ExportError
 from tff_pipeline.evaluation.evaluate import evaluation_file
 from tff_pipeline.export.signatures import signatures
 from tff_pipeline.training.store import config_of
@@ -140,12 +140,22 @@ def held_out_evaluation(run: Path) -> dict[str, Any] | None:
 
 
 def training_metrics(run: Path) -> dict[str, float] | None:
-    """Those of the last round, where `privacy.metrics` has them released; otherwise they stay in the run's folder."""
+    """Those of the last round, where `privacy.metrics` has them released; otherwise they stay in the run's folder.
+
+    Raises:
+      ArtifactError: if the run's metrics are missing or cannot be read.
+    """
     kind = config_of(run).privacy.metrics
     if kind == "withheld":
         return None
-    with (run / "rounds.csv").open(newline="", encoding="utf-8") as file:
-        last = list(csv.DictReader(file))[-1]
+    try:
+        with (run / "rounds.csv").open(newline="", encoding="utf-8") as file:
+            last = list(csv.DictReader(file))[-1]
+    except (OSError, IndexError) as error:
+        raise ArtifactError(
+            f"{run / 'rounds.csv'}: the metrics of the last round cannot be read ({type(error).__name__}); expected those of {config_of(run).training.rounds} "
+            "rounds, since privacy.metrics has them released. Restore the file from a backup, or train again."
+        ) from None
     released = ("loss", "accuracy", "clients") if kind == "released" else ("released_accuracy",)
     return {key: float(last[key]) for key in released if last[key]}
 

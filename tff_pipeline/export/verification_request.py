@@ -115,10 +115,12 @@ def _expected_answers(
             probabilities = tf.nn.softmax(network(tf.constant(ids[np.newaxis]))).numpy()[0]
             tokens.append(ids.tolist())
             expected["tokens"].append({"probabilities": probabilities.tolist()})
-            answers = (probabilities if first is None else probabilities[first >= 0]).tolist()
-            expected["serving_default"].append({"probabilities": answers, "words": [_base64(word) for word in words]})
+            answers = probabilities if first is None else probabilities[first >= 0]
+            expected["serving_default"].append(
+                {"probabilities": answers.tolist(), "words": [_base64(word) for word in words]}
+            )
             if "classify" in expected:
-                expected["classify"].append({"probabilities": answers})
+                expected["classify"].append({"probabilities": answers.tolist()})
             if "explain" in expected:
                 explanation = None
                 if index in EXPLAINED_TEXTS:

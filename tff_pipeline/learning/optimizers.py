@@ -11,7 +11,7 @@ class Proximal(tff.learning.optimizers.Optimizer):
     """A client's optimizer with FedProx's pull towards where the client started (Li et al. 2020, equation 2).
 
     Adds strength * (w - w_start) to the gradient. `tff.learning.algorithms.build_*_fed_prox` is not used: in TFF 0.87 it
-    adds strength * (w_start - w), which pushes the weights away (tests/test_training.py measures both).
+    adds strength * (w_start - w), which pushes the weights away (tests/training/test_job.py measures both).
     """
 
     def __init__(self, inner: Any, strength: float):

@@ -15,7 +15,7 @@ import tensorflow_federated as tff
 from tensorflow_federated.python.core.impl.context_stack import runtime_error_context
 from tensorflow_federated.python.learning import loop_builder
 
-from tff_pipeline.aggregators import dp_sum as aggregation
+from tff_pipeline.aggregators.factory import aggregator_for, weighted_aggregator_for
 from tff_pipeline.config import TrainingSection
 from tff_pipeline.errors import ConfigError, InsecureProcessError
 from tff_pipeline.learning.optimizers import Proximal, SparseSgd
@@ -97,16 +97,18 @@ def build(
     build_process = algorithms.build_weighted_fed_avg if weighted else algorithms.build_unweighted_fed_avg
     if weighted:
         most = largest_weight or plan.max_examples_per_client * training.local_epochs
-        aggregator: Any = aggregation.weighted(plan, largest_weight=most)
+        aggregator: Any = weighted_aggregator_for(plan, largest_weight=most)
     else:
-        aggregator = aggregation.unweighted(plan, shapes)
+        aggregator = aggregator_for(plan, shapes)
     _let_tff_end_in_order()
     process = build_process(
         model_fn,
         **optimizers,
         model_aggregator=aggregator,
         # Where the silos add the noise, the server must see nothing without it: a cohort's size would undo its sampling.
-        metrics_aggregator=_no_metrics if plan.integers else tff.learning.metrics.secure_sum_then_finalize,
+        metrics_aggregator=_no_metrics
+        if plan.mechanism.silos_add_noise
+        else tff.learning.metrics.secure_sum_then_finalize,
         loop_implementation=_LOOP,
     )
     return compile_process(process, shapes)

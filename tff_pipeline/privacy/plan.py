@@ -14,18 +14,31 @@ import numpy as np
 from tff_pipeline.config import Config, PrivacySection
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy import accounting, mechanisms
-from tff_pipeline.privacy.distributed import Integers
+from tff_pipeline.privacy.distributed import Discretization
 from tff_pipeline.privacy.mechanisms import (
-    AdaptiveGaussian,
     DistributedDiscreteGaussian,
     Mechanism,
+    NoisedMetrics,
     Quantization,
     RunNumbers,
     ServerInputs,
-    Tree,
 )
-from tff_pipeline.privacy.mechanisms.server_noise import NoisedMetrics, SampledGaussian
+from tff_pipeline.privacy.mechanisms.server_noise import SampledGaussian
 from tff_pipeline.privacy.round import Round
+
+# What the flat form of a plan in run.json holds under the keys of other mechanisms' numbers.
+_NOT_OF_THIS_MECHANISM = {
+    "noise_multiplier": 0.0,
+    "tolerated_silos": 0,
+    "ring_bits": 32,
+    "rounds_per_tree": 0,
+    "clip_quantile": 0.0,
+    "clip_count_stddev": 0.0,
+    "metrics_stddev": 0.0,
+    "trees": 0,
+    "levels": 0,
+    "integers": None,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,6 +143,11 @@ class PrivacyPlan(RunNumbers):
         return self.mechanism.quantization(self)
 
     @property
+    def noised_metrics(self) -> NoisedMetrics | None:
+        """The noise on training metrics where they are released with noise, else None."""
+        return self.mechanism.metrics if isinstance(self.mechanism, SampledGaussian) else None
+
+    @property
     def noise_over_clip(self) -> float:
         """About how long the noise on a round's mean update is, in L2, over what bounds every single update; 0 for "none"."""
         if not self.private or self.clip_of_sum is None:
@@ -154,32 +172,22 @@ class PrivacyPlan(RunNumbers):
 
     def as_json(self) -> dict[str, Any]:
         """Every number of the plan, and what follows from them: one flat form for all mechanisms, which old runs have too."""
-        own = {
-            "value_range": self.quantization.value_range,
-            "noise_multiplier": 0.0,
-            "tolerated_silos": 0,
-            "ring_bits": 32,
-            "rounds_per_tree": 0,
-            "clip_quantile": 0.0,
-            "clip_count_stddev": 0.0,
-            "metrics_stddev": 0.0,
-        } | self.mechanism.numbers()
         run = {field.name: getattr(self, field.name) for field in dataclasses.fields(RunNumbers)}
         return {
             "mechanism": self.mechanism.kind,
             **run,
-            **own,
+            **_NOT_OF_THIS_MECHANISM,
+            "value_range": self.quantization.value_range,
             "denominator": self.denominator,
             "noise_stddev": self.noise_stddev,
             "grain": self.rounding_step,
             "quanta": self.quantization.levels,
             "noise_over_clip": self.noise_over_clip,
             "update_noise_multiplier": self.update_noise_multiplier,
-            "trees": self.trees,
-            "levels": self.levels,
             "round_event": self.round_event,
-            "integers": dataclasses.asdict(self.integers) if self.integers else None,
             "sensitivity": self.sensitivity if self.private else None,
+            **self.mechanism.numbers(),
+            **self.mechanism.derived(self),
         }
 
     @classmethod
@@ -191,41 +199,9 @@ class PrivacyPlan(RunNumbers):
     # -- names that callers still use; they go when the callers do
 
     @property
-    def integers(self) -> Integers | None:
-        return self.mechanism.integers(self) if isinstance(self.mechanism, DistributedDiscreteGaussian) else None
-
-    @property
-    def adaptive(self) -> bool:
-        return isinstance(self.mechanism, AdaptiveGaussian)
-
-    @property
-    def rounds_per_tree(self) -> int:
-        return self.mechanism.rounds_per_tree if isinstance(self.mechanism, Tree) else 0
-
-    @property
-    def trees(self) -> int:
-        return self.mechanism.trees(self) if isinstance(self.mechanism, Tree) else 0
-
-    @property
-    def levels(self) -> int:
-        return self.mechanism.levels(self) if isinstance(self.mechanism, Tree) else 0
-
-    @property
-    def clip_quantile(self) -> float:
-        return self.mechanism.quantile if isinstance(self.mechanism, AdaptiveGaussian) else 0.0
-
-    @property
-    def clip_count_stddev(self) -> float:
-        return self.mechanism.count_stddev if isinstance(self.mechanism, AdaptiveGaussian) else 0.0
-
-    @property
-    def count_grain(self) -> float:
-        return self.mechanism.count_rounding_step if isinstance(self.mechanism, AdaptiveGaussian) else 0.0
-
-    @property
-    def noised_metrics(self) -> NoisedMetrics | None:
-        """The noise on training metrics where they are released with noise."""
-        return self.mechanism.metrics if isinstance(self.mechanism, SampledGaussian) else None
+    def integers(self) -> Discretization | None:
+        mechanism = self.mechanism
+        return mechanism.discretization(self) if isinstance(mechanism, DistributedDiscreteGaussian) else None
 
     @property
     def metrics_stddev(self) -> float:
@@ -235,31 +211,6 @@ class PrivacyPlan(RunNumbers):
         if self.noised_metrics is None:
             raise PrivacyError('the run releases no metrics with noise; expected privacy.metrics = "noised".')
         return self.noised_metrics.released(noised)
-
-    @property
-    def grain(self) -> float:
-        return self.rounding_step
-
-    @property
-    def quanta(self) -> int:
-        return self.quantization.levels
-
-    @property
-    def value_range(self) -> float:
-        return self.quantization.value_range
-
-    @property
-    def largest_cohort(self) -> int:
-        return self.quantization.largest_cohort
-
-    @property
-    def largest_whole_number(self) -> int:
-        return self.quantization.largest_summand
-
-    @property
-    def log_error(self) -> float:
-        """By how much the logarithm of a probability may be off over all rounds; see privacy.distributed. Counted."""
-        return self.rounds * self.mechanism.event(self).log_error
 
 
 def make(config: Config, *, clients: int, dimension: int) -> PrivacyPlan:

@@ -85,7 +85,7 @@ class LocalRuntime:
     def run_round(self, state: ServerState, at: Round, *, on_client: OnClient = lambda: None) -> RoundResult:
         cohorts: dict[str, np.ndarray] = {}
         broadcast = self.server.broadcast(state, at)
-        reports = self._reports(broadcast, at, on_client, cohorts.__setitem__)
+        reports = self.reports(broadcast, at, on_client, cohorts.__setitem__)
         applied = self.server.apply(state, reports, at)
         return RoundResult(applied.state, applied.metrics, cohorts, broadcast.nbytes, applied.bytes_up)
 
@@ -106,6 +106,7 @@ class LocalRuntime:
         self._workers.close()
         self.server.close()
 
-    def _reports(self, broadcast: Broadcast, at: Round, on_client: OnClient, on_cohort: OnCohort) -> Iterator[Report]:
+    def reports(self, broadcast: Broadcast, at: Round, on_client: OnClient, on_cohort: OnCohort) -> Iterator[Report]:
+        """What the server is given: each silo's report, as it comes. An observer of the server overrides this."""
         for silo in self.silos:
             yield silo.report(broadcast, at, on_client=on_client, on_cohort=on_cohort)

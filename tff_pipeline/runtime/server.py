@@ -74,7 +74,7 @@ class Server:
         return Applied(after, metrics, bytes_up=sum(part.nbytes for part in total))
 
     def receive(self, reports: Iterable[Report]) -> list[np.ndarray]:
-        """The sum of what the silos sent. The server is given nothing else, so an observer of it overrides this."""
+        """The sum of what the silos sent. The server is given nothing else."""
         return add_up(report.sums for report in reports)
 
     def close(self) -> None:

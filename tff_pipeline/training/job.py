@@ -92,8 +92,8 @@ class Job:
             else prepare.max_examples_per_client
         )
         # Of token classification every labelled token is one.
-        each = prepare.max_length if self.config.task.kind == "token_classification" else 1
-        return float(max(1, examples) * each * self.config.training.local_epochs)
+        instances = prepare.max_length if self.config.task.kind == "token_classification" else 1
+        return float(max(1, examples) * instances * self.config.training.local_epochs)
 
 
 def job(config: Config) -> Job:

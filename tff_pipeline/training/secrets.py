@@ -13,7 +13,6 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tff_pipeline.artifacts import Workdir, canonical_json, is_complete
 from tff_pipeline.config import Config
@@ -27,14 +26,12 @@ from tff_pipeline.privacy.round import round_name
 from tff_pipeline.privacy.server_draws import ServerDraws
 from tff_pipeline.privacy.silo_draws import SiloDraws
 from tff_pipeline.progress import Progress
-
-if TYPE_CHECKING:
-    from tff_pipeline.training.job import Job
+from tff_pipeline.training.job import Job
 
 _SILO_KEY = re.compile(r"sampling-(?P<run>[0-9a-f]{16})\.")
 
 
-def draws_of(work: "Job", plan: PrivacyPlan, network: str, progress: Progress) -> Draws:
+def draws_of(work: Job, plan: PrivacyPlan, network: str, progress: Progress) -> Draws:
     """The draws of a run, from the keys that are there, or new ones.
 
     A silo's key file that lacks a round which the ledgers were charged for is an older copy: what it would refuse to repeat it
@@ -72,7 +69,7 @@ def draws_of(work: "Job", plan: PrivacyPlan, network: str, progress: Progress) -
     return draws
 
 
-def _read(work: "Job", plan: PrivacyPlan, network: str) -> Draws:
+def _read(work: Job, plan: PrivacyPlan, network: str) -> Draws:
     workdir, seed = Workdir(work.config.workdir), work.config.pipeline.seed
 
     def key(path: Path, purpose: str) -> PartyKey:
@@ -86,7 +83,7 @@ def _read(work: "Job", plan: PrivacyPlan, network: str) -> Draws:
     return Draws(ServerDraws(plan, key(server_key(work.folder), "noise")), silos, _origin(work, network))
 
 
-def _origin(work: "Job", network: str) -> str:
+def _origin(work: Job, network: str) -> str:
     """A digest of what the run starts from: settings, network, and every silo's training data: contents, order, labels."""
     # With a seed both runtimes draw the same, so that they can be compared.
     runtime = work.config.runtime.kind if work.config.pipeline.seed is None else None

@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
+import numpy as np
+
 from tff_pipeline.config import Config
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy import randomness
@@ -19,7 +21,7 @@ from tff_pipeline.privacy.mechanisms.base import (
     rounding_step,
     server_secret,
 )
-from tff_pipeline.privacy.mechanisms.server_noise import COUNT_STDDEV, NoisedMetrics, SampledGaussian
+from tff_pipeline.privacy.mechanisms.server_noise import COUNT_STDDEV, NoisedMetrics, SampledGaussian, round_noise
 from tff_pipeline.privacy.round import Round
 
 # What Andrew et al. 2021 (section 3.1) recommend: the median.
@@ -102,14 +104,11 @@ class AdaptiveGaussian(SampledGaussian):
     def server_inputs(
         self, run: RunNumbers, secret: bytes, *, round: Round, shapes: Sequence[Sequence[int]]
     ) -> ServerInputs:
-        *noise, count_noise = randomness.round_noise(
-            server_secret(secret, round),
-            round_number=round.number,
-            stddev=self.noise_stddev(run),
-            shapes=shapes,
-            count_stddev=self.count_stddev,
+        secret = server_secret(secret, round)
+        return ServerInputs(
+            noise=round_noise(secret, round_number=round.number, stddev=self.noise_stddev(run), shapes=shapes),
+            count_noise=count_noise(secret, round_number=round.number, stddev=self.count_stddev),
         )
-        return ServerInputs(noise=noise, count_noise=count_noise)
 
     def _clip_in_words(self, run: RunNumbers) -> str:
         return f"{self.clip_norm:g} in the first round, and then of what follows the {self.quantile:g} quantile of the {run.unit}s' norms (adaptive clipping)"
@@ -125,3 +124,9 @@ class AdaptiveGaussian(SampledGaussian):
 
     def _summed(self, run: RunNumbers) -> str:
         return f"their updates and of the number of {run.unit}s within the clip, before the noise, and of their training metrics"
+
+
+def count_noise(secret: bytes, *, round_number: int, stddev: float) -> np.ndarray:
+    """The noise on a round's count of clients within the clip, float64 scalar."""
+    (noise,) = randomness.gaussian(randomness.derive(secret, f"count/{round_number}"), stddev, [()])
+    return noise

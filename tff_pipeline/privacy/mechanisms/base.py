@@ -128,6 +128,7 @@ class Mechanism(abc.ABC):
       event_type: of its rounds in the ledger.
       private: whether anything is guaranteed.
       silos_add_noise: whether the noise is in a silo's sum before it leaves; then nothing else may leave the silo in a round.
+      turns_in_a_period: in how many rounds of a `period` a client takes part at most; None where it may in all.
 
     Attributes:
       clip_norm: L2 bound C on one client's update, of the first round where it is adaptive; None where there is no clip.
@@ -139,6 +140,7 @@ class Mechanism(abc.ABC):
     event_type: ClassVar[type[Event]]
     private: ClassVar[bool] = True
     silos_add_noise: ClassVar[bool] = False
+    turns_in_a_period: ClassVar[int | None] = None
     clip_norm: float | None
     noise_multiplier: float
 
@@ -155,6 +157,10 @@ class Mechanism(abc.ABC):
     @abc.abstractmethod
     def numbers(self) -> dict[str, Any]:
         """The mechanism's own numbers, under the keys of run.json's "plan"."""
+
+    def derived(self, run: RunNumbers) -> dict[str, Any]:
+        """What follows from its numbers and the run's, under keys of run.json's "plan"."""
+        return {}
 
     # -- accounting
 
@@ -203,6 +209,15 @@ class Mechanism(abc.ABC):
 
     # -- draws
 
+    @property
+    def period(self) -> int:
+        """After how many rounds cohorts and noise are drawn without regard to the rounds before."""
+        return 1
+
+    def own_noise(self, table: np.ndarray) -> np.ndarray:
+        """Of numbers by round [rounds, ...], sums of rounds whose noise is independent: here the rounds' own."""
+        return table
+
     def cohort(self, run: RunNumbers, secret: bytes, *, silo: str, round: Round, clients: int) -> np.ndarray:
         """The rows of the silo's clients that take part, int64, ascending: Poisson sampling.
 
@@ -237,6 +252,10 @@ class Mechanism(abc.ABC):
         )
 
     # -- sentences of the statement
+
+    def participation(self, run: RunNumbers) -> str:
+        """How often a client takes part, in words that follow "each"."""
+        return f"in a round with probability {run.sampling_probability:.4g}"
 
     @abc.abstractmethod
     def mechanism_sentence(self, run: RunNumbers) -> str:

@@ -15,7 +15,7 @@ from tff_pipeline.config import Config
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy import distributed, randomness
 from tff_pipeline.privacy.discrete_gaussian import discrete_gaussian
-from tff_pipeline.privacy.distributed import Integers
+from tff_pipeline.privacy.distributed import Discretization
 from tff_pipeline.privacy.mechanisms.base import (
     Event,
     Mechanism,
@@ -35,7 +35,7 @@ class DistributedDiscreteGaussianEvent(Event):
     Attributes:
       sampling_probability: of Poisson sampling.
       sensitivity_squared: bound of a client's squared L2 norm, in quantization steps.
-      log2_share: s; every silo's noise share has a variance of 4**s.
+      log2_share: s, under the name that ledgers have; every silo's noise share has a variance of 4**s.
       honest_silos: how many noise shares the guarantee counts on.
       length: coordinates after rotation.
     """
@@ -70,7 +70,7 @@ class DistributedDiscreteGaussianEvent(Event):
     @property
     def gaussian_noise_multiplier(self) -> float:
         return distributed.noise_multiplier(
-            sensitivity_squared=self.sensitivity_squared, log2_share=self.log2_share, honest=self.honest_silos
+            sensitivity_squared=self.sensitivity_squared, log2_scale=self.log2_share, honest_silos=self.honest_silos
         )
 
     @property
@@ -79,7 +79,7 @@ class DistributedDiscreteGaussianEvent(Event):
 
     @property
     def log_error(self) -> float:
-        return distributed.log_error(log2_share=self.log2_share, honest=self.honest_silos, length=self.length)
+        return distributed.log_error(log2_scale=self.log2_share, honest_silos=self.honest_silos, length=self.length)
 
     def __str__(self) -> str:
         return f"a distributed discrete gaussian with sampling probability {self.sampling_probability:.6g}, worth a noise multiplier of {self.gaussian_noise_multiplier:g} by {self.honest_silos} silos' shares"
@@ -138,13 +138,16 @@ class DistributedDiscreteGaussian(Mechanism):
             "ring_bits": self.bits,
         }
 
-    def integers(self, run: RunNumbers) -> Integers:
+    def derived(self, run: RunNumbers) -> dict[str, Any]:
+        return {"integers": self.discretization(run).as_json()}
+
+    def discretization(self, run: RunNumbers) -> Discretization:
         """How updates become integers, and the noise on them.
 
         Raises:
           PrivacyError: if the sum of a round does not fit the ring.
         """
-        integers = distributed.integers(
+        discretization = distributed.finest_discretization(
             clip_norm=self.clip_norm,
             noise_multiplier=self.noise_multiplier,
             dimension=run.dimension,
@@ -154,22 +157,22 @@ class DistributedDiscreteGaussian(Mechanism):
             tolerated=self.tolerated_silos,
             bits=self.bits,
         )
-        if integers is None:
+        if discretization is None:
             raise PrivacyError(
                 f"secure_sum.bits is {self.bits}: the sum of about {run.expected_cohort:g} updates of {run.dimension} coordinates and its noise does not fit "
                 "without rounding that costs more than a quarter more noise. Set secure_sum.bits = 32, or plan smaller cohorts or fewer weights."
             )
-        return integers
+        return discretization
 
     def event(self, run: RunNumbers) -> DistributedDiscreteGaussianEvent:
-        integers = self.integers(run)
+        discretization = self.discretization(run)
         return DistributedDiscreteGaussianEvent(
             unit=run.unit,
             sampling_probability=run.sampling_probability,
-            sensitivity_squared=integers.sensitivity_squared,
-            log2_share=integers.log2_share,
-            honest_silos=integers.honest,
-            length=integers.length,
+            sensitivity_squared=discretization.sensitivity_squared,
+            log2_share=discretization.log2_scale,
+            honest_silos=discretization.honest_silos,
+            length=discretization.length,
         )
 
     def gaussian_event(self, noise_multiplier: float, *, sampling_probability: float, unit: str = "client") -> Event:
@@ -180,11 +183,11 @@ class DistributedDiscreteGaussian(Mechanism):
 
     def sensitivity(self, run: RunNumbers) -> float:
         """The bound of a client's integers, in units of the update."""
-        return self.integers(run).sensitivity
+        return self.discretization(run).sensitivity
 
     def noise_stddev(self, run: RunNumbers) -> float:
         """Of all silos' noise shares together."""
-        return self.integers(run).noise_stddev
+        return self.discretization(run).noise_stddev
 
     def server_inputs(
         self, run: RunNumbers, secret: bytes, *, round: Round, shapes: Sequence[Sequence[int]]
@@ -193,16 +196,16 @@ class DistributedDiscreteGaussian(Mechanism):
         return ServerInputs(rotation=randomness.uniform_words(key, 2).view(np.int64))
 
     def noise_share(self, run: RunNumbers, secret: bytes, *, silo: str, round: Round) -> np.ndarray:
-        integers = self.integers(run)
+        discretization = self.discretization(run)
         key = randomness.derive(secret, f"share/{silo}/{round.binding}/{round.number}")
-        return discrete_gaussian(key, integers.log2_share, integers.length)
+        return discrete_gaussian(key, discretization.log2_scale, discretization.length)
 
     def mechanism_sentence(self, run: RunNumbers) -> str:
-        integers = self.integers(run)
+        discretization = self.discretization(run)
         return (
-            f"Mechanism: {poisson_sampled(run)}, its update is clipped to an L2 norm of {self.clip_norm:g}, rotated at random and rounded to whole multiples of {integers.quantum:.6g}. Each of {integers.silos} silos adds to its sum, before it is masked, discrete Gaussian noise of "
-            f"standard deviation 2^{integers.log2_share} such multiples, {integers.quantum * 2**integers.log2_share:.6g}. The guarantee counts on {integers.honest} of these shares, which together are at least {self.noise_multiplier:g} times the sensitivity, "
-            f"rotation and rounding included; all of them have a standard deviation of {integers.noise_stddev:.6g}. The sum is taken modulo 2^{integers.bits}, and divided by {run.denominator:g}, the expected cohort."
+            f"Mechanism: {poisson_sampled(run)}, its update is clipped to an L2 norm of {self.clip_norm:g}, rotated at random and rounded to whole multiples of {discretization.step:.6g}. Each of {discretization.silos} silos adds to its sum, before it is masked, discrete Gaussian noise of "
+            f"standard deviation 2^{discretization.log2_scale} such multiples, {discretization.step * 2**discretization.log2_scale:.6g}. The guarantee counts on {discretization.honest_silos} of these shares, which together are at least {self.noise_multiplier:g} times the sensitivity, "
+            f"rotation and rounding included; all of them have a standard deviation of {discretization.noise_stddev:.6g}. The sum is taken modulo 2^{discretization.bits}, and divided by {run.denominator:g}, the expected cohort."
         )
 
     def accounting_sentences(self, run: RunNumbers) -> list[str]:
@@ -213,14 +216,14 @@ class DistributedDiscreteGaussian(Mechanism):
 
     def holds_against_silos(self, run: RunNumbers) -> bool:
         """It does where the guarantee does without the noise share that a silo knows: its own."""
-        integers = self.integers(run)
-        return integers.honest < integers.silos
+        discretization = self.discretization(run)
+        return discretization.honest_silos < discretization.silos
 
     def secure_sum_sentences(self, run: RunNumbers, silos: int) -> list[str]:
-        integers = self.integers(run)
+        discretization = self.discretization(run)
         sends_alike = f"Nothing else leaves a silo in a round: no loss, no accuracy and no number of clients, and it sends as much when {'it was not' if run.unit == 'silo' else 'none of its clients was'} drawn."
         timing = "How long a silo works is not hidden: it grows with what was drawn, and whoever measures it (times in logs and files are enough) may learn how large a cohort was, which the guarantee assumes nobody does."
-        if integers.silos == 1:
+        if discretization.silos == 1:
             return [
                 "Secure sum: there is one silo.",
                 "The server sees what it sends, which has the noise in it already, so nobody outside the silo sees a sum of updates without noise.",
@@ -231,13 +234,13 @@ class DistributedDiscreteGaussian(Mechanism):
             ]
         return [
             (
-                f"Secure sum: what a silo sends has its share of the noise in it, and is masked with keys agreed pairwise among the {integers.silos} silos; a server that follows the protocol learns the noised sum over all silos, "
+                f"Secure sum: what a silo sends has its share of the noise in it, and is masked with keys agreed pairwise among the {discretization.silos} silos; a server that follows the protocol learns the noised sum over all silos, "
                 "never a sum of updates without noise."
             ),
             sends_alike,
             timing,
-            *_against_whom(integers, "for the others" if run.unit == "silo" else "for the clients of the others"),
-            f"Each silo trusts {integers.honest} of the {integers.silos} to add their shares as stated, and all to sample and clip.",
+            *_against_whom(discretization, "for the others" if run.unit == "silo" else "for the clients of the others"),
+            f"Each silo trusts {discretization.honest_silos} of the {discretization.silos} to add their shares as stated, and all to sample and clip.",
         ]
 
     def metrics_sentences(self, run: RunNumbers, policy: str) -> list[str]:
@@ -247,8 +250,8 @@ class DistributedDiscreteGaussian(Mechanism):
         ]
 
 
-def _against_whom(integers: Integers, others: str) -> list[str]:
-    several = integers.silos - integers.honest
+def _against_whom(discretization: Discretization, others: str) -> list[str]:
+    several = discretization.silos - discretization.honest_silos
     if not several:
         return [
             "The guarantee holds against the server.",

@@ -6,9 +6,8 @@ from typing import Any, ClassVar, Self
 
 from tff_pipeline.config import Config
 from tff_pipeline.errors import PrivacyError
-from tff_pipeline.privacy import randomness
 from tff_pipeline.privacy.mechanisms.base import RunNumbers, ServerInputs, server_secret
-from tff_pipeline.privacy.mechanisms.server_noise import NoisedMetrics, SampledGaussian
+from tff_pipeline.privacy.mechanisms.server_noise import NoisedMetrics, SampledGaussian, round_noise
 from tff_pipeline.privacy.round import Round
 
 
@@ -37,7 +36,7 @@ class Gaussian(SampledGaussian):
         self, run: RunNumbers, secret: bytes, *, round: Round, shapes: Sequence[Sequence[int]]
     ) -> ServerInputs:
         return ServerInputs(
-            noise=randomness.round_noise(
+            noise=round_noise(
                 server_secret(secret, round), round_number=round.number, stddev=self.noise_stddev(run), shapes=shapes
             )
         )

@@ -7,8 +7,10 @@ one Gaussian mechanism with the plan's noise multiplier z (Andrew et al. 2021, a
 import abc
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
+
+import numpy as np
 
 from tff_pipeline.config import Config
 from tff_pipeline.errors import PrivacyError
@@ -78,7 +80,9 @@ class NoisedMetrics:
 
     def noise(self, secret: bytes, *, round: Round) -> list[float]:
         """The noise on the two sums, drawn with the server's secret."""
-        return randomness.metrics_noise(server_secret(secret, round), round_number=round.number, stddev=self.stddev)
+        key = randomness.derive(server_secret(secret, round), f"metrics/{round.number}")
+        (noise,) = randomness.gaussian(key, self.stddev, [(2,)])
+        return noise.tolist()
 
     def released(self, noised: float) -> float:
         """A noised sum, rounded as `rounding_step` says why."""
@@ -224,6 +228,13 @@ class SampledGaussian(ServerNoise, abc.ABC):
             *said,
             f"What is released of a round is the mean of the {run.unit}s' own accuracies, from two sums with Gaussian noise of standard deviation {self.metrics.stddev:g}, which epsilon covers.",
         ]
+
+
+def round_noise(
+    secret: bytes, *, round_number: int, stddev: float, shapes: Sequence[Sequence[int]]
+) -> list[np.ndarray]:
+    """The noise of one round by itself, float64, one array a weight. The same arguments give the same noise."""
+    return randomness.gaussian(randomness.derive(secret, f"round/{round_number}"), stddev, shapes)
 
 
 def poisson_sampled(run: RunNumbers) -> str:

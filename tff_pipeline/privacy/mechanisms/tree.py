@@ -73,6 +73,7 @@ class Tree(ServerNoise):
 
     kind: ClassVar[str] = "tree"
     event_type: ClassVar[type[Event]] = TreeEvent
+    turns_in_a_period: ClassVar[int | None] = 1
     rounds_per_tree: int
 
     def __post_init__(self) -> None:
@@ -100,6 +101,9 @@ class Tree(ServerNoise):
     def numbers(self) -> dict[str, Any]:
         return super().numbers() | {"rounds_per_tree": self.rounds_per_tree}
 
+    def derived(self, run: RunNumbers) -> dict[str, Any]:
+        return {"trees": self.trees(run), "levels": self.levels(run)}
+
     def trees(self, run: RunNumbers) -> int:
         """How many trees are begun, which is how often a client takes part at most."""
         return math.ceil(run.rounds / self.rounds_per_tree)
@@ -107,6 +111,24 @@ class Tree(ServerNoise):
     def levels(self, run: RunNumbers) -> int:
         """Levels of the highest tree, floor(log2 of its rounds) + 1."""
         return min(run.rounds, self.rounds_per_tree).bit_length()
+
+    @property
+    def period(self) -> int:
+        return self.rounds_per_tree
+
+    def own_noise(self, table: np.ndarray) -> np.ndarray:
+        """Of numbers by round [rounds, ...], those of the tree's node that each round finishes.
+
+        A round ends the node of as many rounds as the lowest set bit of its number in its tree. The prefix sums at both of the
+        node's ends have all other nodes in common, so that their difference has this node's noise alone.
+        """
+        nodes = np.empty_like(table)
+        for start in range(0, len(table), self.rounds_per_tree):
+            prefix = np.cumsum(table[start : start + self.rounds_per_tree], axis=0)
+            for index in range(len(prefix)):
+                before = index + 1 - ((index + 1) & -(index + 1))
+                nodes[start + index] = prefix[index] - (prefix[before - 1] if before else 0)
+        return nodes
 
     def event(self, run: RunNumbers) -> Event:
         return self.gaussian_event(self.noise_multiplier, sampling_probability=run.sampling_probability, unit=run.unit)
@@ -132,7 +154,7 @@ class Tree(ServerNoise):
         self, run: RunNumbers, secret: bytes, *, round: Round, shapes: Sequence[Sequence[int]]
     ) -> ServerInputs:
         return ServerInputs(
-            noise=randomness.tree_noise(
+            noise=tree_noise(
                 randomness.derive(secret, f"noise/{round.draw}"),
                 round_number=round.number,
                 rounds_per_tree=self.rounds_per_tree,
@@ -141,6 +163,9 @@ class Tree(ServerNoise):
                 starts=round.starts,
             )
         )
+
+    def participation(self, run: RunNumbers) -> str:
+        return f"at most once in {self.rounds_per_tree} rounds"
 
     def mechanism_sentence(self, run: RunNumbers) -> str:
         trees, levels = self.trees(run), self.levels(run)
@@ -161,3 +186,45 @@ class Tree(ServerNoise):
     def _trust(self) -> list[str]:
         _, against = super()._trust()
         return ["The server is trusted to add the noise, and the silos to give turns and clip as stated.", against]
+
+
+def tree_noise(
+    secret: bytes,
+    *,
+    round_number: int,
+    rounds_per_tree: int,
+    stddev: float,
+    shapes: Sequence[Sequence[int]],
+    starts: Sequence[str] = (),
+) -> list[np.ndarray]:
+    """What a round adds to the noise of its tree, float64, one array a weight. The same arguments give the same noise.
+
+    A node (level l, index i) of a tree stands for its rounds (i - 1) 2**l + 1 to i 2**l, and has noise of its own, of
+    standard deviation `stddev`. The noise N_t of the rounds 1 to t together is that of the nodes which cover them, one for
+    each bit of t (Chan, Shi and Song 2011; Kairouz et al. 2021, arXiv:2103.00039, algorithm 2). This gives N_t - N_(t-1),
+    the noise on the update of round t alone, so that a server that adds up noised updates, with whatever optimizer, is one
+    that works on noised prefix sums (the residuals of TFF's `DifferentiallyPrivateFactory.tree_aggregation`).
+
+    Args:
+      secret: the server's, of the run.
+      round_number: of the run, from 0; a new tree begins whenever it is a multiple of `rounds_per_tree`.
+      rounds_per_tree: E.
+      stddev: of a node.
+      shapes: of the weights.
+      starts: what every round of the run started from, up to this one; a node's noise is bound to that of the round which
+        finishes it, so that another sum gets other noise. Where the list is not the one of the earlier rounds, noise that was
+        added is not subtracted again: more noise, never less.
+    """
+    tree, before = divmod(round_number, rounds_per_tree)
+
+    def node(level: int, index: int) -> list[np.ndarray]:
+        finished = tree * rounds_per_tree + (index << level) - 1
+        bound = f"/{starts[finished]}" if starts else ""
+        return randomness.gaussian(randomness.derive(secret, f"tree/{tree}/{level}/{index}{bound}"), stddev, shapes)
+
+    level = ((before + 1) & -(before + 1)).bit_length() - 1  # of the highest node that this round finishes
+    noise = node(level, (before + 1) >> level)
+    # It takes the place of one node on every level below, which ended with the round before.
+    for lower in range(level):
+        noise = [added - ended for added, ended in zip(noise, node(lower, before >> lower), strict=True)]
+    return noise

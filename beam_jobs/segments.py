@@ -1,8 +1,8 @@
 """Segment files: how rows get from the workers that read them to the worker that writes their shard.
 
-Beam's in-process runners hold what is grouped in memory, whole; a silo may be larger than that. So a worker appends
-what it has tokenized to one file of its own, in segments by key (the range of client hashes), and only the places of
-the segments travel through Beam. Workers must therefore see one file system, the workdir's.
+Beam's in-process runners keep grouped data in memory, whole; a silo may be larger than that. So a worker appends what it
+has tokenized to one file of its own, in segments by key (the range of client hashes), and only the segments' positions
+travel through Beam. Workers must therefore share one file system, the workdir's.
 """
 
 import errno
@@ -35,7 +35,7 @@ class Segment(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SegmentWriter:
-    """Collects messages by key and writes them out whenever `buffer_bytes` (BUFFER_BYTES) of them have come together."""
+    """Collects messages by key, and writes them whenever they reach `buffer_bytes` (BUFFER_BYTES)."""
 
     def __init__(self, folder: Path, *, buffer_bytes: int | None = None):
         self._path = folder / f"{uuid.uuid4().hex}.segments"
@@ -54,12 +54,12 @@ class SegmentWriter:
             self.flush()
 
     def close(self) -> list[Segment]:
-        """Writes what is left; returns every segment."""
+        """Writes what is left, and returns every segment."""
         self.flush()
         return self._segments
 
     def flush(self) -> None:
-        """Writes what has come together."""
+        """Writes what has been collected."""
         if not self._buffers:
             return
         with writing(self._path), self._path.open("ab") as file:
@@ -87,16 +87,13 @@ def read_segments(segments: Iterable[Segment]) -> Iterator[bytes]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns a write that the system refuses into an ArtifactError that names the path and what to do."""
+    """Turns a write that the system refuses into an ArtifactError that says which path, why, and what to do."""
     try:
         yield
     except OSError as error:
-        why = _FULL.get(error.errno or 0)
-        if why:
-            advice = "Nothing half-written is kept. Free space there, or move pipeline.workdir, and run prepare again; it needs about three times the size of the raw text."
-        else:
-            why, advice = (
-                error.strerror or type(error).__name__,
-                "Check that the folder is there and that this account may write in it.",
-            )
-        raise ArtifactError(f"{error.filename or path}: cannot be written: {why}. {advice}") from None
+        reason = _FULL.get(error.errno or 0)
+        advice = "Nothing half-written is kept. Free space there, or move pipeline.workdir, and run prepare again; it needs about three times the size of the raw text."
+        if not reason:
+            reason = error.strerror or type(error).__name__
+            advice = "Check that the folder exists and that this account may write in it."
+        raise ArtifactError(f"{error.filename or path}: the file cannot be written: {reason}. {advice}") from None
