@@ -1,17 +1,13 @@
 """What all tests share: quiet libraries, the generated example, and real data where it lies beside the checkout."""
 
-import sys
 from pathlib import Path
 
 import pytest
+from builders import ROOT
 
 from tff_pipeline.progress import silence_libraries
 
 silence_libraries()
-
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:  # examples/ is no part of the package
-    sys.path.insert(0, str(ROOT))
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
-from test_privacy import plan
-from tiny import configured
+from builders.plans import plan
+from builders.tiny import configured
 
 from tff_pipeline.artifacts import seal
 from tff_pipeline.cli import main
@@ -73,7 +73,7 @@ PRIVATE = ("privacy.mechanism=gaussian", "privacy.clip_norm=1.0", "privacy.noise
 def test_every_epsilon_that_is_shown_is_at_least_what_was_worked_out(tmp_path, monkeypatch, capsys):
     """Wherever an epsilon is printed, one of 3.9990000004 is 4: statement, plot, rounds, ledger, list of versions."""
     from tff_pipeline.runtime.base import RoundResult
-    from tff_pipeline.training.job import _entry
+    from tff_pipeline.training.releases import _entry
 
     exact = 3.9990000004
     monkeypatch.setattr(accounting, "epsilon", lambda *_, **__: exact)

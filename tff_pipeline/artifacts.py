@@ -23,12 +23,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from tff_pipeline.config import Config
 from tff_pipeline.errors import ArtifactError, ConfigError
-
-if TYPE_CHECKING:
-    from tff_pipeline.config import Config
 
 MANIFEST = "manifest.json"
 COMPLETE = "COMPLETE"
@@ -273,7 +271,7 @@ def newest_version(place: Path) -> Path:
     return place / str(versions[-1])
 
 
-def model_base(config: "Config") -> Path:
+def model_base(config: Config) -> Path:
     """The base path of a configuration's model: where it is exported to, asked and published from.
 
     Raises:

@@ -22,7 +22,7 @@ _COMMANDS = {
         "all of it: prepare, train, evaluate, export; goes on where an earlier run stopped",
     ),
     "prepare": ("", "raw text of the silos to snapshots (Beam; runner options after --)"),
-    "train": ("tff_pipeline.training.job:main", "snapshots to a trained run"),
+    "train": ("tff_pipeline.commands.train:main", "snapshots to a trained run"),
     "evaluate": ("tff_pipeline.commands.evaluate:main", "accuracy and F1 of a run, overall, by silo and by group"),
     "export": (
         "tff_pipeline.commands.export:main",
@@ -36,7 +36,7 @@ _COMMANDS = {
     "canary": ("", "load a published version beside the stable one, for those who ask for it"),
     "promote": ("", "make the canary, or another published version, the stable one"),
     "rollback": ("", "drop the canary, or go back to the version before"),
-    "serve": ("", "a local double of the model server, REST and gRPC, to try a version out"),
+    "serve": ("", "a local model server, REST and gRPC, to try a version out"),
     "predict": ("tff_pipeline.commands.predict:main", "ask an exported model"),
     "privacy": (
         "tff_pipeline.commands.privacy:main",
@@ -48,7 +48,7 @@ _COMMANDS = {
     ),
     "audit": ("tff_pipeline.commands.audit:main", "attack a trained run's mechanism, and compare with what it claims"),
     "abandon": (
-        "tff_pipeline.training.secrets:main",
+        "tff_pipeline.commands.abandon:main",
         "list unfinished runs, or remove the keys of some: they draw anew",
     ),
     "doctor": ("tff_pipeline.commands.doctor:main", "is this machine fit: versions, devices, disk, inputs"),

@@ -2,7 +2,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from prepare_helpers import Case
+from builders.prepare_helpers import Case
 
 
 @pytest.fixture

@@ -18,7 +18,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from prepare_helpers import VOCABULARY, Case, data_bytes, examples_in, manifest_of, rejected_of, words_by_client
+from builders import ROOT
+from builders.prepare_helpers import (
+    VOCABULARY,
+    Case,
+    data_bytes,
+    examples_in,
+    manifest_of,
+    rejected_of,
+    words_by_client,
+)
 
 from beam_jobs import prepare_silo, steps, transforms
 from tff_pipeline import artifacts
@@ -26,8 +35,7 @@ from tff_pipeline.data import records
 from tff_pipeline.errors import ArtifactError, ConfigError, InputError, PipelineError
 from tff_pipeline.progress import Progress
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-MULTIDOGO = REPOSITORY.parent / "shared" / "data" / "multidogo"
+MULTIDOGO = ROOT.parent / "shared" / "data" / "multidogo"
 
 WORKERS = {
     mode: ["--direct_num_workers=2", f"--direct_running_mode={mode}"]
@@ -315,7 +323,7 @@ def test_one_range_in_memory_or_many_the_same_bytes(case, another, monkeypatch):
 
 def test_one_worker_or_several_the_same_bytes(case, monkeypatch):
     """Threads and processes; three files, a bound that bites, rejects in all of them."""
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     case.silo["input"] = "part*.csv"
     case.prepare |= {"shards": 2, "max_examples_per_client": 2, "max_reject_share": 0.5}
     for part in range(3):
@@ -573,7 +581,7 @@ def test_killed_in_the_middle_and_started_again(case):
     )
     killed = subprocess.run(
         [sys.executable, "-c", script, str(case.folder / "config.toml")],
-        cwd=REPOSITORY,
+        cwd=ROOT,
         capture_output=True,
         check=False,
     )
@@ -708,7 +716,7 @@ def test_a_file_that_cannot_be_used(case, content, words):
 @pytest.mark.parametrize("beam_args", [[], WORKERS["multi_threading"], WORKERS["multi_processing"]])
 def test_what_only_a_worker_finds_is_said_in_our_words(case, capfd, monkeypatch, beam_args):
     """A gzip whose end is missing, far behind its head; and workers say nothing beside."""
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     whole = gzip.compress(many(4000).encode() + b"".join(b"help,%x,anna\n" % (n * n * 7919) for n in range(20_000)))
     case.write("data.csv", whole[:-100])
 
@@ -738,7 +746,7 @@ def test_a_worker_that_cannot_start_stops_the_job(case, monkeypatch, capfd):
 
 def test_a_worker_that_is_killed_stops_the_job(case, monkeypatch, capfd):
     """Killed while it reads; the system does that to a process for want of memory."""
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     case.prepare |= {"workers": 2, "max_examples_per_client": 1}
     case.silo["input"] = "part*.csv"
     for part in range(2):
@@ -777,7 +785,7 @@ def workers_of(parent: int) -> list[int]:
 
 
 def test_a_worker_alone_says_what_it_is_for():
-    done = subprocess.run([sys.executable, "-m", "beam_jobs.worker"], cwd=REPOSITORY, capture_output=True, check=True)
+    done = subprocess.run([sys.executable, "-m", "beam_jobs.worker"], cwd=ROOT, capture_output=True, check=True)
 
     assert b"prepare.workers" in done.stdout
 
@@ -980,7 +988,7 @@ def test_as_a_program_it_fails_in_one_sentence(case):
 
     run = subprocess.run(
         [sys.executable, "-m", "beam_jobs.prepare_silo", "--config", str(case.folder / "config.toml")],
-        cwd=REPOSITORY,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,

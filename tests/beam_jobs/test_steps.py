@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from prepare_helpers import VOCABULARY
+from builders.prepare_helpers import VOCABULARY
 
 from beam_jobs import steps
 from beam_jobs.formats import Columns, Fields, Reject

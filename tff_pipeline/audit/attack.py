@@ -182,9 +182,8 @@ def noise_multiplier_at_most(false_positives: int, outs: int, false_negatives: i
 def _epsilon(plan: PrivacyPlan, noise_at_most: float, rate: float) -> float:
     if math.isinf(noise_at_most) or rate == 0:
         return 0.0
-    event = accounting.gaussian_event(noise_at_most, sampling_probability=rate, rounds_per_tree=plan.rounds_per_tree)
-    assert plan.delta is not None
-    spent = accounting.epsilon([(event, plan.rounds)], plan.delta, step=accounting.COARSE)
+    event = plan.mechanism.gaussian_event(noise_at_most, sampling_probability=rate).as_json()
+    spent = accounting.epsilon([(event, plan.rounds)], plan.stated_delta, step=accounting.COARSE)
     return max(0.0, 0.998 * spent - 1e-3)  # without what the accountant's coarse steps may have added
 
 

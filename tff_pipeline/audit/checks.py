@@ -176,7 +176,12 @@ def _cosines(name: str, vectors: np.ndarray, meaning: str) -> Check:
 
 def _metrics(testbed: "Testbed", rounds: int) -> Check:
     starts, stddev = testbed.starts(rounds), testbed.plan.metrics_stddev
-    drawn = np.array([testbed.draws.round(starts[: number + 1]).metrics_noise() for number in range(rounds)]) / stddev
+    drawn = (
+        np.array(
+            [testbed.draws.server.metrics_noise(testbed.draws.round(starts[: number + 1])) for number in range(rounds)]
+        )
+        / stddev
+    )
     # One number that is there twice is noise that repeats.
     squares = np.square(drawn).sum() if len(np.unique(drawn)) == drawn.size else 0.0
     return variance("noise on the metrics", squares, drawn.size, "variance of the noise on metrics")
@@ -269,9 +274,9 @@ def cohorts_of(testbed: "Testbed", draws: Draws, numbers: Sequence[int]) -> np.n
     table = np.zeros((len(numbers), testbed.plan.clients), bool)
     offsets = np.cumsum([0, *testbed.clients.values()])
     for place, number in enumerate(numbers):
-        drawn = draws.round(starts[: number + 1])
+        at = draws.round(starts[: number + 1])
         for offset, (silo, clients) in zip(offsets, testbed.clients.items(), strict=False):
-            table[place, offset + drawn.cohort(silo, clients)] = True
+            table[place, offset + draws.silos[silo].cohort(at, clients)] = True
     return table
 
 
@@ -346,10 +351,10 @@ def keys(testbed: "Testbed") -> Iterator[Check]:
 
 def _noise_of(testbed: "Testbed", draws: Draws, starts: Sequence[str]) -> list[np.ndarray]:
     """All noise of a round, by who draws it."""
-    drawn = draws.round(starts)
+    at = draws.round(starts)
     if testbed.plan.integers:
-        return [drawn.noise_share(silo).astype(np.float64) for silo in testbed.clients]
-    return [np.concatenate([part.ravel() for part in drawn.noise(testbed.shapes)])]
+        return [draws.silos[silo].noise_share(at).astype(np.float64) for silo in testbed.clients]
+    return [np.concatenate([part.ravel() for part in draws.server.noise(at, testbed.shapes)])]
 
 
 def _same_noise(testbed: "Testbed", base: Draws, other: Draws) -> bool:

@@ -4,7 +4,6 @@ Its keys are gone. But the states of its last rounds are kept, and what an updat
 longer: an update that is shorter than the noise alone should be was not noised as planned. So is a tensor of it.
 """
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,7 @@ _RESOLVED = 8  # float32 steps that the noise on a weight must be worth, so that
 
 def plan_of_run(run: Path) -> PrivacyPlan:
     """The plan a run was trained with."""
-    stored = read_json(run / "run.json")["plan"]
-    known = {field.name: stored[field.name] for field in dataclasses.fields(PrivacyPlan) if field.name in stored}
-    return PrivacyPlan(**known)
+    return PrivacyPlan.from_json(read_json(run / "run.json")["plan"])
 
 
 def uncharged(run: Path) -> list[int]:

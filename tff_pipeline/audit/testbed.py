@@ -10,7 +10,7 @@ import hashlib
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +18,25 @@ import numpy as np
 import tensorflow as tf
 
 from tff_pipeline.aggregators import distributed_discrete_gaussian as integer_aggregation
-from tff_pipeline.aggregators.dp_sum import CLIP, CLIP_LEARNING_RATE
+from tff_pipeline.aggregators.dp_sum import CLIP_LEARNING_RATE
 from tff_pipeline.audit import canaries
 from tff_pipeline.audit.attack import GUESSES_A_ROUND
 from tff_pipeline.config import TrainingSection
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.learning import process as learning
+from tff_pipeline.learning.state import ServerState
 from tff_pipeline.model.learner import CanaryLearner
 from tff_pipeline.privacy import randomness
-from tff_pipeline.privacy.draws import Draws, RoundDraws
+from tff_pipeline.privacy.draws import Draws
 from tff_pipeline.privacy.keys import PartyKey
 from tff_pipeline.privacy.plan import PrivacyPlan
-from tff_pipeline.privacy.round import digest_of
+from tff_pipeline.privacy.round import Round, digest_of
+from tff_pipeline.privacy.server_draws import ServerDraws
+from tff_pipeline.privacy.silo_draws import SiloDraws
 from tff_pipeline.progress import Bar
-from tff_pipeline.runtime.base import (
-    OnSum,
-    RoundResult,
-    Shares,
-    State,
-    noise_places,
-    rotation_places,
-    share_places,
-    weights_of,
-    with_rotation,
-)
+from tff_pipeline.runtime.base import NoLedgers, Report, RoundResult
 from tff_pipeline.runtime.local import LocalRuntime
-from tff_pipeline.training import loop as rounds
+from tff_pipeline.runtime.scripted import ScriptedRuntime
 
 _COHORT = 16  # expected, where there are enough canaries
 _FEWEST, _MOST = 40, 400  # canaries
@@ -99,56 +92,62 @@ class Observed:
     masks: list[bytes] = dataclasses.field(default_factory=list)
 
 
-class _Watched(LocalRuntime):
-    """The local runtime with an observer in every place: beside each silo, and beside the server."""
+@dataclasses.dataclass
+class _Watch:
+    """What was seen of the round at hand: beside each silo, and beside the server."""
 
-    state: State
-    entered_ns: int
-    sums: dict[str, list[np.ndarray]]
-    shares: dict[str, tuple[int, int, np.ndarray]]
-    reports: list[list[np.ndarray]]
+    sums: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
+    shares: dict[str, tuple[int, int, np.ndarray]] = dataclasses.field(default_factory=dict)  # began and ended, in ns
+    noise: tuple[int, int] = (0, 0)  # when the server's was drawn, in ns
+    reports: list[Report] = dataclasses.field(default_factory=list)
 
-    def run_round(
-        self,
-        state: State,
-        cohorts: Any,
-        *,
-        round_number: int,
-        shares: Shares | None = None,
-        on_sum: OnSum | None = None,
-        on_client: Callable[[], None] = lambda: None,
-    ) -> RoundResult:
-        self.entered_ns = time.time_ns()
-        self.state, self.sums, self.shares, self.reports = state, {}, {}, []
 
-        def observed_sum(silo: str, sums: Sequence[np.ndarray]) -> None:
-            self.sums[silo] = [np.array(part) for part in sums]
-            if on_sum:
-                on_sum(silo, sums)
+class _WatchedSilo:
+    """A silo's draws with an observer beside them."""
 
-        def observed_share(silo: str) -> np.ndarray:
-            assert shares is not None
-            began = time.time_ns()
-            share = shares(silo)
-            self.shares[silo] = began, time.time_ns(), np.array(share)
-            return share
+    def __init__(self, testbed: "Testbed", silo: str):
+        self._testbed, self._silo = testbed, silo
 
-        return super().run_round(
-            state,
-            cohorts,
-            round_number=round_number,
-            shares=observed_share if shares else None,
-            on_sum=observed_sum,
-            on_client=on_client,
-        )
+    def cohort(self, at: Round, clients: int) -> np.ndarray:
+        return self._draws.cohort(at, clients)
 
-    def receive(self, reports: Iterable[list[np.ndarray]]) -> list[np.ndarray]:
-        def observed() -> Iterator[list[np.ndarray]]:
-            for report in reports:
-                self.reports.append([np.array(part) for part in report])
-                yield report
+    def noise_share(self, at: Round) -> np.ndarray:
+        began = time.time_ns()
+        share = self._draws.noise_share(at)
+        self._testbed.watch.shares[self._silo] = began, time.time_ns(), np.array(share)
+        return share
 
-        return super().receive(observed())
+    def record(self, at: Round, sums: Sequence[np.ndarray]) -> None:
+        self._testbed.watch.sums[self._silo] = [np.array(part) for part in sums]
+        self._draws.record(at, sums)
+
+    @property
+    def _draws(self) -> SiloDraws:
+        return self._testbed.draws.silos[self._silo]
+
+
+class _WatchedServer:
+    """The server's draws with an observer beside them."""
+
+    def __init__(self, testbed: "Testbed"):
+        self._testbed = testbed
+
+    def noise(self, at: Round, shapes: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        began = time.time_ns()
+        noise = self._testbed.draws.server.noise(at, shapes)
+        self._testbed.watch.noise = began, time.time_ns()
+        return noise
+
+    def rotation(self, at: Round) -> np.ndarray:
+        return self._testbed.draws.server.rotation(at)
+
+
+class _WatchedDraws:
+    """All parties' draws, each with an observer beside it."""
+
+    def __init__(self, testbed: "Testbed", silos: Iterable[str]):
+        self.server = _WatchedServer(testbed)
+        self.silos = {silo: _WatchedSilo(testbed, silo) for silo in silos}
 
 
 class Testbed:
@@ -206,7 +205,12 @@ class Testbed:
         )
         shapes = self.shapes
         self.compiled = learning.build(lambda: CanaryLearner(shapes), training, plan, shapes)
-        self._runtime = _Watched(self.compiled, self._silos, devices="CPU", session="audit")
+        self.watch = _Watch()
+        watched = _WatchedDraws(self, self.clients)
+        self._runtime = LocalRuntime(
+            self.compiled, self._silos, draws=watched, charges=NoLedgers(), devices="CPU", session="audit"
+        )
+        self._observe_the_server()
         self._initial = self._runtime.initial_state()
         self.draws = self.fresh_draws("played")
         return self
@@ -214,6 +218,21 @@ class Testbed:
     def __exit__(self, *_: object) -> None:
         self._runtime.close()
         self._folder.cleanup()
+
+    def _observe_the_server(self) -> None:
+        """Has the watch see what the server is given."""
+        server = self._runtime.server
+        receive = server.receive
+
+        def observed(reports: Iterable[Report]) -> list[np.ndarray]:
+            def seen() -> Iterator[Report]:
+                for report in reports:
+                    self.watch.reports.append(Report(tuple(np.array(part) for part in report.sums)))
+                    yield report
+
+            return receive(seen())
+
+        server.receive = observed  # type: ignore[method-assign]
 
     @staticmethod
     def silos_of(plan: PrivacyPlan) -> int:
@@ -233,53 +252,50 @@ class Testbed:
 
         def key(party: str) -> PartyKey:
             if like is not None and party != renewed:
-                return like.server if party == "server" else like.silos[party]
+                return like.server.key if party == "server" else like.silos[party].key
             secret = self._secret
             seeded = None if secret is None else lambda: randomness.derive(secret, f"key/{name}/{party}")
             return PartyKey(folder / f"{party}.key", seeded)
 
-        return Draws(self.plan, key("server"), {silo: key(silo) for silo in self.clients}, origin)
+        silos = {silo: SiloDraws(silo, self.plan, key(silo)) for silo in self.clients}
+        return Draws(ServerDraws(self.plan, key("server")), silos, origin)
 
     def starts(self, count: int) -> list[str]:
         """What some rounds start from: the weights are set back, so a counter stands for how they would differ."""
-        kept = [place for place in range(len(self.compiled.state_names)) if place not in self._hidden]
-        common = digest_of([self._initial[place] for place in kept], *self.compiled.state_names)
+        common = digest_of(self._initial.kept, *self._initial.layout.names)
         return [digest_of([], common, str(number)) for number in range(count)]
-
-    @property
-    def _hidden(self) -> set[int]:
-        return {*noise_places(self.compiled), *rotation_places(self.compiled), *share_places(self.compiled)}
 
     # -- the clip
 
     def sensitivities(self) -> dict[str, float]:
         """The norm over the plan's sensitivity that each extreme client reaches in the noiseless sum."""
         largest: dict[str, float] = {}
-        with LocalRuntime(self.compiled, self._extremes, devices="CPU", session="audit extremes") as runtime:
-            for state in self._states():
+        with ScriptedRuntime(
+            LocalRuntime, self.compiled, self._extremes, devices="CPU", session="audit extremes"
+        ) as runtime:
+            for state, at in self._states():
                 for name, (silo, row) in self._tried.items():
                     slots = runtime.secure_sums(state, {silo: [row]})
                     largest[name] = max(largest.get(name, 0.0), self._over_sensitivity(slots))
                 for silo in self._silos:
                     for row in range(len(silo)):
-                        slots = self._runtime.secure_sums(state, {silo.name: [row]})
+                        slots = self._runtime.secure_sums(state, at, {silo.name: [row]})
                         name = "a canary"
                         largest[name] = max(largest.get(name, 0.0), self._over_sensitivity(slots))
         return largest
 
-    def _states(self) -> Iterator[State]:
-        """States that the clip could depend on: rotations, and clips."""
+    def _states(self) -> Iterator[tuple[ServerState, Round]]:
+        """States and rounds that the clip could depend on: rotations, and clips."""
+        at = self.draws.round(self.starts(1))
         if self.plan.integers:
             for number in range(_ROTATIONS):
-                seed = self.draws.round(self.starts(number + 1)).rotation()
-                yield with_rotation(self.compiled, self._initial, seed)
+                at = self.draws.round(self.starts(number + 1))
+                yield self._initial.with_rotation(self.draws.server.rotation(at)), at
         elif self.plan.adaptive:
             for times in _CLIPS:
-                state = list(self._initial)
-                state[self._clip_place] = np.array(times * self._clip)
-                yield state
+                yield self._initial.with_clip(times * self._clip), at
         else:
-            yield self._initial
+            yield self._initial, at
 
     def _over_sensitivity(self, slots: Sequence[np.ndarray]) -> float:
         """Of one client's secure slots: the norm of its whole numbers, and where it counts itself, over what is allowed."""
@@ -296,24 +312,24 @@ class Testbed:
 
     def play(self, count: int, bar: Bar) -> Observed:
         """Plays `count` rounds, each from the initial state."""
-        plan, compiled = self.plan, self.compiled
-        starts, clients = self.starts(count), self.clients
+        plan, starts, clients = self.plan, self.starts(count), self.clients
+        first = self.draws.round(starts[:1])
         offsets = dict(zip(clients, np.cumsum([0, *clients.values()]), strict=False))
         observed = self._nothing_observed(count)
-        alone = self._alone(self._initial) if not plan.integers else {}
-        slots = len(self._runtime.secure_sums(self._initial, {}))
+        alone = self._alone(first) if not plan.integers else {}
+        slots = len(self.compiled.slots)
         observed.mask_bits = np.zeros((len(clients), slots, 2), np.int64)
         for number in range(count):
-            draws: RoundDraws = self.draws.round(starts[: number + 1])
-            began = time.time_ns()
-            result, cohorts = rounds.play(compiled, self._runtime, self._initial, draws, clients)
+            at, self.watch = self.draws.round(starts[: number + 1]), _Watch()
+            result = self._runtime.run_round(self._initial, at)
+            cohorts = result.cohorts
             for silo, rows in cohorts.items():
                 observed.cohorts[number, offsets[silo] + self._members(silo, rows)] = True
             if alone or number < _COMPARED or number % _COMPARED_EVERY == 0:
-                self._compare_sums(observed, alone, cohorts)
+                self._compare_sums(observed, alone, cohorts, at)
             if self._seen():
                 self._look_at_reports(observed)
-                self._measure(observed, number, result, began)
+                self._measure(observed, number, result, at)
             else:
                 observed.unseen_reports += 1
             shown = {"round": number + 1, "rounds": count} if (number + 1) % _SHOWN_EVERY == 0 else {}
@@ -339,10 +355,10 @@ class Testbed:
             windows=[],
         )
 
-    def _alone(self, state: State) -> dict[tuple[str, int], list[np.ndarray]]:
+    def _alone(self, at: Round) -> dict[tuple[str, int], list[np.ndarray]]:
         """Every canary's own secure slots."""
         return {
-            (silo.name, row): self._runtime.secure_sums(state, {silo.name: [row]})
+            (silo.name, row): self._runtime.secure_sums(self._initial, at, {silo.name: [row]})
             for silo in self._silos
             for row in range(len(silo))
         }
@@ -354,19 +370,22 @@ class Testbed:
 
     def _seen(self) -> bool:
         """Whether every silo's sum and report went where the runtime says it goes."""
-        return set(self._runtime.sums) == set(self.clients) and len(self._runtime.reports) == len(self.clients)
+        return set(self.watch.sums) == set(self.clients) and len(self.watch.reports) == len(self.clients)
 
     def _compare_sums(
-        self, observed: Observed, alone: Mapping[tuple[str, int], list[np.ndarray]], cohorts: Mapping[str, np.ndarray]
+        self,
+        observed: Observed,
+        alone: Mapping[tuple[str, int], list[np.ndarray]],
+        cohorts: Mapping[str, np.ndarray],
+        at: Round,
     ) -> None:
         """Is each silo's sum that of its cohort's clients? Whole numbers: to the last digit."""
-        runtime = self._runtime
-        sums, state = runtime.sums, runtime.state
+        sums = self.watch.sums
         agree = set(sums) == set(self.clients)
         for silo, rows in cohorts.items():
             expected = [np.zeros_like(part) for part in sums.get(silo, ())]
             for row in self._members(silo, rows).tolist():
-                slots = alone.get((silo, row)) or runtime.secure_sums(state, {silo: [row]})
+                slots = alone.get((silo, row)) or self._runtime.secure_sums(self._initial, at, {silo: [row]})
                 for total, part in zip(expected, slots, strict=False):
                     total += part
             agree &= all(np.array_equal(one, other) for one, other in zip(expected, sums.get(silo, ()), strict=False))
@@ -374,12 +393,13 @@ class Testbed:
 
     def _look_at_reports(self, observed: Observed) -> None:
         """What the server is given, against what each silo summed and drew."""
-        runtime = self._runtime
-        left = [np.zeros_like(part) for part in runtime.reports[0]]
-        for place, (silo, report) in enumerate(zip(runtime.sums, runtime.reports, strict=True)):
-            unmasked = [np.array(part) for part in runtime.sums[silo]]
-            if silo in runtime.shares:
-                unmasked[-1] += runtime.shares[silo][2].astype(unmasked[-1].dtype)
+        watch = self.watch
+        reports = [report.sums for report in watch.reports]
+        left = [np.zeros_like(part) for part in reports[0]]
+        for place, (silo, report) in enumerate(zip(watch.sums, reports, strict=True)):
+            unmasked = [np.array(part) for part in watch.sums[silo]]
+            if silo in watch.shares:
+                unmasked[-1] += watch.shares[silo][2].astype(unmasked[-1].dtype)
             masks = [np.subtract(given, known) for given, known in zip(report, unmasked, strict=True)]
             digest = hashlib.sha256()
             for slot, mask in enumerate(masks):
@@ -390,39 +410,45 @@ class Testbed:
             observed.masks.append(digest.digest())
         observed.other_totals += any(part.any() for part in left)
 
-    def _measure(self, observed: Observed, number: int, result: RoundResult, began_ns: int) -> None:
+    def _measure(self, observed: Observed, number: int, result: RoundResult, at: Round) -> None:
         """The noise of a round: what is released without what its clients add."""
-        plan, runtime = self.plan, self._runtime
-        weights = [np.asarray(weight, np.float64).ravel() for weight in weights_of(self.compiled, result.state)]
+        plan, watch = self.plan, self.watch
+        weights = [np.asarray(weight, np.float64).ravel() for weight in result.state.weights]
         # The weights were zero. TFF sums how far clients went back, and the server takes the mean away: a step of length one.
         released = -np.concatenate(weights) * plan.denominator
-        total = [np.sum([sums[slot] for sums in runtime.sums.values()], axis=0) for slot in range(self._slots)]
-        total = [part.astype(sent.dtype) for part, sent in zip(total, next(iter(runtime.sums.values())), strict=True)]
+        total = [
+            np.sum([sums[slot] for sums in watch.sums.values()], axis=0) for slot in range(len(self.compiled.slots))
+        ]
+        total = [part.astype(sent.dtype) for part, sent in zip(total, next(iter(watch.sums.values())), strict=True)]
         if plan.integers:
-            self._measure_shares(observed, number, released, total)
+            self._measure_shares(observed, number, released, total, at)
             return
         clients = int(observed.cohorts[number].sum())
         if plan.adaptive:
             released /= self._clip
-            after = float(result.state[self._clip_place])
+            after = result.state.clip
+            if after is None:
+                raise PrivacyError(
+                    "the process has no adaptive clip; expected one. The audit does not know this process."
+                )
             share = math.log(self._clip / after) / CLIP_LEARNING_RATE + plan.clip_quantile
             counted = (share - 0.5) * plan.denominator
             observed.count_noise[number] = (counted - self._count_of(total, clients)) / plan.clip_count_stddev
         observed.released[number] = released
         observed.noise[number] = (released - self._update_of(total, clients)) / plan.noise_stddev
-        observed.windows.append((began_ns, runtime.entered_ns, observed.noise[number]))
+        observed.windows.append((*watch.noise, observed.noise[number]))
 
     def _measure_shares(
-        self, observed: Observed, number: int, released: np.ndarray, total: Sequence[np.ndarray]
+        self, observed: Observed, number: int, released: np.ndarray, total: Sequence[np.ndarray], at: Round
     ) -> None:
-        plan, runtime = self.plan, self._runtime
+        plan, watch = self.plan, self.watch
         assert plan.integers is not None
-        seed = tf.constant(runtime.state[rotation_places(self.compiled)[0]])
-        given = np.sum([report[-1] for report in runtime.reports], axis=0).astype(total[-1].dtype)
+        seed = tf.constant(self.draws.server.rotation(at))
+        given = np.sum([report.sums[-1] for report in watch.reports], axis=0).astype(total[-1].dtype)
         noise = _centred(given - total[-1], plan.integers.modulus)
         observed.noise[number] = noise / (2.0**plan.integers.log2_share * math.sqrt(plan.integers.silos))
         known = np.zeros(plan.integers.length)
-        for place, (silo, (began, ended, share)) in enumerate(runtime.shares.items()):
+        for place, (silo, (began, ended, share)) in enumerate(watch.shares.items()):
             observed.shares[silo][number] = share
             observed.windows.append((began, ended, share))
             known += share if place >= plan.integers.honest else 0
@@ -430,10 +456,6 @@ class Testbed:
         observed.released[number] = released - plan.integers.quantum * known
 
     # -- what the secure slots hold
-
-    @property
-    def _slots(self) -> int:
-        return len(next(iter(self._runtime.sums.values())))
 
     def _update_places(self, slots: Sequence[np.ndarray]) -> list[int]:
         """Which slots an update is in: they alone are no scalars."""
@@ -456,11 +478,6 @@ class Testbed:
         """Of an adaptive clip: those within it less those beyond it, halved. The slot after the update's."""
         place = self._update_places(slots)[-1] + 1
         return float(_counted(slots[place], clients, self.plan) / self.plan.quanta)
-
-    @property
-    def _clip_place(self) -> int:
-        (place,) = [place for place, name in enumerate(self.compiled.state_names) if name.endswith(f"/{CLIP}")]
-        return place
 
 
 def _counted(slot: np.ndarray, clients: int, plan: PrivacyPlan) -> np.ndarray:

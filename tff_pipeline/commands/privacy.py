@@ -12,7 +12,7 @@ from tff_pipeline import config as configuration
 from tff_pipeline.artifacts import Workdir, canonical_json, write_atomic
 from tff_pipeline.config import Config
 from tff_pipeline.errors import ArtifactError, ConfigError, PrivacyError
-from tff_pipeline.privacy import anchor, distributed
+from tff_pipeline.privacy import accounting, anchor
 from tff_pipeline.privacy import charges as account
 from tff_pipeline.privacy.comparison import Record
 from tff_pipeline.privacy.ledger import Ledger
@@ -388,19 +388,7 @@ def _rounds_within(each: Ledger, budget: float, plan: PrivacyPlan) -> int:
 
 
 def _plainly(event: str) -> str:
-    facts = json.loads(event)
-    if facts["kind"] == "none":
-        return "without privacy"
-    if facts["kind"] == "poisson_distributed_discrete_gaussian":
-        worth = distributed.noise_multiplier(
-            sensitivity_squared=facts["sensitivity_squared"],
-            log2_share=facts["log2_share"],
-            honest=facts["honest_silos"],
-        )
-        return f"a distributed discrete gaussian with sampling probability {facts['sampling_probability']:.6g}, worth a noise multiplier of {worth:g} by {facts['honest_silos']} silos' shares"
-    if facts["kind"] == "tree":
-        return f"of trees of {facts['rounds_per_tree']} rounds whose nodes have noise multiplier {facts['noise_multiplier']:g}"
-    return f"a {facts['kind'].replace('_', ' ')} with sampling probability {facts['sampling_probability']:.6g} and noise multiplier {facts['noise_multiplier']:g}"
+    return str(accounting.event_of(json.loads(event)))
 
 
 def _together(spent: float | None, unit: str) -> str:

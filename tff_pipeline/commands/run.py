@@ -65,7 +65,7 @@ def run(config: Config, *, overrides: Sequence[str], ask: Sequence[str], progres
     # The stages below import TensorFlow; what is above need not wait for it.
     from tff_pipeline.evaluation.evaluate import evaluate, evaluation_file
     from tff_pipeline.export.build import export
-    from tff_pipeline.training.job import train
+    from tff_pipeline.training.run import train
 
     folder = train(config, progress=progress)
     file = evaluation_file(folder)

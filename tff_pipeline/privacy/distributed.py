@@ -37,6 +37,7 @@ input, it is (epsilon + 2 h, exp(h) delta)-private. h adds up over coordinates a
 """
 
 import dataclasses
+import functools
 import math
 
 # Variance set aside for the step from the continuous Gaussian to the integers; see (1).
@@ -97,6 +98,7 @@ class Integers:
         return math.sqrt(self.sensitivity_squared) / self.clip
 
 
+@functools.lru_cache(maxsize=256)
 def integers(
     *,
     clip_norm: float,

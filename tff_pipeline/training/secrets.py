@@ -7,17 +7,14 @@ They are kept until the run is sealed, so that a killed run goes on with the sam
 of runs that will not be finished; what these were charged stays charged.
 """
 
-import argparse
 import contextlib
 import hashlib
-import json
 import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tff_pipeline import config as configuration
 from tff_pipeline.artifacts import Workdir, canonical_json, is_complete
 from tff_pipeline.config import Config
 from tff_pipeline.errors import ConfigError
@@ -27,6 +24,8 @@ from tff_pipeline.privacy.draws import Draws
 from tff_pipeline.privacy.keys import PartyKey
 from tff_pipeline.privacy.plan import PrivacyPlan
 from tff_pipeline.privacy.round import round_name
+from tff_pipeline.privacy.server_draws import ServerDraws
+from tff_pipeline.privacy.silo_draws import SiloDraws
 from tff_pipeline.progress import Progress
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def draws_of(work: "Job", plan: PrivacyPlan, network: str, progress: Progress) -
     # Of all of them: a kill may have kept a charge from a silo's.
     charges = [entry for ledger in ledgers for entry in ledger.charges_of(run=work.id, draw=draws.name)]
     names = {round_name(draws.digest, entry["round"] - 1, entry.get("start", "")) for entry in charges}
-    for silo, key in draws.silos.items():
+    for silo, key in ((silo, own.key) for silo, own in draws.silos.items()):
         missing = sum(not key.knows(name) for name in names)
         if missing:
             progress.event(
@@ -81,10 +80,10 @@ def _read(work: "Job", plan: PrivacyPlan, network: str) -> Draws:
         return PartyKey(path, None if seed is None else lambda: randomness.seeded_secret(seed, named))
 
     silos = {
-        snapshot.silo: key(silo_key(workdir, snapshot.silo, work.id), f"sampling/{snapshot.silo}")
-        for snapshot in work.snapshots
+        name: SiloDraws(name, plan, key(silo_key(workdir, name, work.id), f"sampling/{name}"))
+        for name in (snapshot.silo for snapshot in work.snapshots)
     }
-    return Draws(plan, key(server_key(work.folder), "noise"), silos, _origin(work, network))
+    return Draws(ServerDraws(plan, key(server_key(work.folder), "noise")), silos, _origin(work, network))
 
 
 def _origin(work: "Job", network: str) -> str:
@@ -174,29 +173,3 @@ def abandon(config: Config, runs: Sequence[str]) -> dict[str, list[str]]:
         for ledger in (*populations.values(), *silos.values()):
             stack.enter_context(ledger.exclusively())
         return {run: [str(path) for path in remove(workdir, run)] for run in runs}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """`tff-pipeline abandon`."""
-    parser = argparse.ArgumentParser(
-        prog="tff-pipeline abandon",
-        description="Remove the keys of runs that will not be finished, or that have to draw anew. Without --run or --all it lists the runs "
-        "and removes nothing. The rounds that a run was charged stay charged; training it again goes on from its newest state under "
-        "new keys, and charges the rounds that follow as new ones.",
-    )
-    configuration.add_arguments(parser)
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--run", action="append", default=[], metavar="ID", help="an unfinished run; may be given again")
-    which.add_argument("--all", action="store_true", help="every unfinished run of the workdir")
-    arguments = parser.parse_args(argv)
-    config = configuration.load(arguments.config, arguments.set)
-    known = unfinished(Workdir(config.workdir))
-    chosen = known if arguments.all else arguments.run
-    removed = abandon(config, chosen)
-    if arguments.json:
-        print(json.dumps({"unfinished": known, "removed": removed}))
-    elif not chosen:
-        print("\n".join(known) or f"no unfinished run in {config.workdir} has keys")
-    for run, paths in removed.items() if not arguments.json else ():
-        print(f"run {run}: removed {len(paths)} file(s) and folder(s); what it was charged stays charged")
-    return 0

@@ -1,0 +1,539 @@
+"""Every sentence of every statement is true: each one has a test that holds it, or an assumption that docs/privacy.md names.
+
+A sentence that the table does not have fails, and so does a row of the table that no statement says or that names a test
+or an assumption which is not there.
+"""
+
+import ast
+import csv
+import functools
+import io
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders.plans import plan
+from builders.tiny import Row, prepared
+
+from tff_pipeline.artifacts import read_manifest
+from tff_pipeline.config import Config, load
+from tff_pipeline.privacy import accounting
+from tff_pipeline.privacy.mechanisms import (
+    AdaptiveGaussian,
+    DistributedDiscreteGaussian,
+    NoisedMetrics,
+    NoPrivacy,
+    Tree,
+)
+from tff_pipeline.privacy.statement import sentences
+from tff_pipeline.progress import Progress
+
+SILOS: dict[str, Any] = {
+    "unit": "silo", "clients": 6, "expected_cohort": 3.0, "sampling_probability": 0.5, "noise_multiplier": 5.0, "silos": 6,
+}  # fmt: skip
+ADAPTIVE: dict[str, Any] = {"mechanism": AdaptiveGaussian, "quantile": 0.5, "count_stddev": 9.0}
+NOISED: dict[str, Any] = {"metrics": NoisedMetrics(stddev=20.0), "noise_multiplier": 2.0}
+NONE: dict[str, Any] = {"mechanism": NoPrivacy, "delta": None}
+SHARES = "distributed_discrete_gaussian"
+
+PLANS = {
+    "gaussian": plan(silos=3),
+    "one silo": plan(),
+    "large delta": plan(silos=3, delta=1e-2),
+    "adaptive": plan(silos=3, noise_multiplier=2.0, **ADAPTIVE),
+    "noised metrics": plan(silos=3, **NOISED),
+    "adaptive, noised metrics": plan(silos=3, **ADAPTIVE, **NOISED),
+    "gaussian, silos": plan(**SILOS),
+    "tree": plan(Tree, rounds_per_tree=10, silos=3),
+    "tree, silos": plan(Tree, rounds_per_tree=2, **SILOS),
+    "shares, none tolerated": plan(DistributedDiscreteGaussian, silos=3),
+    "shares, one tolerated": plan(DistributedDiscreteGaussian, silos=3, tolerated_silos=1),
+    "shares, two tolerated": plan(DistributedDiscreteGaussian, silos=3, tolerated_silos=2),
+    "shares of one silo": plan(DistributedDiscreteGaussian),
+    "shares, silos, none tolerated": plan(DistributedDiscreteGaussian, **SILOS),
+    "shares, silos, one tolerated": plan(DistributedDiscreteGaussian, tolerated_silos=1, **SILOS),
+    "shares, silos, two tolerated": plan(DistributedDiscreteGaussian, tolerated_silos=2, **SILOS),
+    "none": plan(silos=3, **NONE),
+    "none, silos": plan(**{name: value for name, value in SILOS.items() if name != "noise_multiplier"}, **NONE),
+}
+
+# In the sentences `#` stands for a number, UNIT for client or silo. What holds a sentence is a test by its name (whichever
+# file it is in), or after "assumed:" the name of an assumption.
+TABLE: dict[str, tuple[str, ...]] = {
+    # -- what is promised
+    "Guarantee: the trained model is (#, #)-differentially private for the client: adding or removing one client, with all its texts, changes the probability of any set of outcomes by at most a factor of e^epsilon, plus delta.": (
+        "test_epsilon_is_dp_accountings_own",
+        "test_any_client_moves_the_sum_by_at_most_the_sensitivity",
+        "test_the_noise_of_every_release_is_normal_with_the_stated_variance",
+        "test_a_sound_mechanism_stands",
+        "test_no_float_is_shown_below_what_it_is_and_none_far_above",
+    ),
+    "Guarantee: the trained model is (#, #)-differentially private for the silo: adding or removing all texts of one silo, with all its clients, changes the probability of any set of outcomes by at most a factor of e^epsilon, plus delta.": (
+        "test_a_silo_may_be_one_client",
+        "test_a_run_is_charged_for_silos",
+        "test_no_client_sends_more_than_the_clip",
+    ),
+    "The same holds for the models of all rounds together, and for whatever is computed from them alone.": (
+        "test_every_round_is_in_the_populations_ledger_and_in_each_silos",
+        "test_coordinates_and_rounds_are_independent",
+    ),
+    "Delta is not below one in the number of UNITs, #: publishing everything about one of them, chosen at random, would satisfy such a delta.": (
+        "test_a_delta_at_or_above_one_in_the_number_of_clients_is_refused_unless_insisted_upon",
+    ),
+    "The configuration insists on it (privacy.allow_large_delta).": (
+        "test_a_delta_at_or_above_one_in_the_number_of_clients_is_refused_unless_insisted_upon",
+    ),
+    'No guarantee: privacy.mechanism is "none".': ("test_a_run_without_privacy_uses_up_its_population",),
+    "Epsilon is infinite; the model may remember its training texts.": (
+        "test_a_run_without_privacy_uses_up_its_population",
+    ),
+    # -- how
+    "Mechanism: # rounds; in each, every one of # UNITs takes part independently with probability # (Poisson sampling), its update is clipped to an L2 norm of #, and Gaussian noise of standard deviation # (# times the sensitivity, quantisation included) is added to the sum at the server.": (
+        "test_cohorts_are_binomial_and_independent",
+        "test_no_client_sends_more_than_the_clip",
+        "test_the_noise_of_every_release_is_normal_with_the_stated_variance",
+        "test_sensitivity_is_the_clip_and_what_float32_may_add",
+    ),
+    "Mechanism: # rounds; in each, every one of # UNITs takes part independently with probability # (Poisson sampling), its update is clipped to an L2 norm of # in the first round, and then of what follows the # quantile of the UNITs' norms (adaptive clipping), and Gaussian noise of standard deviation # times the round's clip (# times the sensitivity, quantisation included; with the number of UNITs within the clip, which sets the next one and has noise of standard deviation #, a round is a Gaussian mechanism with noise multiplier #) is added to the sum at the server.": (
+        "test_the_clip_moves_by_the_share_of_clients_within_it",
+        "test_a_client_moves_both_sums_by_no_more_than_the_plan_counts",
+        "test_update_and_count_together_are_one_mechanism_with_the_plans_noise",
+        "test_what_is_released_has_the_plans_noise",
+    ),
+    "Mechanism: # rounds; in each, every one of # UNITs takes part independently with probability # (Poisson sampling), its update is clipped to an L2 norm of #, and Gaussian noise of standard deviation # (# times the sensitivity, quantisation included; with the metrics, whose two sums have noise of standard deviation #, a round is a Gaussian mechanism with noise multiplier #) is added to the sum at the server.": (
+        "test_updates_and_metrics_together_are_one_mechanism_with_the_plans_noise",
+        "test_one_client_adds_its_accuracy_and_itself_and_no_more",
+    ),
+    "Mechanism: # rounds; in each, every one of # UNITs takes part independently with probability # (Poisson sampling), its update is clipped to an L2 norm of # in the first round, and then of what follows the # quantile of the UNITs' norms (adaptive clipping), and Gaussian noise of standard deviation # times the round's clip (# times the sensitivity, quantisation included; with the number of UNITs within the clip, which sets the next one and has noise of standard deviation # and the metrics, whose two sums have noise of standard deviation #, a round is a Gaussian mechanism with noise multiplier #) is added to the sum at the server.": (
+        "test_updates_and_metrics_together_are_one_mechanism_with_the_plans_noise",
+    ),
+    "The noised sum is divided by #, the expected cohort.": (
+        "test_supplied_noise_is_what_reaches_the_weights",
+        "test_rounds_nobody_is_sampled_for_are_charged_and_noised",
+    ),
+    "Mechanism: DP-FTRL (tree aggregation) over # rounds.": (
+        "test_prefix_sums_have_a_node_for_each_bit_of_their_length",
+    ),
+    "A tree spans # rounds, and a UNIT takes part in at most one round of each: every one of # UNITs draws its turn, and has one with probability #.": (
+        "test_no_client_has_two_turns_in_a_tree",
+        "test_every_round_expects_the_same_cohort_and_trees_draw_anew",
+    ),
+    "So it takes part at most # time(s), in # tree(s) of at most # level(s).": (
+        "test_a_tree_has_as_many_levels_as_a_round_has_nodes",
+        "test_no_client_has_two_turns_in_a_tree",
+    ),
+    "Its update is clipped to an L2 norm of #.": ("test_no_client_sends_more_than_the_clip",),
+    "Every node of a tree has Gaussian noise of standard deviation # (# times the sensitivity, quantisation included), added at the server, so that the sum of all updates since a tree began has the noise of at most # node(s).": (
+        "test_prefix_sums_have_a_node_for_each_bit_of_their_length",
+        "test_prefix_sums_share_exactly_the_nodes_they_have_in_common",
+    ),
+    "A round's noised sum is divided by #, the expected cohort.": ("test_supplied_noise_is_what_reaches_the_weights",),
+    "Mechanism: # rounds; in each, every one of # UNITs takes part independently with probability # (Poisson sampling), its update is clipped to an L2 norm of #, rotated at random and rounded to whole multiples of #.": (
+        "test_cohorts_are_binomial_and_independent",
+        "test_no_client_sends_more_than_the_bound",
+        "test_the_rotation_is_the_hadamard_matrix",
+    ),
+    "Each of # silos adds to its sum, before it is masked, discrete Gaussian noise of standard deviation #^# such multiples, #.": (
+        "test_the_sampler_has_the_discrete_gaussians_probabilities",
+        "test_a_sum_that_needs_noise_is_not_masked_without",
+        "test_the_noise_is_the_discrete_gaussian_of_all_shares",
+    ),
+    "The guarantee counts on # of these shares, which together are at least # times the sensitivity, rotation and rounding included; all of them have a standard deviation of #.": (
+        "test_everywhere_the_noise_is_at_least_as_planned_and_the_sum_fits",
+        "test_any_client_moves_the_integers_by_at_most_the_plans_bound",
+        "test_without_a_silos_own_share_what_the_guarantee_counts_on_is_left",
+    ),
+    "The sum is taken modulo #^#, and divided by #, the expected cohort.": (
+        "test_a_sum_beyond_the_ring_wraps_and_one_inside_does_not",
+        "test_a_silo_with_nobody_sampled_adds_its_share_too",
+    ),
+    "Cost: the noise on a round's mean update is about # times as long as the clip, which no silo's update is longer than; # silo(s) a round must outweigh it.": (
+        "test_the_statement_speaks_of_silos_and_says_what_it_costs",
+    ),
+    "It falls with more silos in a round, a larger epsilon, fewer rounds, and fewer trained weights (with the root of their number, which is # here).": (
+        "test_the_cost_falls_as_the_statement_says",
+    ),
+    # -- for whom
+    "Who is protected: a client is whoever the client column names at one silo; at a silo without such a column each row is a client.": (
+        "test_a_row_client_is_never_a_named_client",
+        "test_rows_that_are_clients_stay_themselves_when_files_grow",
+        "assumed: client-column",
+    ),
+    "A person who is a client of two silos, or goes by two names, is protected as two clients, which is less.": (
+        "test_seeds_and_silos_make_different_clients",
+        "assumed: client-column",
+    ),
+    "The guarantee is about this run; what all runs on the same population spend together is in its ledger.": (
+        "test_budgets_compose_over_runs_and_say_what_is_left",
+        "assumed: custody",
+    ),
+    "Who is protected: a silo as a whole, against whoever gets the model, the other silos among them; that it takes part in the run is public.": (
+        "test_a_run_is_charged_for_silos",
+        "assumed: public-counts",
+    ),
+    "Who is protected: a silo as a whole, against whoever gets the model; that it takes part in the run is public.": (
+        "test_a_run_is_charged_for_silos",
+        "assumed: public-counts",
+    ),
+    "Each of its clients is protected too, and less: a single client can change its silo's update into another one, for which the run is (#, #)-differentially private.": (
+        "test_a_client_is_protected_as_one_whose_silo_may_change_its_mind",
+    ),
+    "In a round for which a single silo was drawn the sum that the server sees is that silo's.": (
+        "test_a_single_silo_has_nothing_to_hide_in",
+    ),
+    # -- how it was worked out
+    "Accounting: the privacy loss distributions of dp_accounting, composed over the rounds, neighbours by adding or removing one UNIT; the number of UNITs, from which the sampling probability follows, is treated as public.": (
+        "test_epsilon_is_dp_accountings_own",
+        "test_one_sampled_round_is_the_integral",
+        "assumed: dp-accounting",
+        "assumed: public-counts",
+    ),
+    "A round that is repeated after a crash is the same release, with the same cohort and the same noise, and is charged once; where a key was lost, or the round starts from something else, cohort and noise are drawn anew, and it is charged again.": (
+        "test_whatever_is_done_to_its_files_a_round_is_the_same_release_or_a_fresh_one",
+        "test_whatever_is_lost_or_changed_everything_is_drawn_anew",
+        "test_a_round_is_charged_once_and_its_repetition_not_at_all",
+        "test_a_run_done_again_with_new_keys_pays_again",
+    ),
+    "No sampling is counted on.": ("test_epsilon_is_the_analytic_gaussians_of_all_levels",),
+    "A UNIT that is removed is one whose updates are replaced by zero, since the denominator is a public number and every UNIT's turn is drawn by itself: the two neighbouring relations are the same here.": (
+        "test_no_client_has_two_turns_in_a_tree",
+        "assumed: public-counts",
+    ),
+    "A tree that the run did not finish is charged as far as it went.": (
+        "test_rounds_left_are_those_that_finish_no_level_more",
+    ),
+    "The silos' integers are accounted for as the Gaussian noise they are proven to be worth, which no probability differs from by more than a factor of # + #^-# over all rounds; that is counted.": (
+        "test_a_sum_of_shares_is_a_discrete_gaussian_within_the_bound",
+        "test_rounding_a_gaussian_gives_the_discrete_one_within_the_bound",
+        "test_epsilon_bounds_the_truth_closely",
+        "test_the_error_is_counted",
+    ),
+    "The noise is computed in float64, rounded to about a thousandth of its standard deviation, and accounted for as exactly Gaussian; docs/privacy.md estimates what that leaves out.": (
+        "test_the_grain_is_a_power_of_two_about_a_thousandth_of_the_noise",
+        "test_what_is_released_lies_on_the_grain",
+        "assumed: float-noise",
+    ),
+    "All randomness is ChaCha20 under secrets of the operating system, and is accounted for as if it were perfect.": (
+        "test_the_keystream_is_chacha20s",
+        "test_a_fault_in_what_training_runs_is_caught",
+        "assumed: perfect-randomness",
+    ),
+    "All randomness is ChaCha20 under secrets that follow from the seed, and is accounted for as if it were perfect.": (
+        "test_the_keystream_is_chacha20s",
+        "assumed: perfect-randomness",
+        "assumed: secret-seed",
+    ),
+    "Epsilon is rounded up to four digits, delta and counts are exact, and other numbers are shown to at most six digits.": (
+        "test_every_epsilon_that_is_shown_is_at_least_what_was_worked_out",
+        "test_no_float_is_shown_below_what_it_is_and_none_far_above",
+        "test_delta_is_said_as_it_is",
+    ),
+    "Contribution bound: at most # examples of a client are kept, and each is used # time(s) in a round the UNIT takes part in.": (
+        "test_the_bound_does_not_depend_on_the_order_of_rows",
+        "test_batches_hold_every_example_once",
+        "test_a_silos_turn_goes_through_every_text_once_an_epoch",
+    ),
+    "However many clients a silo has, its update is clipped as one.": (
+        "test_a_silo_may_be_one_client",
+        "test_no_client_sends_more_than_the_clip",
+    ),
+    # -- who sees what
+    'Simulation: under runtime.kind = "reference" the secure sum is TFF\'s plaintext stand-in.': (
+        "test_every_secure_slot_gives_the_oracles_integers",
+    ),
+    "It protects nothing; use it on text you may see.": ("assumed: operator",),
+    "Secure sum: there is one silo, so its masked sum is its sum.": ("test_a_single_silo_has_nothing_to_hide_in",),
+    "The server sees it.": ("test_a_single_silo_has_nothing_to_hide_in",),
+    "Secure sum: what a silo sends is masked with keys agreed pairwise among the # silos; a server that follows the protocol learns the sums over all silos of their updates, before the noise, and of their training metrics, and nothing more as long as no silo tells it its own.": (
+        "test_all_but_one_report_look_uniform",
+        "test_the_sum_of_all_reports_is_the_sum_of_all_values",
+        "test_a_process_that_sums_in_the_clear_is_refused",
+        "assumed: honest-server",
+    ),
+    "Secure sum: what a silo sends is masked with keys agreed pairwise among the # silos; a server that follows the protocol learns the sums over all silos of their updates and of the number of UNITs within the clip, before the noise, and of their training metrics, and nothing more as long as no silo tells it its own.": (
+        "test_all_but_one_report_look_uniform",
+        "test_the_sum_of_all_reports_is_the_sum_of_all_values",
+        "test_a_process_that_sums_in_the_clear_is_refused",
+        "assumed: honest-server",
+    ),
+    "Secure sum: what a silo sends is masked with keys agreed pairwise among the # silos; a server that follows the protocol learns the sums over all silos of their updates, of the weights that these are counted by, and of their training metrics, and nothing more as long as no silo tells it its own.": (
+        "test_all_but_one_report_look_uniform",
+        "test_the_sum_of_all_reports_is_the_sum_of_all_values",
+        "assumed: honest-server",
+    ),
+    "The server is trusted to add the noise, and the silos to sample and clip as stated.": (
+        "assumed: honest-server",
+        "assumed: honest-silo",
+    ),
+    "The server is trusted to add the noise, and the silos to give turns and clip as stated.": (
+        "assumed: honest-server",
+        "assumed: honest-silo",
+    ),
+    "The guarantee holds against whoever gets the models; it does not hold against the server, which has every sum without noise.": (
+        "test_every_secure_slot_gives_the_oracles_integers",
+        "assumed: honest-server",
+    ),
+    "Secure sum: there is one silo.": ("test_a_single_silo_has_nothing_to_hide_in",),
+    "The server sees what it sends, which has the noise in it already, so nobody outside the silo sees a sum of updates without noise.": (
+        "test_a_sum_that_needs_noise_is_not_masked_without",
+    ),
+    "Secure sum: what a silo sends has its share of the noise in it, and is masked with keys agreed pairwise among the # silos; a server that follows the protocol learns the noised sum over all silos, never a sum of updates without noise.": (
+        "test_a_sum_that_needs_noise_is_not_masked_without",
+        "test_a_sum_in_a_smaller_ring_tells_nothing_of_a_larger_one",
+        "test_a_sum_beside_the_noised_one_is_refused",
+        "assumed: honest-server",
+    ),
+    "Nothing else leaves a silo in a round: no loss, no accuracy and no number of clients, and it sends as much when none of its clients was drawn.": (
+        "test_a_report_is_the_noised_sum_alone_whatever_the_cohort",
+        "test_a_sum_beside_the_noised_one_is_refused",
+    ),
+    "Nothing else leaves a silo in a round: no loss, no accuracy and no number of clients, and it sends as much when it was not drawn.": (
+        "test_a_report_is_the_noised_sum_alone_whatever_the_cohort",
+        "test_a_sum_beside_the_noised_one_is_refused",
+    ),
+    "How long a silo works is not hidden: it grows with what was drawn, and whoever measures it (times in logs and files are enough) may learn how large a cohort was, which the guarantee assumes nobody does.": (
+        "assumed: timing",
+    ),
+    "The guarantee holds against the server.": (
+        "test_a_sound_mechanism_stands",
+        "test_the_noise_is_the_discrete_gaussian_of_all_shares",
+    ),
+    "The guarantee holds against the server together with any one of the silos, which may tell it its share or leave it out, for the UNITs of the others.": (
+        "test_without_a_silos_own_share_what_the_guarantee_counts_on_is_left",
+        "test_a_sound_mechanism_stands",
+    ),
+    "The guarantee holds against the server together with any # of the silos, which may tell it their shares or leave them out, for the UNITs of the others.": (
+        "test_everywhere_the_noise_is_at_least_as_planned_and_the_sum_fits",
+        "test_a_fault_in_what_training_runs_is_caught",
+    ),
+    "The guarantee holds against the server together with any one of the silos, which may tell it its share or leave it out, for the others.": (
+        "test_without_a_silos_own_share_what_the_guarantee_counts_on_is_left",
+    ),
+    "The guarantee holds against the server together with any # of the silos, which may tell it their shares or leave them out, for the others.": (
+        "test_everywhere_the_noise_is_at_least_as_planned_and_the_sum_fits",
+    ),
+    "It does not hold against a silo, which sees every round's model and can take its own share away: privacy.tolerated_silos = # covers that.": (
+        "test_without_a_silos_own_share_what_the_guarantee_counts_on_is_left",
+    ),
+    "Each silo trusts # of the # to add their shares as stated, and all to sample and clip.": (
+        "test_a_fault_in_what_training_runs_is_caught",
+        "assumed: honest-silo",
+    ),
+    "The silo trusts nobody; its clients trust it to sample, clip and add the noise as stated.": (
+        "assumed: honest-silo",
+    ),
+    "Processes: this version runs the server and all silos in one process, so whoever reads its memory or the silos' folders sees everything.": (
+        "assumed: one-process",
+        "assumed: operator",
+    ),
+    "What is said here of the server is about what the silos send to it.": ("assumed: one-process",),
+    "Seed: pipeline.seed is set, so sampling and noise can be recomputed by anyone who knows it.": (
+        "test_runs_of_one_seed_share_no_noise_unless_they_are_the_same",
+    ),
+    "The guarantee holds only against someone who does not.": ("assumed: secret-seed",),
+    # -- metrics
+    "Training metrics: there are none, in no file and no log.": ("test_a_run_tells_nobody_its_cohorts",),
+    "An update that is not finite counts as zero, and nobody is told.": (
+        "test_an_update_that_is_not_finite_counts_as_zero_and_nobody_is_told",
+    ),
+    "Training metrics: the loss, the accuracy and the size of the cohort of every round are sums without noise, which no guarantee covers.": (
+        "test_three_rounds_end_in_the_oracles_weights",
+        "test_the_operator_has_exact_metrics_and_whoever_reads_the_log",
+    ),
+    "The server's operator has them: in memory, in the run's folder (rounds.csv, states and TensorBoard), and on standard error after every round, from where they reach whoever reads its log.": (
+        "test_the_operator_has_exact_metrics_and_whoever_reads_the_log",
+        "assumed: operator",
+    ),
+    "The guarantee does not hold against whoever has those of all rounds.": (
+        "test_the_operator_has_exact_metrics_and_whoever_reads_the_log",
+        "assumed: operator",
+    ),
+    "A run that stops because no update of a round was finite tells as much.": (
+        "test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state",
+    ),
+    "They are withheld: no exported version has them.": (
+        "test_what_is_withheld_is_in_no_exported_file",
+        "test_training_metrics_leave_only_where_they_are_released",
+    ),
+    "Those of the last round are released with every exported version, and the guarantee does not cover what they tell.": (
+        "test_training_metrics_leave_only_where_they_are_released",
+    ),
+    "What is released of a round is the mean of the UNITs' own accuracies, from two sums with Gaussian noise of standard deviation #, which epsilon covers.": (
+        "test_one_client_adds_its_accuracy_and_itself_and_no_more",
+        "test_they_are_one_number_of_the_noise_and_the_sums",
+        "test_updates_and_metrics_together_are_one_mechanism_with_the_plans_noise",
+    ),
+    # -- what is not covered
+    "Not covered: the choice of hyperparameters; what the public checkpoint was trained on; that a run stops with an error.": (
+        "assumed: hyperparameters",
+        "assumed: public-checkpoint",
+        "assumed: operator",
+    ),
+    "The evaluation on held-out clients, who took no part in training, is a release about those clients, and no guarantee covers it.": (
+        "test_a_client_in_the_files_of_several_splits_stays_with_what_is_held_out",
+        "assumed: held-out",
+    ),
+    "The evaluation on held-out clients, who took no part in training, is a release about those clients and their silos, and no guarantee covers it.": (
+        "test_a_client_in_the_files_of_several_splits_stays_with_what_is_held_out",
+        "assumed: held-out",
+    ),
+    "An evaluation on training clients (`evaluate --split train`) is a release about them that no guarantee covers; it is printed for whoever asks for it, and neither a file of the run nor an exported version has it.": (
+        "test_scores_on_training_clients_come_with_a_warning_and_are_kept_nowhere",
+        "test_an_evaluation_of_another_split_is_not_exported",
+    ),
+    "Label names, the tokenizer, and the numbers of clients and examples by silo, which manifests and exported versions carry, are treated as public.": (
+        "assumed: public-names",
+        "assumed: public-counts",
+    ),
+}
+
+
+@functools.cache
+def said_by(name: str) -> frozenset[str]:
+    """The sentences of every statement that there can be about a plan; which number its epsilon is, does not matter here."""
+    made, found = PLANS[name], set()
+    metrics = ("noised",) if made.metrics_stddev else ("withheld", "released")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(accounting, "epsilon", lambda *_, **__: 3.5)
+        for seeded, reference, kind in itertools.product((False, True), (False, True), metrics):
+            for paragraph in sentences(made, seeded=seeded, silos=made.silos, reference=reference, metrics=kind):
+                found |= set(re.split(r"(?<=\.) (?=[A-Z])", paragraph))
+    return frozenset(found)
+
+
+def pattern(row: str) -> "re.Pattern[str]":
+    number = r"\d+(?:\.\d+)?(?:e[+-]\d+)?"
+    return re.compile(re.escape(row).replace(re.escape("#"), number).replace("UNIT", "(?:client|silo)"))
+
+
+ROWS_OF_TABLE = {row: pattern(row) for row in TABLE}
+
+
+def rows_for(sentence: str) -> list[str]:
+    return [row for row, matches in ROWS_OF_TABLE.items() if matches.fullmatch(sentence)]
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_every_sentence_is_held_by_a_test_or_names_an_assumption(name):
+    assert len(said_by(name)) > 8
+    assert not [sentence for sentence in said_by(name) if len(rows_for(sentence)) != 1]
+
+
+def test_a_sentence_that_nothing_holds_is_found():
+    assert rows_for("The server sees nothing at all.") == []
+    assert rows_for("The server sees it. It keeps it.") == []
+
+
+def test_the_table_has_no_row_that_is_never_said():
+    said = {sentence for name in PLANS for sentence in said_by(name)}
+    assert not [row for row, matches in ROWS_OF_TABLE.items() if not any(map(matches.fullmatch, said))]
+
+
+def test_every_test_and_every_assumption_of_the_table_is_there(root):
+    tests = {
+        node.name
+        for path in (root / "tests").rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+    }
+    _, _, section = (root / "docs" / "privacy.md").read_text(encoding="utf-8").partition("\n## Assumptions by name\n")
+    assumptions = set(re.findall(r"^\| ([a-z-]+) \|", section.partition("\n## ")[0], re.MULTILINE)) - {"name", "---"}
+    named = {word for words in TABLE.values() for word in words}
+
+    assert not [word for word in named if not word.startswith("assumed: ") and word not in tests]
+    assert {word.removeprefix("assumed: ") for word in named if word.startswith("assumed: ")} == assumptions
+    assert all(words for words in TABLE.values())
+
+
+def test_the_cost_falls_as_the_statement_says():
+    """Of the noise's length over the clip: half with twice the silos in a round, a fourth with a sixteenth of the weights."""
+    made = PLANS["gaussian, silos"]
+
+    def cost(**changes: Any) -> float:
+        return plan(**{**SILOS, **changes}).noise_over_clip
+
+    assert cost(expected_cohort=6.0) == pytest.approx(made.noise_over_clip / 2)
+    assert cost(dimension=625) == pytest.approx(made.noise_over_clip / 4)
+    # A larger epsilon or fewer rounds at the same epsilon take less noise, and that makes it shorter.
+    assert cost(noise_multiplier=2.5) == pytest.approx(made.noise_over_clip / 2)
+
+
+def test_delta_is_said_as_it_is():
+    assert ", 1.234567891e-05)-differentially" in sentences(plan(delta=1.234567891e-5), seeded=False, silos=3)[0]
+
+
+# -- a run, and who has its metrics
+
+BANK: list[Row] = [("a", "lost my card", "card"), ("a", "send money", "money"), ("b", "send money", "money")]
+SHOP: list[Row] = [("c", "where is my parcel", "parcel"), ("d", "money to anna", "money"), ("d", "my card", "card")]
+GAUSSIAN = (
+    "privacy.mechanism=gaussian", "privacy.clip_norm=1.0", "privacy.noise_multiplier=1.0", "privacy.delta=1e-3",
+    "training.clients_per_round=3", "training.rounds=3",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path, list[dict[str, Any]]]:
+    """A run with withheld metrics, and its events as a scheduler's log has them."""
+    from tff_pipeline.training.run import train
+
+    held_out = {"bank": [("e", "lost my card", "card"), ("f", "send money", "money")]}
+    folder = tmp_path_factory.mktemp("trained")
+    config = prepared(folder, {"bank": BANK, "shop": SHOP}, held_out=held_out, changes=GAUSSIAN)
+    log = io.StringIO()
+    run = train(config, progress=Progress(log, interactive=False))
+    return config, run, [json.loads(line) for line in log.getvalue().splitlines()]
+
+
+def test_the_operator_has_exact_metrics_and_whoever_reads_the_log(trained):
+    _, run, events = trained
+    rounds = list(csv.DictReader((run / "rounds.csv").open()))
+    logged = [event for event in events if event["event"] == "train" and "round" in event]
+    kept = json.loads((sorted((run / "states").iterdir())[-1] / "manifest.json").read_text())["history"]
+
+    assert len(rounds) == len(logged) == len(kept) == 3
+    for name in ("loss", "accuracy", "clients"):
+        written = [float(each[name]) for each in rounds if each[name]]
+        assert written == [float(each[name]) for each in logged if name in each]
+        assert written == [float(each[name]) for each in kept if each[name] is not None]
+        assert written
+    assert list((run / "tensorboard").iterdir())
+
+
+def test_what_is_withheld_is_in_no_exported_file(trained):
+    """Nor what `evaluate --split train` printed: neither the numbers, nor a name of one of them, in any file of a version."""
+    from tff_pipeline.evaluation.evaluate import evaluate
+    from tff_pipeline.export.build import export
+
+    config, run, _ = trained
+    quiet = Progress(io.StringIO(), interactive=False)
+    on_training = evaluate(run, split="train", progress=quiet)
+    evaluate(run, progress=quiet)
+    version = export(run, config.workdir / "models" / "tiny", progress=quiet)
+
+    manifest = read_manifest(version, check_files=True)
+    assert manifest["training_metrics"] is None
+    assert manifest["evaluation"]["split"] == "test"
+    released = b"".join(path.read_bytes() for path in version.rglob("*") if path.is_file())
+    rounds = list(csv.DictReader((run / "rounds.csv").open()))
+    exact = [each["loss"] for each in rounds if each["loss"]] + [repr(on_training["overall"]["loss"])]
+    assert all(len(number) > 6 for number in exact), "long enough not to be there by chance"
+    assert not [number for number in exact if number.encode() in released]
+    for name in ("finite_clients", "client_accuracy", "released_accuracy"):
+        assert name.encode() not in released
+
+
+def test_a_configuration_cannot_ask_for_metrics_that_the_mechanism_does_not_have(trained):
+    """With noise that the silos add there are none, so none can be released, with noise or without."""
+    from tff_pipeline.errors import ConfigError
+
+    config, _, _ = trained
+    for metrics in ("released", "noised"):
+        with pytest.raises(
+            ConfigError,
+            match=f'privacy.metrics is .{metrics}.; expected "withheld" with "distributed_discrete_gaussian": there nothing leaves a silo',
+        ):
+            load(config.path, [*GAUSSIAN, f"privacy.mechanism={SHARES}", f"privacy.metrics={metrics}"])
