@@ -67,6 +67,14 @@ def test_lines_are_those_of_python(monkeypatch, block, carriage_returns):
         assert taken.read == len(expected)
 
 
+def test_lines_are_numbered_across_blocks_and_long_lines(monkeypatch):
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 4)
+    content = io.BufferedReader(io.BytesIO(b"ab\nc\n" + b"d" * 50 + b"\n\ne"))
+
+    numbered = list(lines.numbered_lines(lines.Lines(content, limit=6), io.BytesIO))
+    assert numbered == [(1, b"ab\n"), (2, b"c\n"), (3, None), (4, b"\n"), (5, b"e")]
+
+
 class Repeated(io.RawIOBase):
     """A file that begins with `head`, goes on with `piece` so many times, and ends with `tail`; never in memory as a whole."""
 

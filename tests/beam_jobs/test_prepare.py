@@ -549,7 +549,7 @@ def test_whatever_changes_the_bytes_changes_the_id(case, monkeypatch):
         names.add(name())
     case.prepare, case.labels = {}, ["lost", "help", "bye"]
     names.add(name())
-    monkeypatch.setattr("prepare_helpers.VOCABULARY", [*VOCABULARY, "more"])  # another tokenizer
+    monkeypatch.setattr("builders.prepare_helpers.VOCABULARY", [*VOCABULARY, "more"])  # another tokenizer
     names.add(name())
     case.workdir, case.seed = "other", 8  # another key: other clients, other splits
     names.add(name())
