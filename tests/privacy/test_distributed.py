@@ -632,22 +632,11 @@ def test_the_statement_says_who_adds_the_noise_and_against_whom_it_holds():
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Two silos, prepared; the process is compiled once for all runs on copies of the folder."""
-    from tff_pipeline.learning import process as learning
-
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two silos, prepared."""
     folder = tmp_path_factory.mktemp("tiny")
     prepared(folder, ROWS, changes=SETTINGS)
-    made, build = {}, learning.build
-
-    def cached(model_fn: Any, training: Any, plan: PrivacyPlan, shapes: Any, **options: Any) -> Any:
-        if plan not in made:
-            made[plan] = build(model_fn, training, plan, shapes, **options)
-        return made[plan]
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(learning, "build", cached)
-        yield folder
+    return folder
 
 
 def trained(folder: Path, *changes: str) -> tuple[Path, list[np.ndarray]]:
