@@ -9,7 +9,7 @@ WORK := workdir
 help:
 	@echo "make demo      sets up and does the main job: three silos' invented messages to a served, private BERT."
 	@echo "make test      sets up and runs all tests."
-	@echo "make check     runs the formatter, the linter and the type checker; changes nothing."
+	@echo "make check     runs the formatter, the linters (of the code, of who imports whom) and the type checker; changes nothing."
 	@echo "make fix       lets the formatter and the linter repair what they can."
 	@echo "make tutorial  runs every command of docs/tutorial.md and compares what it prints with the page."
 	@echo "make docs      builds the documentation into $(WORK)/site, in an environment of its own; open $(WORK)/site/index.html."
@@ -31,7 +31,7 @@ setup: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
-$(WORK)/example/written: .venv/installed examples/customer_messages.py
+$(WORK)/example/written: .venv/installed examples/customer_messages.py examples/phrases.py
 	$(BIN)/python -m examples.customer_messages $(WORK)/example
 	touch $@
 
@@ -44,6 +44,7 @@ test: .venv/installed
 check: .venv/installed
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
+	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/pyrefly check
 
 fix: .venv/installed

@@ -250,7 +250,9 @@ def test_a_derived_secret_is_the_same_everywhere(tmp_path):
 def test_a_damaged_secret_is_refused_and_kept(tmp_path):
     (tmp_path / "key").write_bytes(b"short")
 
-    with pytest.raises(ArtifactError, match=r"key: holds 5 bytes; expected a secret of 32\. Restore it from a backup"):
+    with pytest.raises(
+        ArtifactError, match=r"key: holds 5 bytes; expected a secret of 32 bytes\. Restore it from a backup"
+    ):
         artifacts.secret(tmp_path / "key")
 
     assert (tmp_path / "key").read_bytes() == b"short"

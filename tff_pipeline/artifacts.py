@@ -1,8 +1,8 @@
-"""Where everything lies on disk, and how it gets there without ever being half there.
+"""Where everything lies on disk, and how it is written so that it is never there in part.
 
-A directory that a stage writes is built aside and renamed. It holds `manifest.json`, which says what made it, from
-what, with which settings, and the SHA-256 of every file; and `COMPLETE`, written last, which holds the SHA-256 of the
-manifest. What lacks either, or does not match, is not used.
+A directory that a stage writes is built aside and renamed. It holds `manifest.json`, with the stage that made it, its
+inputs and settings, and the SHA-256 of every file; and `COMPLETE`, written last, with the SHA-256 of the manifest. A
+directory that lacks one of them, or does not match them, is not used.
 
     <workdir>/
       silos/<silo>/keys/            the silo's secrets (of client ids; of each run, until it is finished); never leave the silo
@@ -80,12 +80,12 @@ class Workdir:
         return self.root / "models" / name
 
 
-def canonical_json(value: Any) -> bytes:
+def canonical_json(value: object) -> bytes:
     """`value` as JSON with sorted keys and no spaces: equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
-def fingerprint(value: Any) -> str:
+def fingerprint(value: object) -> str:
     """16 hex digits (64 bits) that identify a JSON value."""
     return hashlib.sha256(canonical_json(value)).hexdigest()[:16]
 
@@ -96,14 +96,14 @@ def sha256_file(path: Path) -> str:
 
 
 def versions() -> dict[str, str]:
-    """The installed versions of what shapes an artifact."""
-    found = {}
+    """The installed versions of the packages that an artifact depends on."""
+    installed = {}
     for package in _VERSIONED:
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def now() -> str:
@@ -137,7 +137,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     sync_directory(path.parent)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     write_atomic(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n")
 
 
@@ -302,21 +302,21 @@ def model_versions(base: Path) -> list[int]:
     return [version for version in version_numbers(base) if is_complete(base / str(version))]
 
 
-def newest_version(place: Path) -> Path:
-    """The newest complete version under a model's base path; or `place` itself where that is a version.
+def newest_version(path: Path) -> Path:
+    """The newest complete version under a model's base path; or `path` itself where that is a version.
 
     Raises:
       ArtifactError: if there is none.
     """
-    if (place / MANIFEST).exists():
-        return place
-    versions = model_versions(place)
+    if (path / MANIFEST).exists():
+        return path
+    versions = model_versions(path)
     if not versions:
-        what = "holds no complete version of a model" if place.is_dir() else "is not there"
+        problem = "holds no complete version of a model" if path.is_dir() else "is not there"
         raise ArtifactError(
-            f"{place}: {what}; expected a folder with numbered versions. Run `tff-pipeline export` first."
+            f"{path}: {problem}; expected a folder with numbered versions. Run `tff-pipeline export` first."
         )
-    return place / str(versions[-1])
+    return path / str(versions[-1])
 
 
 def model_base(config: Config) -> Path:
@@ -327,7 +327,7 @@ def model_base(config: Config) -> Path:
     """
     if "://" in config.export.base_path:
         raise ConfigError(
-            f"{config.path}: export.base_path is {config.export.base_path!r}; expected a folder, since a version appears there by a rename. "
+            f"{config.path}: export.base_path is {config.export.base_path!r}; expected a folder, since a version is put there by a rename. "
             "Export to a folder, and copy the version with saved_model.pb last."
         )
     return (
@@ -350,6 +350,6 @@ def secret(path: Path, derived: Callable[[], bytes] | None = None) -> bytes:
         write_atomic(path, value, mode=0o600)
     if len(value) != 32:
         raise ArtifactError(
-            f"{path}: holds {len(value)} bytes; expected a secret of 32. Restore it from a backup: without it clients cannot be recognised."
+            f"{path}: holds {len(value)} bytes; expected a secret of 32 bytes. Restore it from a backup: without it clients cannot be recognized."
         )
     return value

@@ -60,15 +60,15 @@ _INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     if argv is None and sys.argv[1:2] == ["prepare"]:
-        # As a program: what is left at its end goes with it. Python would search through it for garbage, and through all
-        # of TensorFlow, for most of a second. Not where TFF runs: that search is what ends its executor.
+        # The end of a program frees all of its memory. Before that Python would search it for garbage, with all of
+        # TensorFlow in it, for most of a second. Only here: where TFF runs, that search is what ends its executor.
         atexit.register(gc.freeze)
     try:
         code = _main(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # Whoever read our output has left, as `head` does. Python would complain once more when it flushes on exit.
+        # The reader of our output has gone, as `head` does. Python would report it again when it flushes on exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
@@ -126,7 +126,7 @@ def _help() -> str:
     lines = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in _COMMANDS.items())
     return f"""usage: tff-pipeline COMMAND --config FILE [--set KEY=VALUE ...] [--json]
 
-Organisations that may not share their text train one BERT together.
+Organizations that may not share their text train one BERT together.
 
 commands:
 {lines}

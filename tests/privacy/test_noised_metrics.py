@@ -103,6 +103,6 @@ def test_they_are_one_number_of_the_noise_and_the_sums():
 
 
 def test_the_statement_says_what_is_released():
-    said = " ".join(sentences(a_plan(**NOISED), seeded=False, silos=2, metrics="noised"))
+    said = " ".join(sentences(a_plan(**NOISED), seeded=False, metrics="noised"))
     assert "two sums with Gaussian noise of standard deviation 20, which epsilon covers" in said
-    assert "the metrics, whose two sums have noise of standard deviation 20, a round is a Gaussian mechanism" in said
+    assert "the released training metrics are computed from has Gaussian noise of standard deviation 20." in said

@@ -141,12 +141,12 @@ def test_every_round_expects_the_same_cohort_and_trees_draw_anew():
 
 
 def test_the_statement_says_trees_and_turns_and_no_sampling():
-    said = " ".join(statement.sentences(plan(rounds=25), seeded=False, silos=3))
+    said = " ".join(statement.sentences(plan(rounds=25), seeded=False))
     for words in (
         "A tree spans 10 rounds",
         "takes part at most 3 time(s), in 3 tree(s) of at most 4 level(s)",
-        "No sampling is counted on",
-        "replaced by zero",
+        "does not rely on sampling",
+        "replacing its updates by zero",
     ):
         assert words in said
     assert "Poisson" not in said

@@ -26,7 +26,7 @@ _SHAPES = ((40, 3), (3,))
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What an audit found.
+    """The result of an audit.
 
     Attributes:
       claimed: epsilon of the run's rounds at its delta; the next two are what it follows from.

@@ -170,10 +170,10 @@ def cohorts_of(testbed: "Testbed", draws: Draws, numbers: Sequence[int]) -> np.n
     starts = testbed.starts(max(numbers) + 1)
     table = np.zeros((len(numbers), testbed.plan.clients), bool)
     offsets = np.cumsum([0, *testbed.clients.values()])
-    for place, number in enumerate(numbers):
+    for index, number in enumerate(numbers):
         at = draws.round(starts[: number + 1])
         for offset, (silo, clients) in zip(offsets, testbed.clients.items(), strict=False):
-            table[place, offset + draws.silos[silo].cohort(at, clients)] = True
+            table[index, offset + draws.silos[silo].cohort(at, clients)] = True
     return table
 
 

@@ -23,7 +23,6 @@ from tff_pipeline.privacy.mechanisms import (
     RunNumbers,
     ServerInputs,
 )
-from tff_pipeline.privacy.mechanisms.server_noise import SampledGaussian
 from tff_pipeline.privacy.round import Round
 
 # What the flat form of a plan in run.json holds under the keys of other mechanisms' numbers.
@@ -145,7 +144,7 @@ class PrivacyPlan(RunNumbers):
     @property
     def noised_metrics(self) -> NoisedMetrics | None:
         """The noise on training metrics where they are released with noise, else None."""
-        return self.mechanism.metrics if isinstance(self.mechanism, SampledGaussian) else None
+        return self.mechanism.noised_metrics
 
     @property
     def noise_over_clip(self) -> float:
@@ -216,7 +215,7 @@ class PrivacyPlan(RunNumbers):
 def make(config: Config, *, clients: int, dimension: int) -> PrivacyPlan:
     """The plan of a run on a population of `clients` (silos, where they are the unit) whose updates have `dimension` coordinates.
 
-    With `target_epsilon` the smallest noise is found that stays at or under it.
+    With `target_epsilon` it has the smallest noise that stays at or under it.
 
     Raises:
       PrivacyError: if the cohort is larger than the population, no noise reaches the target, or delta is too large for the

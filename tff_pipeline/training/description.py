@@ -25,7 +25,6 @@ def describe(work: Job, plan: PrivacyPlan) -> dict[str, Any]:
         said = statement.sentences(
             plan,
             seeded=config.pipeline.seed is not None,
-            silos=len(work.snapshots),
             reference=config.runtime.kind == "reference",
             metrics=config.privacy.metrics,
         )
