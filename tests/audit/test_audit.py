@@ -22,7 +22,7 @@ from scipy import stats
 from tff_pipeline import audit
 from tff_pipeline.aggregators import distributed_discrete_gaussian as integer_aggregation
 from tff_pipeline.aggregators import dp_sum
-from tff_pipeline.audit import attack, check, exact
+from tff_pipeline.audit import attack, criteria, exact
 from tff_pipeline.audit.testbed import _with_canaries
 from tff_pipeline.cli import main
 from tff_pipeline.errors import PrivacyError
@@ -111,7 +111,7 @@ def test_every_client_sampled_always_stands_too():
 
 def test_a_sound_run_is_refuted_in_at_most_one_of_a_thousand():
     """By the union bound: the shares of all tests, and what the bound on epsilon may err with."""
-    assert sum(check.SIGNIFICANCE.values()) + (1 - attack.CONFIDENCE) <= check.FALSE_REFUTATIONS == 1e-3
+    assert sum(criteria.SIGNIFICANCE.values()) + (1 - attack.CONFIDENCE) <= criteria.FALSE_REFUTATIONS == 1e-3
 
 
 # -- faults, in what training calls

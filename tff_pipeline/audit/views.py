@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tff_pipeline.aggregators import distributed_discrete_gaussian
 from tff_pipeline.aggregators.dp_sum import CLIP_LEARNING_RATE
-from tff_pipeline.audit.check import Check, cosines, variance
+from tff_pipeline.audit.criteria import Check, cosines, variance
 from tff_pipeline.audit.observed import Observed, Watched
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.learning.state import ServerState

@@ -14,9 +14,7 @@ import numpy as np
 from tff_pipeline.config import Config, PrivacySection
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy import accounting, mechanisms
-from tff_pipeline.privacy.distributed import Discretization
 from tff_pipeline.privacy.mechanisms import (
-    DistributedDiscreteGaussian,
     Mechanism,
     NoisedMetrics,
     Quantization,
@@ -194,22 +192,6 @@ class PrivacyPlan(RunNumbers):
         """The plan of a run.json, also of an older version's, which lacks what was not there yet."""
         run = {field.name: stored[field.name] for field in dataclasses.fields(RunNumbers) if field.name in stored}
         return cls(**run, mechanism=mechanisms.from_json(stored))
-
-    # -- names that callers still use; they go when the callers do
-
-    @property
-    def integers(self) -> Discretization | None:
-        mechanism = self.mechanism
-        return mechanism.discretization(self) if isinstance(mechanism, DistributedDiscreteGaussian) else None
-
-    @property
-    def metrics_stddev(self) -> float:
-        return self.noised_metrics.stddev if self.noised_metrics else 0.0
-
-    def on_metrics_grain(self, noised: float) -> float:
-        if self.noised_metrics is None:
-            raise PrivacyError('the run releases no metrics with noise; expected privacy.metrics = "noised".')
-        return self.noised_metrics.released(noised)
 
 
 def make(config: Config, *, clients: int, dimension: int) -> PrivacyPlan:

@@ -165,6 +165,10 @@ class Mechanism(abc.ABC):
     ) -> ServerInputs:
         """What the server, whose `secret` it is, draws for a round whose weights have `shapes`."""
 
+    def numbers_drawn_by_silos(self, run: RunNumbers) -> int:
+        """How many numbers of noise all silos together draw in a round."""
+        return 0
+
     def noise_share(self, run: RunNumbers, secret: bytes, *, silo: str, round: Round) -> np.ndarray:
         """The silo's share of the round's noise, int64 [length], where the silos add it.
 

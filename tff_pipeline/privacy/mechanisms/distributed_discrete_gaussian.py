@@ -195,6 +195,9 @@ class DistributedDiscreteGaussian(Mechanism):
         key = randomness.derive(server_secret(secret, round), f"rotation/{round.number}")
         return ServerInputs(rotation=randomness.uniform_words(key, 2).view(np.int64))
 
+    def numbers_drawn_by_silos(self, run: RunNumbers) -> int:
+        return run.silos * self.discretization(run).length
+
     def noise_share(self, run: RunNumbers, secret: bytes, *, silo: str, round: Round) -> np.ndarray:
         discretization = self.discretization(run)
         key = randomness.derive(secret, f"share/{silo}/{round.binding}/{round.number}")

@@ -1,4 +1,9 @@
-"""One check of an audit: what was measured, what it is compared with, and the significance level of a statistical test."""
+"""By what an observation is judged: exact equalities, and statistical tests with a stated error.
+
+Each statistical test has a significance level; they add up to the probability with which all tests together refute a sound
+run at most. Where a test looks at many things at once (clients, coordinates, pairs of rounds) its level is divided by their
+number (Bonferroni).
+"""
 
 import dataclasses
 
@@ -7,7 +12,6 @@ from scipy import stats
 
 from tff_pipeline.audit import exact
 
-GUESSES_A_ROUND = 500  # at least: one for every coordinate of the testbed's model
 # How often a sound run is refuted: at most this, half by the tests here and half by the bound on epsilon (`attack`).
 FALSE_REFUTATIONS = 1e-3
 _LEVEL = 2e-5
@@ -83,6 +87,7 @@ def variance(name: str, squares: np.ndarray | float, numbers: int, meaning: str)
 
 
 def cosines(name: str, vectors: np.ndarray, meaning: str) -> Check:
+    """Are vectors of independent numbers as far from parallel as chance makes them?"""
     few = vectors[:_FEW_VECTORS]
     largest, pairs = exact.largest_cosine(few)
     if len(few) < len(vectors) and len(np.unique(vectors, axis=0)) < len(vectors):
