@@ -8,8 +8,7 @@ import numpy as np
 from scipy import special
 
 from tff_pipeline.audit import exact
-from tff_pipeline.audit.canaries import GUESSES_A_ROUND
-from tff_pipeline.audit.criteria import Check
+from tff_pipeline.audit.criteria import GUESSES_A_ROUND, Check
 from tff_pipeline.config import TrainingSection
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy import accounting

@@ -15,7 +15,6 @@ import numpy as np
 
 from tff_pipeline.runtime.clients import Clients, FeatureClients, FeatureSilo
 
-GUESSES_A_ROUND = 500  # at least: one for every coordinate of the testbed's model
 BEYOND = 1000.0  # an update's norm over the clip
 _MANY = 1000  # the most examples that a canary has
 # Of a silo's canaries, one after the other.

@@ -12,6 +12,7 @@ from scipy import stats
 
 from tff_pipeline.audit import exact
 
+GUESSES_A_ROUND = 500  # at least: one for every coordinate of the testbed's model
 # How often a sound run is refuted: at most this, half by the tests here and half by the bound on epsilon (`attack`).
 FALSE_REFUTATIONS = 1e-3
 _LEVEL = 2e-5

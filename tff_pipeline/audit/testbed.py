@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tff_pipeline.audit import canaries
-from tff_pipeline.audit.canaries import GUESSES_A_ROUND
+from tff_pipeline.audit.criteria import GUESSES_A_ROUND
 from tff_pipeline.audit.observed import Observed, Watched
 from tff_pipeline.audit.views import view_of
 from tff_pipeline.config import TrainingSection
