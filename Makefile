@@ -4,17 +4,20 @@ BIN := .venv/bin
 # Where these targets write; remove it to start over.
 WORK := workdir
 
-.PHONY: help setup demo test check fix simulate bench lock clean
+.PHONY: help setup demo test check fix simulate tutorial docs bench lock lock-docs clean
 
 help:
-	@echo "make demo      set up, then the main job: three silos' invented messages to a served, private BERT"
-	@echo "make test      set up, then all tests"
-	@echo "make check     formatter, linter, type checker"
-	@echo "make fix       let formatter and linter repair what they can"
-	@echo "make simulate  the pipeline under TFF's own executor and again locally, compared (configs/ci.toml)"
-	@echo "make bench     a round's time beside a plain loop's and TFF's executor's; fails where a ratio has become much worse"
-	@echo "make lock      remake requirements.lock from requirements.in and requirements.overrides"
-	@echo "make clean     remove .venv and $(WORK)"
+	@echo "make demo      sets up and does the main job: three silos' invented messages to a served, private BERT."
+	@echo "make test      sets up and runs all tests."
+	@echo "make check     runs the formatter, the linters (of the code, of who imports whom) and the type checker; changes nothing."
+	@echo "make fix       lets the formatter and the linter repair what they can."
+	@echo "make tutorial  runs every command of docs/tutorial.md and compares what it prints with the page."
+	@echo "make docs      builds the documentation into $(WORK)/site, in an environment of its own; open $(WORK)/site/index.html."
+	@echo "make simulate  runs the pipeline under TFF's own executor and locally, and compares the weights (configs/ci.toml)."
+	@echo "make bench     times a round beside a plain loop and TFF's executor; fails where a ratio has become much worse."
+	@echo "make lock      remakes requirements.lock from requirements.in and requirements.overrides."
+	@echo "make lock-docs remakes docs/requirements.lock from docs/requirements.in."
+	@echo "make clean     removes .venv, .venv-docs and $(WORK)."
 
 setup: .venv/installed
 
@@ -41,11 +44,24 @@ test: .venv/installed
 check: .venv/installed
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
+	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/pyrefly check
 
 fix: .venv/installed
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+tutorial: .venv/installed
+	$(BIN)/python docs/run_tutorial.py
+
+docs: .venv-docs/installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+
+.venv-docs/installed: docs/requirements.lock
+	rm -rf .venv-docs
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r docs/requirements.lock
+	touch $@
 
 simulate: $(WORK)/example/written
 	$(BIN)/python -m examples.simulation
@@ -54,12 +70,19 @@ simulate: $(WORK)/example/written
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.round --check
 
-# uv resolves with overrides, which pip cannot; it is installed aside and is not part of the environment.
-lock:
+# uv resolves with overrides, which pip cannot; it is installed apart and is not part of the environments.
+UV_COMPILE = $(WORK)/lock-tools/bin/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+
+$(WORK)/lock-tools/installed:
 	$(PYTHON) -m venv $(WORK)/lock-tools
 	$(WORK)/lock-tools/bin/pip install --quiet --disable-pip-version-check uv
-	$(WORK)/lock-tools/bin/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-	  --override requirements.overrides --output-file requirements.lock requirements.in
+	touch $@
+
+lock: $(WORK)/lock-tools/installed
+	$(UV_COMPILE) --override requirements.overrides --output-file requirements.lock requirements.in
+
+lock-docs: $(WORK)/lock-tools/installed
+	$(UV_COMPILE) --output-file docs/requirements.lock docs/requirements.in
 
 clean:
-	rm -rf .venv $(WORK)
+	rm -rf .venv .venv-docs $(WORK)

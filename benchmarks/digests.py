@@ -50,13 +50,13 @@ Record = dict[str, Any]
 # For each hook, where its function is, "module:Class.method": the first that exists is wrapped. Where code moves, add
 # its new place; where arguments change, change `_Hooks` below. What is recorded has to stay as it is.
 PLACES: dict[str, tuple[str, ...]] = {
-    "cohort": ("tff_pipeline.privacy.draws:RoundDraws.cohort",),
-    "noise": ("tff_pipeline.privacy.draws:RoundDraws.noise",),
-    "metrics_noise": ("tff_pipeline.privacy.draws:RoundDraws.metrics_noise",),
-    "noise_share": ("tff_pipeline.privacy.draws:RoundDraws.noise_share",),
-    "rotation": ("tff_pipeline.privacy.draws:RoundDraws.rotation",),
-    "record": ("tff_pipeline.privacy.draws:RoundDraws.record",),
-    "receive": ("tff_pipeline.runtime.local:LocalRuntime.receive",),
+    "cohort": ("tff_pipeline.privacy.silo_draws:SiloDraws.cohort",),
+    "noise": ("tff_pipeline.privacy.server_draws:ServerDraws.noise",),
+    "metrics_noise": ("tff_pipeline.privacy.server_draws:ServerDraws.metrics_noise",),
+    "noise_share": ("tff_pipeline.privacy.silo_draws:SiloDraws.noise_share",),
+    "rotation": ("tff_pipeline.privacy.server_draws:ServerDraws.rotation",),
+    "record": ("tff_pipeline.privacy.silo_draws:SiloDraws.record",),
+    "receive": ("tff_pipeline.runtime.server:Server.receive",),
     "run_round": ("tff_pipeline.runtime.local:LocalRuntime.run_round",),
 }
 
@@ -69,65 +69,89 @@ class _Hooks:
         self._folder, self._stop, self._forget = folder, stop_in_round, forget_noise
         self._round = 0
 
-    def cohort(self, inner: Callable[..., Any], draws: Any, silo: str, clients: int) -> Any:
-        rows = inner(draws, silo, clients)
-        self._note(draws.number + 1, f"cohort.{silo}", list(map(int, rows)))
+    def cohort(self, inner: Callable[..., Any], draws: Any, at: Any, clients: int) -> Any:
+        rows = inner(draws, at, clients)
+        self._note(at.number + 1, f"cohort.{draws.silo}", list(map(int, rows)))
         return rows
 
-    def noise(self, inner: Callable[..., Any], draws: Any, shapes: Any) -> Any:
-        arrays = inner(draws, shapes)
-        self._note(draws.number + 1, "noise", [digest_of_array(array) for array in arrays])
+    def noise(self, inner: Callable[..., Any], draws: Any, at: Any, shapes: Any) -> Any:
+        arrays = inner(draws, at, shapes)
+        self._note(at.number + 1, "noise", [digest_of_array(array) for array in arrays])
         return arrays
 
-    def metrics_noise(self, inner: Callable[..., Any], draws: Any) -> Any:
-        numbers = inner(draws)
-        self._note(draws.number + 1, "metrics_noise", list(map(float, numbers)))
+    def metrics_noise(self, inner: Callable[..., Any], draws: Any, at: Any) -> Any:
+        numbers = inner(draws, at)
+        self._note(at.number + 1, "metrics_noise", list(map(float, numbers)))
         return numbers
 
-    def noise_share(self, inner: Callable[..., Any], draws: Any, silo: str) -> Any:
-        share = inner(draws, silo)
-        self._note(draws.number + 1, f"noise_share.{silo}", digest_of_array(share))
+    def noise_share(self, inner: Callable[..., Any], draws: Any, at: Any) -> Any:
+        share = inner(draws, at)
+        self._note(at.number + 1, f"noise_share.{draws.silo}", digest_of_array(share))
         return share
 
-    def rotation(self, inner: Callable[..., Any], draws: Any) -> Any:
-        seed = inner(draws)
-        self._note(draws.number + 1, "rotation", digest_of_array(seed))
+    def rotation(self, inner: Callable[..., Any], draws: Any, at: Any) -> Any:
+        seed = inner(draws, at)
+        self._note(at.number + 1, "rotation", digest_of_array(seed))
         return seed
 
-    def record(self, inner: Callable[..., Any], draws: Any, silo: str, sums: Any) -> Any:
+    def record(self, inner: Callable[..., Any], draws: Any, at: Any, sums: Any) -> Any:
         """A silo's sums before noise and masks, and the key files after it has recorded them."""
-        self._round = draws.number + 1
+        self._round, silo = at.number + 1, draws.silo
         self._note(self._round, f"silo_sum.{silo}", [digest_of_array(part) for part in sums])
         if self._round == self._stop:
             self._stop = 0
             raise KeyboardInterrupt  # as a person at the keyboard does; the command ends, and is given again
-        inner(draws, silo, sums)
-        self._note(self._round, f"round_name.{silo}", draws.name)
+        inner(draws, at, sums)
+        self._note(self._round, f"round_name.{silo}", at.name)
         for path in sorted(self._folder.rglob(f"silos/{silo}/keys/sampling-*.key")):
             self._note(self._round, f"key.{silo}", digest_of_bytes(path.read_bytes()))
         for path in sorted(self._folder.rglob("runs/*/keys/*.key")):
             self._note(self._round, "key", digest_of_bytes(path.read_bytes()))
 
-    def receive(self, inner: Callable[..., Any], runtime: Any, reports: Any) -> Any:
+    def receive(self, inner: Callable[..., Any], server: Any, reports: Any) -> Any:
         """The unmasked sum. The masked reports are not recorded: masks follow from keys that no seed gives."""
-        total = inner(runtime, reports)
+        total = inner(server, reports)
         self._note(self._round, "sum", [digest_of_array(part) for part in total])
         return total
 
-    def run_round(self, inner: Callable[..., Any], runtime: Any, state: Any, cohorts: Any, **options: Any) -> Any:
+    def run_round(self, inner: Callable[..., Any], runtime: Any, state: Any, at: Any, **options: Any) -> Any:
         """The round; and before the first, the same cohorts without noise, after which the weights have to be as before."""
         if self._forget:
             self._forget = False
             before, self._round = self._round, 0
             try:
-                result = inner(runtime, runtime.initial_state(), cohorts, round_number=10**6)
+                with self._without_noise(runtime, at) as (initial, last):
+                    result = inner(runtime, initial, last)
                 self.seen["without_noise.metrics"] = told(result.metrics)
-                for index, array in enumerate(result.state):
+                for index, array in enumerate(result.state.arrays):
                     self.seen[f"without_noise.{index:02d}"] = digest_of_array(array)
             except Exception as error:  # whatever it is, it is recorded
                 self.seen["without_noise.error"] = told(f"{type(error).__name__}: {error}")
             self._round = before
-        return inner(runtime, state, cohorts, **options)
+        return inner(runtime, state, at, **options)
+
+    @contextlib.contextmanager
+    def _without_noise(self, runtime: Any, at: Any) -> Iterator[tuple[Any, Any]]:
+        """Has silos and server draw the round's cohorts and no noise; gives a state, and a round that will not come again."""
+        from tff_pipeline.privacy.round import Round
+        from tff_pipeline.runtime.base import NoLedgers
+        from tff_pipeline.runtime.scripted import _Draws
+
+        parties = [runtime.server, *runtime.silos]
+        own = [(party._draws, getattr(party, "_charges", None)) for party in parties]
+        script = _Draws([silo._clients for silo in runtime.silos])
+        script.cohorts = {silo.name: silo._draws.cohort(at, len(silo._clients)) for silo in runtime.silos}
+        script.state = runtime.initial_state()
+        runtime.server._draws = script
+        for silo in runtime.silos:
+            silo._draws, silo._charges = script.silos[silo.name], NoLedgers()
+        try:
+            yield script.state, Round(at.draw, ("",) * (10**6 + 1))
+        finally:
+            for party, (draws, charges) in zip(parties, own, strict=True):
+                party._draws = draws
+                if charges is not None:
+                    party._charges = charges
 
     def _note(self, number: int, name: str, value: Any) -> None:
         name, value = f"round-{number:05d}.{name}", told(value)

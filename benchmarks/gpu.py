@@ -49,7 +49,8 @@ def summed(model: str, trainable: str, way: str, device: str, rounds: int, sums_
     """One process's part: sums the cohort, writes the integers to a file, times rounds."""
     import tensorflow as tf
 
-    from tff_pipeline.runtime import base, local
+    from tff_pipeline.runtime import base, local, workers
+    from tff_pipeline.runtime.scripted import ScriptedRuntime
 
     if way == "without tf32":
         tf.config.experimental.enable_tensor_float_32_execution(False)
@@ -58,10 +59,12 @@ def summed(model: str, trainable: str, way: str, device: str, rounds: int, sums_
         subject = Subject(model, trainable, lengths, deterministic=way != "usual")
         stack.callback(subject.close)
         if way == "usual":  # which the runtime refuses on a GPU
-            stack.enter_context(mock.patch.object(local, "require_deterministic"))
+            stack.enter_context(mock.patch.object(workers, "require_deterministic"))
         clients = subject.clients["long"]
-        runtime = stack.enter_context(local.LocalRuntime(subject.compiled, [clients], devices=[device]))
-        state = base.with_weights(subject.compiled, runtime.initial_state(), subject.initial)
+        runtime = stack.enter_context(
+            ScriptedRuntime(local.LocalRuntime, subject.compiled, [clients], devices=[device])
+        )
+        state = runtime.initial_state().with_weights(subject.initial)
         cohort = {"long": range(len(clients))}
         started = time.perf_counter()
         sums = [runtime.secure_sums(state, cohort)]

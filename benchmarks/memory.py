@@ -33,9 +33,9 @@ def resident_mb() -> float:
 def measure(cohort: int, silo: int, rounds: int) -> dict[str, Any]:
     """Runs a case in this process, with the snapshot on the disk, as in a run."""
     from tff_pipeline.data import records
-    from tff_pipeline.runtime import base
     from tff_pipeline.runtime.clients import TextClients
     from tff_pipeline.runtime.local import LocalRuntime
+    from tff_pipeline.runtime.scripted import ScriptedRuntime
 
     random = np.random.default_rng(0)
     subject = Subject("two_layers", "full", {"long": [np.full(8, 64)]})
@@ -50,12 +50,12 @@ def measure(cohort: int, silo: int, rounds: int) -> dict[str, Any]:
         np.save(Path(folder) / records.index_name("train"), np.array(index, np.int64))
         with records.ClientReader(Path(folder), "train", [shard.name]) as reader:
             clients = TextClients("silo", reader, np.arange(10), pad_id=0, batch_size=16, epochs=1, token_labels=False)
-            with LocalRuntime(subject.compiled, [clients]) as runtime:
-                state, sizes = base.with_weights(subject.compiled, runtime.initial_state(), subject.initial), []
+            with ScriptedRuntime(LocalRuntime, subject.compiled, [clients]) as runtime:
+                state, sizes = runtime.initial_state().with_weights(subject.initial), []
                 noise = [np.zeros(value.shape) for value in subject.initial]
                 for number in range(rounds):
                     rows = random.choice(silo, cohort, replace=False).tolist()
-                    given = base.with_noise(subject.compiled, state, noise)
+                    given = state.with_noise(noise)
                     state = runtime.run_round(given, {"silo": rows}, round_number=number).state
                     sizes.append(resident_mb())
     subject.close()

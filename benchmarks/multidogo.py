@@ -43,7 +43,7 @@ def pooled(run: Path) -> dict[str, dict[str, float]]:
     import tf_keras
 
     from tff_pipeline.data.snapshots import Snapshot, open_snapshot
-    from tff_pipeline.evaluation.evaluate import macro_f1
+    from tff_pipeline.evaluation.metrics import macro_f1
     from tff_pipeline.training.store import load_trained
 
     trained = load_trained(run)

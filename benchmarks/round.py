@@ -160,9 +160,10 @@ class Subject:
         from tff_pipeline.config import TrainingSection
         from tff_pipeline.learning import process as learning
         from tff_pipeline.model.learner import FeatureLearner, TextLearner, freeze
+        from tff_pipeline.privacy.mechanisms import Gaussian
         from tff_pipeline.privacy.plan import PrivacyPlan
         from tff_pipeline.runtime.determinism import deterministic_operations
-        from tff_pipeline.runtime.local import choose_devices
+        from tff_pipeline.runtime.devices import choose_devices
 
         self._open = contextlib.ExitStack()
         if deterministic:
@@ -188,10 +189,10 @@ class Subject:
         }
         self.dimension = sum(value.size for value in self.initial)
         plan = PrivacyPlan(
-            mechanism="gaussian", unit="client", clients=100, expected_cohort=20.0, sampling_probability=0.2, rounds=1, clip_norm=CLIP, value_range=CLIP,
-            noise_multiplier=1.0, delta=1e-5, dimension=self.dimension, max_examples_per_client=32, local_epochs=1,
+            mechanism=Gaussian(clip_norm=CLIP, noise_multiplier=1.0), unit="client", clients=100, expected_cohort=20.0, sampling_probability=0.2,
+            rounds=1, delta=1e-5, dimension=self.dimension, max_examples_per_client=32, local_epochs=1,
         )  # fmt: skip
-        self.quanta = plan.quanta
+        self.quanta = plan.quantization.levels
         training = TrainingSection(rounds=1, clients_per_round=20.0, client_learning_rate=RATE)
         self.plain = plain_loop(logits, variables, self.clients["long"])
         started = time.perf_counter()
@@ -203,8 +204,9 @@ class Subject:
     def reference(self) -> Any:
         """TFF's executor, started when it is asked for."""
         from tff_pipeline.runtime.reference import ReferenceRuntime
+        from tff_pipeline.runtime.scripted import ScriptedRuntime
 
-        return self._open.enter_context(ReferenceRuntime(self.compiled, list(self.clients.values())))
+        return self._open.enter_context(ScriptedRuntime(ReferenceRuntime, self.compiled, list(self.clients.values())))
 
     def _clients(self, kind: str, lengths: list[np.ndarray], trainable: str, hidden: int) -> Any:
         from tff_pipeline.runtime.clients import FeatureClients, TextClients
@@ -220,10 +222,8 @@ class Subject:
         return FeatureClients(kind, features, classes, starts, batch_size=batch, epochs=1)
 
     def federated(self, runtime: Any, kind: str) -> Callable[[], Any]:
-        from tff_pipeline.runtime import base
-
-        state = base.with_weights(self.compiled, runtime.initial_state(), self.initial)
-        state = base.with_noise(self.compiled, state, [np.zeros(value.shape) for value in self.initial])
+        state = runtime.initial_state().with_weights(self.initial)
+        state = state.with_noise([np.zeros(value.shape) for value in self.initial])
         cohort = {kind: range(len(self.clients[kind]))}
         return lambda: runtime.run_round(state, cohort, round_number=next(self._numbers))
 
@@ -235,9 +235,10 @@ class Subject:
     def measured(self, kind: str, rounds: int) -> tuple[dict[str, list[float]], Any]:
         """Seconds of `rounds` rounds of each contender, in turn, after one that is not counted; and a round's result."""
         from tff_pipeline.runtime.local import LocalRuntime
+        from tff_pipeline.runtime.scripted import ScriptedRuntime
 
         padded = f"{kind}, padded"
-        with LocalRuntime(self.compiled, [self.clients[kind]]) as local:
+        with ScriptedRuntime(LocalRuntime, self.compiled, [self.clients[kind]]) as local:
             timed = {
                 "plain loop": lambda: self.plain(self.clients[kind]),
                 "local": self.federated(local, kind),
@@ -248,7 +249,7 @@ class Subject:
             result = timed["local"]()
         # Texts only: a head sees features, which have no length.
         if padded in self.clients and self.clients[kind].specs()[0].dtype.name == "string":
-            with LocalRuntime(self.compiled, [self.clients[padded]]) as local:
+            with ScriptedRuntime(LocalRuntime, self.compiled, [self.clients[padded]]) as local:
                 timed = {"local": self.federated(local, padded), "reference": self.federated(self.reference, padded)}
                 seconds |= {f"{name}, padded": values for name, values in in_turns(timed, rounds).items()}
         return seconds, result

@@ -1,9 +1,9 @@
-"""What the two ports cost: the double over gRPC and REST against calling the signature in process, one text and 32.
+"""What the two ports cost: the local model server over gRPC and REST against calling the signature in process, one text and 32.
 
     python -m benchmarks.serving --model workdir/quickstart/models/quickstart [--json]
 
 The contenders take turns, request by request, so that what else the machine does falls on all of them alike. The clients
-(serving/client.py) are in a process of their own, as clients are; `explain` is measured against a prediction beside it.
+(serving/client) are in a process of their own, as clients are; `explain` is measured against a prediction beside it.
 Medians and quartiles in milliseconds, and the median of what each port adds.
 """
 
@@ -59,18 +59,19 @@ def summary(times: dict[str, list[float]], base: str) -> dict[str, dict[str, flo
 
 
 def _serve(version: Path) -> None:
-    """A double on free ports, which also answers `{"size": n, "signature": s}` lines on standard input in process."""
+    """A local model server on free ports, which also answers `{"size": n, "signature": s}` lines on standard input in process."""
     import tensorflow as tf
 
-    from serving.local_server.config import ModelConfig, VersionPolicy
     from serving.local_server.metrics import Metrics
     from serving.local_server.servable import Servable
-    from serving.local_server.server import Double, Options
+    from serving.local_server.server import LocalModelServer, Options
+    from serving.model_server.models_config import ModelConfig, VersionPolicy
 
     policy = VersionPolicy("specific", versions=(int(version.name),))
     servable = Servable("in-process", 1, version, Metrics())
-    with Double([ModelConfig("bench", version.parent, policy)], Options(port=0, rest_port=0)) as double:
-        print(json.dumps({"port": double.port, "rest_port": double.rest_port}), flush=True)
+    models, options = [ModelConfig("bench", version.parent, policy)], Options(port=0, rest_port=0)
+    with LocalModelServer(models, options) as server:
+        print(json.dumps({"port": server.port, "rest_port": server.rest_port}), flush=True)
         for line in sys.stdin:
             asked = json.loads(line)
             signature = servable.signatures[asked["signature"]]

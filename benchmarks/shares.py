@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tff_pipeline.privacy.discrete_gaussian import discrete_gaussian
-from tff_pipeline.privacy.distributed import integers
+from tff_pipeline.privacy.distributed import finest_discretization
 
 # Weights of all-MiniLM-L6-v2: a head for 49 labels; with adapters of rank 8 on query and value; everything.
 _SIZES = {"head": 18_865, "adapters": 92_593, "everything": 22_732_081}
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("| trained | coordinates, padded | drawing a noise share, s | encoding an update, s | decoding the sum, s |")
     print("| --- | --- | --- | --- | --- |")
     for name, dimension in _SIZES.items():
-        made = integers(
+        made = finest_discretization(
             clip_norm=1.0,
             noise_multiplier=1.2,
             dimension=dimension,
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         total = client(update)
         server(total)  # traced, like the client's
         seconds = [
-            _median(repeat, lambda made=made: discrete_gaussian(b"k" * 32, made.log2_share, made.length)),
+            _median(repeat, lambda made=made: discrete_gaussian(b"k" * 32, made.log2_scale, made.length)),
             _median(repeat, lambda client=client, update=update: client(update)),
             _median(repeat, lambda server=server, total=total: server(total)),
         ]

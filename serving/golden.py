@@ -1,8 +1,8 @@
-"""Asks a running model server a version's golden pairs: does it say there what the model said when it was exported?
+"""Asks a running model server a version's golden pairs: does it answer as the model did when it was exported?
 
     python -m serving.golden /models/quickstart/3 --rest http://localhost:8501 --grpc localhost:8500
 
-For TensorFlow Serving wherever there is one, and for the double. Numbers may differ by the pair's tolerance.
+For TensorFlow Serving and for the local model server. Numbers may differ by the pair's tolerance.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import base64
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,54 +21,56 @@ GOLDEN = "assets.extra/golden.json"
 
 
 def check(version: Path, *, rest: str = "", grpc: str = "", label: str = "", timeout_s: float = 30.0) -> list[str]:
-    """Asks every pair over the APIs that are given: of the version's own number, or what `label` names.
+    """Asks every pair over the APIs whose addresses are given: of the version's own number, or of what `label` names.
 
     Returns:
-      What differs, a sentence each; nothing where all is well.
+      A sentence for each difference; nothing where every answer is as expected.
 
     Raises:
       PipelineError: if the version is damaged.
     """
     manifest = read_manifest(version, check_files=True)
-    golden, wrong = read_json(version / GOLDEN), []
-    for index, pair in enumerate(golden["pairs"]):
-        for api, address in (("REST", rest), ("gRPC", grpc)):
+    target: dict[str, Any] = {"label": label} if label else {"version": manifest["version"]}
+    differences: list[str] = []
+    for index, pair in enumerate(read_json(version / GOLDEN)["pairs"]):
+        for api, address, ask in (("REST", rest, _ask_rest), ("gRPC", grpc, _ask_grpc)):
             if not address:
                 continue
-            where = f"pair {index} ({pair['signature']}) over {api}"
-            ask = _over_rest if api == "REST" else _over_grpc
+            question = f"pair {index} ({pair['signature']}) over {api}"
             try:
-                found, wanted = ask(address, manifest, pair, label, timeout_s)
+                answer, expected = ask(address, manifest["name"], target, pair, timeout_s)
             except PipelineError as error:
-                wrong.append(f"{where}: {error}")
+                differences.append(f"{question}: {error}")
                 continue
-            wrong += (f"{where}, {difference}" for difference in _differences(found, wanted, pair["tolerance"]))
-    return wrong
+            differences += (
+                f"{question}, {difference}" for difference in _differences(answer, expected, pair["tolerance"])
+            )
+    return differences
 
 
-def _over_rest(
-    address: str, manifest: dict[str, Any], pair: dict[str, Any], label: str, timeout_s: float
+def _ask_rest(
+    address: str, model: str, target: Mapping[str, Any], pair: Mapping[str, Any], timeout_s: float
 ) -> tuple[Any, Any]:
+    """The answer over REST, and the expected one."""
     from serving.client import RestClient
 
-    target: dict[str, Any] = {"label": label} if label else {"version": manifest["version"]}
-    with RestClient(address, manifest["name"], timeout_s=timeout_s, **target) as client:
+    with RestClient(address, model, timeout_s=timeout_s, **target) as client:
         return client.post(pair["api"], pair["rest"]["request"]), pair["rest"]["response"]
 
 
-def _over_grpc(
-    address: str, manifest: dict[str, Any], pair: dict[str, Any], label: str, timeout_s: float
+def _ask_grpc(
+    address: str, model: str, target: Mapping[str, Any], pair: Mapping[str, Any], timeout_s: float
 ) -> tuple[Any, Any]:
+    """The answer over gRPC, and the expected one, as lists, numbers and bytes."""
     from tensorflow_serving.apis import classification_pb2, predict_pb2
 
     from serving.client import GrpcClient
 
     module, kind = (predict_pb2, "Predict") if pair["api"] == "predict" else (classification_pb2, "Classification")
     request = getattr(module, f"{kind}Request").FromString(base64.b64decode(pair["grpc"]["request"]))
-    wanted = getattr(module, f"{kind}Response").FromString(base64.b64decode(pair["grpc"]["response"]))
-    target: dict[str, Any] = {"label": label} if label else {"version": manifest["version"]}
-    with GrpcClient(address, manifest["name"], timeout_s=timeout_s, **target) as client:
-        return _plain(client.send(request)), _plain(wanted)
+    expected = getattr(module, f"{kind}Response").FromString(base64.b64decode(pair["grpc"]["response"]))
+    with GrpcClient(address, model, timeout_s=timeout_s, **target) as client:
+        return _plain(client.send(request)), _plain(expected)
 
 
 def _plain(response: Any) -> Any:
@@ -77,25 +79,25 @@ def _plain(response: Any) -> Any:
 
     if hasattr(response, "outputs"):
         return {name: tf.make_ndarray(value).tolist() for name, value in response.outputs.items()}
-    return [[[each.label, each.score] for each in found.classes] for found in response.result.classifications]
+    return [[[entry.label, entry.score] for entry in row.classes] for row in response.result.classifications]
 
 
-def _differences(found: Any, wanted: Any, tolerance: float, place: str = "answer") -> Iterator[str]:
-    if isinstance(wanted, dict) and isinstance(found, dict) and found.keys() == wanted.keys():
-        for key, value in wanted.items():
-            yield from _differences(found[key], value, tolerance, f"{place}.{key}")
-    elif isinstance(wanted, list) and isinstance(found, list) and len(found) == len(wanted):
-        for index, value in enumerate(wanted):
-            yield from _differences(found[index], value, tolerance, f"{place}[{index}]")
-    elif isinstance(wanted, float) and isinstance(found, float | int):
-        if not math.isclose(found, wanted, rel_tol=0, abs_tol=tolerance):
-            yield f"{place} is {found!r}; expected {wanted!r} within {tolerance:g}"
-    elif found != wanted:
-        yield f"{place} is {str(found)[:80]!r}; expected {str(wanted)[:80]!r}"
+def _differences(answer: Any, expected: Any, tolerance: float, path: str = "answer") -> Iterator[str]:
+    if isinstance(expected, dict) and isinstance(answer, dict) and answer.keys() == expected.keys():
+        for key, value in expected.items():
+            yield from _differences(answer[key], value, tolerance, f"{path}.{key}")
+    elif isinstance(expected, list) and isinstance(answer, list) and len(answer) == len(expected):
+        for index, value in enumerate(expected):
+            yield from _differences(answer[index], value, tolerance, f"{path}[{index}]")
+    elif isinstance(expected, float) and isinstance(answer, float | int):
+        if not math.isclose(answer, expected, rel_tol=0, abs_tol=tolerance):
+            yield f"{path} is {answer!r}; expected {expected!r} within {tolerance:g}"
+    elif answer != expected:
+        yield f"{path} is {str(answer)[:80]!r}; expected {str(expected)[:80]!r}"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints what differs; returns 1 if anything does."""
+    """Prints the differences; returns 1 if there are any."""
     parser = argparse.ArgumentParser(
         prog="python -m serving.golden", description="Asks a server a version's golden pairs."
     )
@@ -104,19 +106,32 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--rest", metavar="URL", default="", help="such as http://localhost:8501")
     parser.add_argument("--grpc", metavar="HOST:PORT", default="", help="such as localhost:8500")
-    parser.add_argument("--label", default="", help="ask what this label names (default: the version's own number)")
+    parser.add_argument(
+        "--label", default="", help="ask the version with this label (default: the version's own number)"
+    )
     arguments = parser.parse_args(argv)
     if not arguments.rest and not arguments.grpc:
         parser.error("give --rest, --grpc or both")
+    if arguments.rest:
+        _check_address(parser, arguments.rest)
     try:
-        wrong = check(arguments.version, rest=arguments.rest, grpc=arguments.grpc, label=arguments.label)
+        differences = check(arguments.version, rest=arguments.rest, grpc=arguments.grpc, label=arguments.label)
     except PipelineError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    for sentence in wrong:
+    for sentence in differences:
         print(sentence)
-    print(json.dumps({"differences": len(wrong)}) if wrong else "every golden pair got its answer")
-    return 1 if wrong else 0
+    print(json.dumps({"differences": len(differences)}) if differences else "every golden pair got its answer")
+    return 1 if differences else 0
+
+
+def _check_address(parser: argparse.ArgumentParser, address: str) -> None:
+    from serving.client import checked_address
+
+    try:
+        checked_address(address)
+    except ValueError as error:
+        parser.error(f"--rest: {error}")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,17 @@
 from pathlib import Path
 
 import pytest
-from builders import ROOT
+from builders import ROOT, compiled
 
 from tff_pipeline.progress import silence_libraries
 
 silence_libraries()
+
+
+@pytest.fixture(autouse=True)
+def _compiled_once() -> None:
+    """What is compiled is kept for the tests to come; see there what is not."""
+    compiled.share_if_imported()
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -145,6 +147,37 @@ def test_what_a_killed_attempt_left_is_removed_and_other_artifacts_are_not(tmp_p
     assert names(tmp_path) == [".staging-other-x1", "thing"]
 
 
+def test_two_attempts_at_once_leave_each_other_alone(tmp_path):
+    """As when two exports run: the first to finish makes the artifact, and the other is told so."""
+
+    def slow_attempt() -> None:
+        with staged(tmp_path / "thing", lambda: {"kind": "slow"}) as aside:
+            (aside / "half").write_text("half")
+            made(tmp_path / "thing")
+            assert (aside / "half").read_text() == "half"
+
+    with pytest.raises(ArtifactError, match=r"thing: another process has finished it meanwhile; .* is removed\."):
+        slow_attempt()
+
+    assert read_manifest(tmp_path / "thing", check_files=True)["kind"] == "test"
+    assert names(tmp_path) == ["thing"]
+
+
+def test_what_a_process_left_that_was_killed_is_removed(tmp_path):
+    """The lock on its directory ends with it."""
+    program = (
+        "import os, pathlib, sys; from tff_pipeline.artifacts import staged\n"
+        "with staged(pathlib.Path(sys.argv[1]), dict): os.kill(os.getpid(), 9)"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, str(tmp_path / "thing")], check=False)
+    assert killed.returncode == -9
+    assert [name[:15] for name in names(tmp_path)] == [".staging-thing-"]
+
+    made(tmp_path / "thing")
+
+    assert names(tmp_path) == ["thing"]
+
+
 class TestWhatIsRefused:
     @pytest.fixture
     def thing(self, tmp_path):
@@ -180,6 +213,16 @@ class TestWhatIsRefused:
 
         assert "a.txt: missing; manifest.json lists it. Remove the directory and run its stage again." in refusal(thing)
 
+    def test_a_mark_that_cannot_be_read(self, thing):
+        (thing / COMPLETE).unlink()
+        (thing / COMPLETE).mkdir()
+
+        assert "thing/COMPLETE: cannot be read (Is a directory). Check that this account may read it" in refusal(thing)
+
+    def test_json_that_cannot_be_read(self, tmp_path):
+        with pytest.raises(ArtifactError, match=r"cannot be read \(Is a directory\)\. Check that this account"):
+            artifacts.read_json(tmp_path)
+
     def test_a_truncated_mark(self, thing):
         (thing / COMPLETE).write_text("")
 
@@ -207,7 +250,9 @@ def test_a_derived_secret_is_the_same_everywhere(tmp_path):
 def test_a_damaged_secret_is_refused_and_kept(tmp_path):
     (tmp_path / "key").write_bytes(b"short")
 
-    with pytest.raises(ArtifactError, match=r"key: holds 5 bytes; expected a secret of 32\. Restore it from a backup"):
+    with pytest.raises(
+        ArtifactError, match=r"key: holds 5 bytes; expected a secret of 32 bytes\. Restore it from a backup"
+    ):
         artifacts.secret(tmp_path / "key")
 
     assert (tmp_path / "key").read_bytes() == b"short"

@@ -73,20 +73,20 @@ PRIVATE = ("privacy.mechanism=gaussian", "privacy.clip_norm=1.0", "privacy.noise
 def test_every_epsilon_that_is_shown_is_at_least_what_was_worked_out(tmp_path, monkeypatch, capsys):
     """Wherever an epsilon is printed, one of 3.9990000004 is 4: statement, plot, rounds, ledger, list of versions."""
     from tff_pipeline.runtime.base import RoundResult
-    from tff_pipeline.training.job import _entry
+    from tff_pipeline.training.releases import _entry
 
     exact = 3.9990000004
     monkeypatch.setattr(accounting, "epsilon", lambda *_, **__: exact)
     made = plan()
     for unit in ("client", "silo"):
-        said = " ".join(statement.sentences(plan(unit=unit), seeded=False, silos=3))
+        said = " ".join(statement.sentences(plan(unit=unit), seeded=False))
         assert "3.999" not in said
         assert said.count("(4, 1e-05)-differentially private") == (2 if unit == "silo" else 1)
     drawn = plot.svg(made, made.epsilon())
     assert drawn.count(">4</text>") >= 2
     assert ">3.999<" not in drawn
     metrics = {"finite_clients": 0.0, "instances": 0.0}
-    assert _entry(20, 0, RoundResult([], metrics), made, 0.1)["epsilon"] == 4.0
+    assert _entry(20, 0, RoundResult([], metrics, {}), made, 0.1)["epsilon"] == 4.0
 
     (tmp_path / "bank.csv").write_text("client,text,label\na,lost,card\n")
     silo = '[[silos]]\nname = "bank"\ninput = "bank.csv"\nformat = "csv"\nclient = "client"\n'

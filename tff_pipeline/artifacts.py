@@ -1,8 +1,8 @@
-"""Where everything lies on disk, and how it gets there without ever being half there.
+"""Where everything lies on disk, and how it is written so that it is never there in part.
 
-A directory that a stage writes is built aside and renamed. It holds `manifest.json`, which says what made it, from
-what, with which settings, and the SHA-256 of every file; and `COMPLETE`, written last, which holds the SHA-256 of the
-manifest. What lacks either, or does not match, is not used.
+A directory that a stage writes is built aside and renamed. It holds `manifest.json`, with the stage that made it, its
+inputs and settings, and the SHA-256 of every file; and `COMPLETE`, written last, with the SHA-256 of the manifest. A
+directory that lacks one of them, or does not match them, is not used.
 
     <workdir>/
       silos/<silo>/keys/            the silo's secrets (of client ids; of each run, until it is finished); never leave the silo
@@ -13,6 +13,7 @@ manifest. What lacks either, or does not match, is not used.
       models/<name>/<version>/      exported versions
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -23,12 +24,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from tff_pipeline.config import Config
 from tff_pipeline.errors import ArtifactError, ConfigError
-
-if TYPE_CHECKING:
-    from tff_pipeline.config import Config
 
 MANIFEST = "manifest.json"
 COMPLETE = "COMPLETE"
@@ -51,6 +50,11 @@ class Workdir:
 
     def __init__(self, root: Path):
         self.root = root
+
+    @classmethod
+    def of_run(cls, run: Path) -> "Workdir":
+        """The work directory that a run's folder lies in."""
+        return cls(run.parent.parent)
 
     def silo(self, name: str) -> Path:
         return self.root / "silos" / name
@@ -76,12 +80,12 @@ class Workdir:
         return self.root / "models" / name
 
 
-def canonical_json(value: Any) -> bytes:
+def canonical_json(value: object) -> bytes:
     """`value` as JSON with sorted keys and no spaces: equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
-def fingerprint(value: Any) -> str:
+def fingerprint(value: object) -> str:
     """16 hex digits (64 bits) that identify a JSON value."""
     return hashlib.sha256(canonical_json(value)).hexdigest()[:16]
 
@@ -92,14 +96,14 @@ def sha256_file(path: Path) -> str:
 
 
 def versions() -> dict[str, str]:
-    """The installed versions of what shapes an artifact."""
-    found = {}
+    """The installed versions of the packages that an artifact depends on."""
+    installed = {}
     for package in _VERSIONED:
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def now() -> str:
@@ -133,16 +137,18 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     sync_directory(path.parent)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     write_atomic(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n")
 
 
 def read_json(path: Path) -> Any:
-    """Raises ArtifactError where the file is missing or not JSON."""
+    """Raises ArtifactError where the file is missing, cannot be read or is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(f"{path}: no such file; the stage that writes it has not finished here.") from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
     except ValueError as error:
         raise ArtifactError(
             f"{path}: not valid JSON ({error}); expected what this project wrote there. Remove it and run its stage again."
@@ -154,30 +160,77 @@ def staged(final: Path, manifest: Callable[[], Mapping[str, Any]]) -> Iterator[P
     """Builds the directory `final` aside, and renames it when the block ends well.
 
     `manifest()` is called at the end of the block; the checksums of all files are added to what it returns. An
-    existing complete `final` is an error; an incomplete one (there is none after a rename) is replaced. Leftovers of
-    an earlier attempt that was killed are removed.
+    existing complete `final` is an error; an incomplete one (there is none after a rename) is replaced. What killed
+    attempts left is removed. Several processes may build the same artifact at once: the first to finish makes it, the
+    others raise.
 
     Yields:
       The directory to write into.
+
+    Raises:
+      ArtifactError: if `final` is complete, before the block or after it.
     """
     if (final / COMPLETE).exists():
         raise ArtifactError(
             f"{final}: is there already and complete; artifacts are never overwritten. Remove it first if it must be made again."
         )
     final.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in final.parent.glob(f".staging-{final.name}-*"):
-        shutil.rmtree(leftover)
-    aside = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".staging-{final.name}-"))
+    prefix = f".staging-{final.name}-"
+    for leftover in final.parent.glob(f"{prefix}*"):
+        _remove_unless_in_use(leftover)
+    aside, lock = _locked_directory(final.parent, prefix)
     try:
         yield aside
         seal(aside, manifest())
         if final.exists() and not is_complete(final):
             shutil.rmtree(final)
-        os.rename(aside, final)  # fails where another process has finished the same artifact meanwhile
+        _rename(aside, final)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+    finally:
+        os.close(lock)
     sync_directory(final.parent)
+
+
+def _locked_directory(parent: Path, prefix: str) -> tuple[Path, int]:
+    """A new directory, and the open handle that locks it until it is closed or its process ends, however that ends."""
+    while True:
+        directory = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
+        try:
+            lock = os.open(directory, os.O_RDONLY)
+        except FileNotFoundError:  # another process took it for a leftover before it was locked
+            continue
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if directory.exists():
+            return directory, lock
+        os.close(lock)
+
+
+def _remove_unless_in_use(directory: Path) -> None:
+    """Removes a staging directory that no process of this machine has locked."""
+    try:
+        lock = os.open(directory, os.O_RDONLY)
+    except FileNotFoundError:  # finished or removed meanwhile
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(directory)
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(lock)
+
+
+def _rename(aside: Path, final: Path) -> None:
+    try:
+        os.rename(aside, final)
+    except OSError:
+        if is_complete(final):
+            raise ArtifactError(
+                f"{final}: another process has finished it meanwhile; artifacts are never overwritten. Use it as it is: what this process made is removed."
+            ) from None
+        raise
 
 
 def seal(directory: Path, manifest: Mapping[str, Any], *, without: Collection[str] = ()) -> None:
@@ -214,23 +267,34 @@ def read_manifest(directory: Path, *, check_files: bool = False) -> dict[str, An
         raise ArtifactError(
             f"{directory}: not complete (no {COMPLETE} beside {MANIFEST}); expected the finished output of a stage. Run that stage again."
         )
-    if sha256_file(directory / MANIFEST) != (directory / COMPLETE).read_text().strip():
-        raise ArtifactError(
-            f"{directory / MANIFEST}: has changed since it was written (its SHA-256 differs from {COMPLETE}). Remove the directory and run its stage again."
-        )
-    manifest = read_json(directory / MANIFEST)
-    if check_files:
-        for name, expected in manifest["files"].items():
-            path = directory / name
-            if not path.is_file():
-                raise ArtifactError(
-                    f"{path}: missing; {MANIFEST} lists it. Remove the directory and run its stage again."
-                )
-            if path.stat().st_size != expected["bytes"] or sha256_file(path) != expected["sha256"]:
-                raise ArtifactError(
-                    f"{path}: has changed since it was written (size or SHA-256 differs from {MANIFEST}). Remove the directory and run its stage again."
-                )
+    try:
+        if sha256_file(directory / MANIFEST) != (directory / COMPLETE).read_text().strip():
+            raise ArtifactError(
+                f"{directory / MANIFEST}: has changed since it was written (its SHA-256 differs from {COMPLETE}). Remove the directory and run its stage again."
+            )
+        manifest = read_json(directory / MANIFEST)
+        if check_files:
+            _compare_files(directory, manifest["files"])
+    except OSError as error:
+        raise _unreadable(directory, error) from None
     return manifest
+
+
+def _compare_files(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, expected in files.items():
+        path = directory / name
+        if not path.is_file():
+            raise ArtifactError(f"{path}: missing; {MANIFEST} lists it. Remove the directory and run its stage again.")
+        if path.stat().st_size != expected["bytes"] or sha256_file(path) != expected["sha256"]:
+            raise ArtifactError(
+                f"{path}: has changed since it was written (size or SHA-256 differs from {MANIFEST}). Remove the directory and run its stage again."
+            )
+
+
+def _unreadable(path: Path, error: OSError) -> ArtifactError:
+    return ArtifactError(
+        f"{error.filename or path}: cannot be read ({error.strerror or type(error).__name__}). Check that this account may read it, and the disk."
+    )
 
 
 def model_versions(base: Path) -> list[int]:
@@ -238,24 +302,24 @@ def model_versions(base: Path) -> list[int]:
     return [version for version in version_numbers(base) if is_complete(base / str(version))]
 
 
-def newest_version(place: Path) -> Path:
-    """The newest complete version under a model's base path; or `place` itself where that is a version.
+def newest_version(path: Path) -> Path:
+    """The newest complete version under a model's base path; or `path` itself where that is a version.
 
     Raises:
       ArtifactError: if there is none.
     """
-    if (place / MANIFEST).exists():
-        return place
-    versions = model_versions(place)
+    if (path / MANIFEST).exists():
+        return path
+    versions = model_versions(path)
     if not versions:
-        what = "holds no complete version of a model" if place.is_dir() else "is not there"
+        problem = "holds no complete version of a model" if path.is_dir() else "is not there"
         raise ArtifactError(
-            f"{place}: {what}; expected a folder with numbered versions. Run `tff-pipeline export` first."
+            f"{path}: {problem}; expected a folder with numbered versions. Run `tff-pipeline export` first."
         )
-    return place / str(versions[-1])
+    return path / str(versions[-1])
 
 
-def model_base(config: "Config") -> Path:
+def model_base(config: Config) -> Path:
     """The base path of a configuration's model: where it is exported to, asked and published from.
 
     Raises:
@@ -263,7 +327,7 @@ def model_base(config: "Config") -> Path:
     """
     if "://" in config.export.base_path:
         raise ConfigError(
-            f"{config.path}: export.base_path is {config.export.base_path!r}; expected a folder, since a version appears there by a rename. "
+            f"{config.path}: export.base_path is {config.export.base_path!r}; expected a folder, since a version is put there by a rename. "
             "Export to a folder, and copy the version with saved_model.pb last."
         )
     return (
@@ -286,6 +350,6 @@ def secret(path: Path, derived: Callable[[], bytes] | None = None) -> bytes:
         write_atomic(path, value, mode=0o600)
     if len(value) != 32:
         raise ArtifactError(
-            f"{path}: holds {len(value)} bytes; expected a secret of 32. Restore it from a backup: without it clients cannot be recognised."
+            f"{path}: holds {len(value)} bytes; expected a secret of 32 bytes. Restore it from a backup: without it clients cannot be recognized."
         )
     return value

@@ -22,9 +22,12 @@ _COMMANDS = {
         "all of it: prepare, train, evaluate, export; goes on where an earlier run stopped",
     ),
     "prepare": ("", "raw text of the silos to snapshots (Beam; runner options after --)"),
-    "train": ("tff_pipeline.training.job:main", "snapshots to a trained run"),
-    "evaluate": ("tff_pipeline.evaluation.evaluate:main", "accuracy and F1 of a run, overall, by silo and by group"),
-    "export": ("tff_pipeline.export.build:main", "a run to a verified version directory that TensorFlow Serving loads"),
+    "train": ("tff_pipeline.commands.train:main", "snapshots to a trained run"),
+    "evaluate": ("tff_pipeline.commands.evaluate:main", "accuracy and F1 of a run, overall, by silo and by group"),
+    "export": (
+        "tff_pipeline.commands.export:main",
+        "a run to a verified version directory that TensorFlow Serving loads",
+    ),
     "publish": (
         "",
         "a version directory to the serving base path, in one rename (an object store: saved_model.pb last)",
@@ -33,19 +36,19 @@ _COMMANDS = {
     "canary": ("", "load a published version beside the stable one, for those who ask for it"),
     "promote": ("", "make the canary, or another published version, the stable one"),
     "rollback": ("", "drop the canary, or go back to the version before"),
-    "serve": ("", "a local double of the model server, REST and gRPC, to try a version out"),
+    "serve": ("", "a local model server, REST and gRPC, to try a version out"),
     "predict": ("tff_pipeline.commands.predict:main", "ask an exported model"),
     "privacy": (
         "tff_pipeline.commands.privacy:main",
         "the guarantee in sentences, and what a population has been charged",
     ),
     "ledger": (
-        "tff_pipeline.commands.privacy:ledger",
+        "tff_pipeline.commands.ledger:main",
         "what a population and its silos have been charged: show, verify, budget, anchor; and who joined or left",
     ),
     "audit": ("tff_pipeline.commands.audit:main", "attack a trained run's mechanism, and compare with what it claims"),
     "abandon": (
-        "tff_pipeline.training.secrets:main",
+        "tff_pipeline.commands.abandon:main",
         "list unfinished runs, or remove the keys of some: they draw anew",
     ),
     "doctor": ("tff_pipeline.commands.doctor:main", "is this machine fit: versions, devices, disk, inputs"),
@@ -57,15 +60,15 @@ _INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     if argv is None and sys.argv[1:2] == ["prepare"]:
-        # As a program: what is left at its end goes with it. Python would search through it for garbage, and through all
-        # of TensorFlow, for most of a second. Not where TFF runs: that search is what ends its executor.
+        # The end of a program frees all of its memory. Before that Python would search it for garbage, with all of
+        # TensorFlow in it, for most of a second. Only here: where TFF runs, that search is what ends its executor.
         atexit.register(gc.freeze)
     try:
         code = _main(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # Whoever read our output has left, as `head` does. Python would complain once more when it flushes on exit.
+        # The reader of our output has gone, as `head` does. Python would report it again when it flushes on exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
@@ -123,7 +126,7 @@ def _help() -> str:
     lines = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in _COMMANDS.items())
     return f"""usage: tff-pipeline COMMAND --config FILE [--set KEY=VALUE ...] [--json]
 
-Organisations that may not share their text train one BERT together.
+Organizations that may not share their text train one BERT together.
 
 commands:
 {lines}

@@ -9,9 +9,12 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def silence_libraries() -> None:
@@ -26,8 +29,8 @@ def silence_libraries() -> None:
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    # transformers' embedding layer drops the result of an assertion in every graph it is built into; TensorFlow
-    # reports each with twenty lines.
+    # transformers' embedding layer drops the result of an assertion in every graph that it is built into, and TensorFlow
+    # reports each of them in twenty lines.
     logging.getLogger("tensorflow").addFilter(lambda record: "Object was never used" not in str(record.msg))
 
 
@@ -37,7 +40,7 @@ class Progress:
     def __init__(self, stream: TextIO | None = None, *, interactive: bool | None = None):
         self._stream = stream or sys.stderr
         self.interactive = self._stream.isatty() if interactive is None else interactive
-        self._console: Any = None
+        self._console: Console | None = None
 
     def event(self, event: str, message: str = "", /, **fields: Any) -> None:
         """Reports that `event` happened. A terminal shows `message` (or the fields); a scheduler gets a JSON line."""
@@ -55,7 +58,7 @@ class Progress:
 
     @contextmanager
     def bar(self, event: str, total: float | None) -> "Iterator[Bar]":
-        """A bar for `total` steps. Each `advance` shows its fields; where there is no terminal it is a JSON line."""
+        """A bar for `total` steps. Each `advance` shows its fields, where there is no terminal as a JSON line."""
         if not self.interactive:
             yield Bar(lambda steps, fields: self.event(event, **fields) if fields else None)
             return
@@ -80,7 +83,7 @@ class Progress:
 
             yield Bar(show)
 
-    def _terminal(self) -> Any:
+    def _terminal(self) -> "Console":
         if self._console is None:
             from rich.console import Console
 
@@ -91,12 +94,12 @@ class Progress:
 class Bar:
     """A running bar; see `Progress.bar`."""
 
-    def __init__(self, show: Any):
+    def __init__(self, show: Callable[[float, dict[str, Any]], None]):
         self._show = show
 
     def advance(self, steps: float = 1, **fields: Any) -> None:
         self._show(steps, fields)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

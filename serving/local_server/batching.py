@@ -1,9 +1,9 @@
 """Requests of several clients as one batch: the rules of batching_session.cc and shared_batch_scheduler.h.
 
 Each signature of a version has a queue of batches, the last of them open. A request goes into the open one; where it does
-not fit, that one is closed and the next is opened, or the request is refused if there are too many. A batch is run when
-the next was opened, when it is full, or when its first request has waited long enough; the threads are shared by all
-queues. It is filled up to an allowed size with copies of the first row of its last request, and cut apart again.
+not fit, that batch is closed and the next is opened, or the request is refused if there are too many. A batch is run when
+the next was opened, when it is full, or when its first request has waited long enough; all queues share the threads. A
+batch is padded to an allowed size with copies of the first row of its last request, and its outputs are split again.
 """
 
 import dataclasses
@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from serving.local_server.metrics import Metrics
-from serving.local_server.status import ServingError, from_exception, invalid
+from serving.model_server import config_files
+from serving.model_server.status import ServingError, from_exception, invalid
 from tff_pipeline.errors import ConfigError
 
 Arrays = dict[str, np.ndarray]
@@ -40,21 +41,20 @@ class Parameters:
         """Reads a batching_parameters.txt.
 
         Raises:
-          ConfigError: if it is none, the server would refuse it, or it asks for what the double does not do.
+          ConfigError: if it cannot be read, the server would refuse it, or the local model server does not support it.
         """
-        from serving import validate
-
-        message = validate.batching_parameters(path)
+        message = config_files.batching_parameters(path, config_files.read_text(path))
         if message.enable_large_batch_splitting.value:
             raise ConfigError(
-                f"{path}: enable_large_batch_splitting is true, which the double does not do; expected false, or no such line, here."
+                f"{path}: enable_large_batch_splitting is true, which the local model server does not support; expected "
+                "false, or no such line. TensorFlow Serving supports it."
             )
         names = [field.name for field in dataclasses.fields(cls) if field.name != "allowed_batch_sizes"]
         given = {name: getattr(message, name).value for name in names if message.HasField(name)}
         return cls(**given, allowed_batch_sizes=tuple(message.allowed_batch_sizes))
 
     def padded(self, size: int) -> int:
-        """The smallest allowed size for so many rows."""
+        """The smallest allowed size of a batch of `size` rows."""
         return next((allowed for allowed in self.allowed_batch_sizes if allowed >= size), size)
 
 
@@ -76,7 +76,7 @@ class _Batch:
 
 
 class Scheduler:
-    """The threads that run batches of all queues; `close` ends them."""
+    """The threads that run the batches of all queues; `close` ends them."""
 
     def __init__(self, parameters: Parameters, metrics: Metrics):
         self.parameters, self.metrics = parameters, metrics
@@ -98,7 +98,7 @@ class Scheduler:
         return queue
 
     def drop(self, queue: "Queue") -> None:
-        """For a queue that nobody puts anything into any more."""
+        """Removes a queue that gets no more requests."""
         with self.changed:
             self._queues.remove(queue)
 
@@ -112,17 +112,17 @@ class Scheduler:
     def _work(self) -> None:
         while True:
             with self.changed:
-                found = self._due()
-                while found is None and not self._closed:
+                due = self._due()
+                while due is None and not self._closed:
                     self.changed.wait(self._until_due())
-                    found = self._due()
-                if found is None:
+                    due = self._due()
+                if due is None:
                     return
-            queue, batch = found
+            queue, batch = due
             queue.process(batch)
 
     def _due(self) -> "tuple[Queue, _Batch] | None":
-        """A batch to run, of the queue whose turn it is."""
+        """A batch that is to be run now, of the queue whose turn it is."""
         for offset in range(len(self._queues)):
             index = (self._next + offset) % len(self._queues)
             batch = self._queues[index].take()
@@ -132,8 +132,8 @@ class Scheduler:
         return None
 
     def _until_due(self) -> float | None:
-        due = [moment for queue in self._queues if (moment := queue.due()) is not None]
-        return max(min(due) - time.monotonic(), 0.0) if due else None
+        moments = [moment for queue in self._queues if (moment := queue.due()) is not None]
+        return max(min(moments) - time.monotonic(), 0.0) if moments else None
 
 
 class Queue:
@@ -144,10 +144,10 @@ class Queue:
         self._batches = deque([_Batch()])
 
     def ask(self, feeds: Arrays, timeout_s: float | None) -> Arrays:
-        """Waits for the batch that these feeds are run in; returns their part of the answer.
+        """Waits for the batch in which these feeds are run; returns their part of the answer.
 
         Raises:
-          ServingError: if they do not fit a batch, or the queue is full; and what the run raises.
+          ServingError: if they do not fit into a batch, or the queue is full; and what the run raises.
         """
         task = _Task(feeds, _rows(feeds), timeout_s)
         with self._scheduler.changed:
@@ -159,10 +159,10 @@ class Queue:
         return task.answer
 
     def _enqueue(self, task: _Task) -> None:
-        most = self._parameters.max_batch_size
-        if task.size > most:
-            raise invalid(f"Task size {task.size} is larger than maximum input batch size {most}")
-        if self._batches[-1].size + task.size > most:
+        limit = self._parameters.max_batch_size
+        if task.size > limit:
+            raise invalid(f"Task size {task.size} is larger than maximum input batch size {limit}")
+        if self._batches[-1].size + task.size > limit:
             if len(self._batches) >= self._parameters.max_enqueued_batches:
                 raise ServingError("UNAVAILABLE", "The batch scheduling queue to which this task was submitted is full")
             self._batches.append(_Batch())
@@ -173,12 +173,12 @@ class Queue:
         batch.size += task.size
 
     def due(self) -> float | None:
-        """When the open batch is to be run at the latest; None where it is empty. (A closed one is taken at once.)"""
+        """When the open batch must be run at the latest; None where it is empty. (A closed one is taken at once.)"""
         batch = self._batches[0]
         return batch.started + self._parameters.batch_timeout_micros / 1e6 if batch.tasks else None
 
     def take(self) -> _Batch | None:
-        """The batch that is to be run now, if there is one. The caller holds the scheduler's lock."""
+        """The batch that must be run now, if any. The caller holds the scheduler's lock."""
         first = self._batches[0]
         if len(self._batches) == 1:
             due = self.due()
@@ -189,10 +189,10 @@ class Queue:
         return self._batches.popleft()
 
     def process(self, batch: _Batch) -> None:
-        """Runs a batch; each of its requests gets its rows, or all of them the error."""
+        """Runs a batch; each of its requests gets its rows, or all of them get the error."""
         try:
             self._process(batch)
-        except Exception as error:  # whatever it is, it is what each of these requests is answered
+        except Exception as error:  # any error is the answer to each of these requests
             failure = from_exception(error)
             for task in batch.tasks:
                 task.error = failure

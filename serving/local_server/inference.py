@@ -1,4 +1,5 @@
-"""Requests to answers, with the checks and the words of the server (predict_util.cc, classifier.cc, regressor.cc).
+"""Answers predict, classify and regress requests, with the server's checks and error messages (predict_util.cc,
+classifier.cc, regressor.cc).
 
 The messages are those of tensorflow-serving-api; REST makes the same from JSON.
 """
@@ -8,22 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from serving.local_server.manager import Manager
-from serving.local_server.servable import DEFAULT_SIGNATURE, Servable
-from serving.local_server.status import ServingError, invalid
+from serving.local_server.servable import Servable
+from serving.model_server.session import DEFAULT_SIGNATURE
+from serving.model_server.status import ServingError, invalid
 
-MOST_ELEMENTS_BYTES = 1 << 28  # of one input: a few bytes of a message may ask for any shape
+MAX_INPUT_BYTES = 1 << 28  # of one input: a few bytes of a message may ask for any shape
 _PREDICT, _CLASSIFY, _REGRESS = (f"tensorflow/serving/{name}" for name in ("predict", "classify", "regress"))
-
-
-def asked(manager: Manager, spec: Any) -> Any:
-    """The servable of a ModelSpec, as a context manager."""
-    choice = spec.WhichOneof("version_choice")
-    return manager.servable(
-        spec.name,
-        version=spec.version.value if choice == "version" else None,
-        label=spec.version_label if choice == "version_label" else None,
-    )
 
 
 # -- predict -----------------------------------------------------------------------------------------------------------
@@ -81,7 +72,7 @@ def _array(alias: str, signature: Any, message: Any) -> np.ndarray:
     try:
         dtype = tf.dtypes.as_dtype(message.dtype)
         shape = [dim.size for dim in message.tensor_shape.dim]
-        if min(shape, default=0) < 0 or np.prod(shape, dtype=float) * max(dtype.size or 1, 1) > MOST_ELEMENTS_BYTES:
+        if min(shape, default=0) < 0 or np.prod(shape, dtype=float) * max(dtype.size or 1, 1) > MAX_INPUT_BYTES:
             raise ValueError
         return np.asarray(tf.make_ndarray(message))
     except (TypeError, ValueError, KeyError, IndexError):
@@ -248,12 +239,12 @@ def _fill_classes(result: Any, answer: Mapping[str, np.ndarray], count: int) -> 
     for row in range(count):
         classifications = result.classifications.add()
         for column in range(width):
-            each = classifications.classes.add()
+            entry = classifications.classes.add()
             if "classes" in answer:
-                # The field is text in the message's definition; the server puts any bytes there.
-                each.label = answer["classes"][row, column].decode(errors="replace")
+                # The field is text in the message's definition; the server puts any bytes into it.
+                entry.label = answer["classes"][row, column].decode(errors="replace")
             if "scores" in answer:
-                each.score = float(answer["scores"][row, column])
+                entry.score = float(answer["scores"][row, column])
 
 
 def _fill_values(result: Any, answer: Mapping[str, np.ndarray], count: int) -> None:
@@ -266,55 +257,12 @@ def _fill_values(result: Any, answer: Mapping[str, np.ndarray], count: int) -> N
         raise invalid(f"Input batch size did not match output batch size: {count} vs. {len(value)}")
     if value.dtype != np.float32:
         raise invalid(f"Expected output Tensor of DT_FLOAT.  Got: {value.dtype}")
-    for each in value.ravel().tolist():
-        result.regressions.add().value = each
+    for number in value.ravel().tolist():
+        result.regressions.add().value = number
 
 
 def _shape(value: np.ndarray) -> str:
     return f"[{','.join(map(str, value.shape))}]"
-
-
-# -- what there is -----------------------------------------------------------------------------------------------------
-
-
-def metadata(manager: Manager, request: Any) -> Any:
-    """GetModelMetadataRequest to GetModelMetadataResponse."""
-    from tensorflow_serving.apis import get_model_metadata_pb2
-
-    if not request.HasField("model_spec"):
-        raise invalid("Missing ModelSpec")
-    if not request.metadata_field:
-        raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
-    for field in request.metadata_field:
-        if field != "signature_def":
-            raise invalid(f"Metadata field {field} is not supported")
-    response, signatures = get_model_metadata_pb2.GetModelMetadataResponse(), get_model_metadata_pb2.SignatureDefMap()
-    with asked(manager, request.model_spec) as servable:
-        for name, signature in servable.signatures.items():
-            signatures.signature_def[name].CopyFrom(signature)
-        response.model_spec.name = servable.name
-        response.model_spec.version.value = servable.version
-    response.metadata["signature_def"].Pack(signatures)
-    return response
-
-
-def model_status(manager: Manager, request: Any) -> Any:
-    """GetModelStatusRequest to GetModelStatusResponse. A label is not looked at: the server lists all versions then."""
-    from tensorflow_serving.apis import get_model_status_pb2
-
-    if not request.HasField("model_spec"):
-        raise invalid("Missing ModelSpec")
-    spec, response = request.model_spec, get_model_status_pb2.GetModelStatusResponse()
-    version = spec.version.value if spec.WhichOneof("version_choice") == "version" else None
-    for number, state in manager.states(spec.name, version).items():
-        entry = response.model_version_status.add()
-        entry.version = number
-        entry.state = get_model_status_pb2.ModelVersionStatus.State.Value(state.state)
-        entry.status.SetInParent()
-        if state.error:
-            entry.status.error_code = state.error.number
-            entry.status.error_message = state.error.message
-    return response
 
 
 def _describe(spec: Any, servable: Servable, signature: str) -> None:

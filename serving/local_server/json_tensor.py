@@ -1,6 +1,6 @@
-"""JSON requests to tensors, by the rules and with the words of the server (tensorflow_serving/util/json_tensor.cc).
+"""Turns JSON requests into tensors, with the server's rules and messages (tensorflow_serving/util/json_tensor.cc).
 
-Strings are bytes to the server: what is not UTF-8 in a request reaches the model as it came. Here it travels through
+Strings are bytes to the server: bytes of a request that are no UTF-8 reach the model unchanged. Here they pass through
 Python's JSON parser as surrogates ("surrogateescape").
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from serving.local_server import json_writer
 from serving.local_server.json_writer import COLUMN, ROW
-from serving.local_server.status import ServingError, invalid
+from serving.model_server.status import ServingError, invalid
 
 _INTEGER_BOUNDS = {
     **dict.fromkeys(("int32", "int16", "int8", "uint8"), (-(2**31), 2**31 - 1)),
@@ -23,7 +23,7 @@ _INTEGER_BOUNDS = {
     "uint32": (0, 2**32 - 1),
     "uint64": (0, 2**64 - 1),
 }
-# What Python's parser calls an error, and what rapidjson does.
+# Messages of Python's parser, and rapidjson's for the same error.
 _PARSE_ERRORS = {
     "Expecting value": "Invalid value.",
     "Extra data": "The document root must not be followed by other values.",
@@ -37,16 +37,16 @@ _PARSE_ERRORS = {
 
 
 def parse(body: bytes) -> dict[str, Any]:
-    """The object a request's body must be.
+    """The JSON object in the body of a request.
 
     Raises:
-      ServingError: with the place, as a byte offset, where it is not one.
+      ServingError: if the body is none, with the byte offset of the error.
     """
     if not body.strip(b" \t\r\n"):
         raise invalid("JSON Parse error: The document is empty")
     text = body.decode(errors="surrogateescape")
     try:
-        document = json.loads(text, object_pairs_hook=_first_of_each)
+        document = json.loads(text, object_pairs_hook=_first_members)
         if b"\\u" in body:
             _check_surrogates(body)
     except json.JSONDecodeError as error:
@@ -54,21 +54,21 @@ def parse(body: bytes) -> dict[str, Any]:
         raise invalid(f"JSON Parse error: {_parse_error(error, text)} at offset: {offset}") from None
     except RecursionError:
         raise invalid("JSON Parse error: Terminate parsing due to nesting that is too deep.") from None
-    except ValueError:  # a whole number of more than 4,300 digits
+    except ValueError:  # an integer of more than 4,300 digits
         raise invalid("JSON Parse error: Number too big to be stored in double.") from None
     if not isinstance(document, dict):
         raise _format_error(document, "Is not object")
     return document
 
 
-def _first_of_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A member that is there twice is found once: the first."""
-    found = dict(pairs)
-    return found if len(found) == len(pairs) else dict(reversed(pairs))
+def _first_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; of members with the same name the first counts."""
+    members = dict(pairs)
+    return members if len(members) == len(pairs) else dict(reversed(pairs))
 
 
 def _check_surrogates(body: bytes) -> None:
-    """An escaped half of a surrogate pair has no UTF-8; the bytes that do not decode are not meant."""
+    """Refuses an escaped half of a surrogate pair, which has no UTF-8; bytes that do not decode are accepted."""
     try:
         json.dumps(json.loads(body.decode(errors="replace")), ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -83,11 +83,11 @@ def _parse_error(error: json.JSONDecodeError, text: str) -> str:
             if opened == "["
             else "Missing a comma or } after an object member."
         )
-    return next((ours for theirs, ours in _PARSE_ERRORS.items() if error.msg.startswith(theirs)), "Invalid value.")
+    return next((message for start, message in _PARSE_ERRORS.items() if error.msg.startswith(start)), "Invalid value.")
 
 
 def _innermost(text: str, end: int) -> str:
-    """The bracket that is open at a place of JSON that is well-formed up to there."""
+    """The bracket that is open at position `end` of JSON that is well-formed up to that position."""
     opened, quoted, position = [], False, 0
     while position < end:
         character = text[position]
@@ -170,7 +170,7 @@ def _from_instances(instances: list[Any], types: Mapping[str, str]) -> dict[str,
 
 
 class _Rows:
-    """Values of one input, an instance each, which must all have the shape of the first."""
+    """The values of one input, one per instance, which must all have the shape of the first."""
 
     def __init__(self, type_: str):
         self._type, self._values = type_, []
@@ -211,14 +211,14 @@ def _from_columns(value: Any, types: Mapping[str, str]) -> dict[str, np.ndarray]
 
 
 def _array(values: list[Any], shape: list[int], type_: str) -> np.ndarray:
-    found = np.empty(len(values), object) if type_ == "string" else np.array(values, type_)
+    array = np.empty(len(values), object) if type_ == "string" else np.array(values, type_)
     if type_ == "string":
-        found[:] = values
-    return found.reshape(shape)
+        array[:] = values
+    return array.reshape(shape)
 
 
 def _shape(value: Any) -> list[int]:
-    """The shape that the first element of every list promises."""
+    """The shape of a nested list, by the first element of every list."""
     shape = []
     while isinstance(value, list):
         shape.append(len(value))
@@ -243,8 +243,8 @@ def _fill(value: Any, level: int, shape: list[int], type_: str, values: list[Any
         raise invalid(
             f"Encountered list at unexpected size: {len(value)} at level: {level} expected size: {shape[level]}"
         )
-    for each in value:
-        _fill(each, level + 1, shape, type_, values)
+    for element in value:
+        _fill(element, level + 1, shape, type_, values)
 
 
 def _value(value: Any, type_: str) -> Any:
@@ -256,7 +256,7 @@ def _value(value: Any, type_: str) -> Any:
     if type_ in ("float32", "float64"):
         if not number:
             raise _type_error(value, type_)
-        return _decimal(value, type_)
+        return _floating(value, type_)
     if type_ in _INTEGER_BOUNDS:
         low, high = _INTEGER_BOUNDS[type_]
         if not number or isinstance(value, float) or not low <= value <= high:
@@ -275,8 +275,8 @@ def _value(value: Any, type_: str) -> Any:
     )
 
 
-def _decimal(value: int | float, type_: str) -> float:
-    """A number as a decimal; refused where a whole number would lose digits, or it is too large."""
+def _floating(value: int | float, type_: str) -> float:
+    """A number as a float; refused where an integer would lose digits, or where it is too large."""
     digits, largest = (24, float(np.finfo(np.float32).max)) if type_ == "float32" else (53, math.inf)
     too_large = abs(value) >= 2**digits if isinstance(value, int) and abs(value) < 2**64 else abs(value) > largest
     if too_large and not (isinstance(value, float) and math.isinf(value)):
@@ -310,8 +310,8 @@ def _type_error(value: Any, type_: str) -> ServingError:
     )
 
 
-def _format_error(value: Any, what: str) -> ServingError:
-    return invalid(f"JSON Value: {json_writer.value(value)} {what}")
+def _format_error(value: Any, reason: str) -> ServingError:
+    return invalid(f"JSON Value: {json_writer.value(value)} {reason}")
 
 
 def _kind(value: Any) -> str:
@@ -350,8 +350,8 @@ def _fill_example(value: Any, example: Any) -> None:
         raise invalid(f"Example must be JSON object but got JSON {_kind(value)}")
     for name, content in value.items():
         feature = example.features.feature[name]
-        for each in content if isinstance(content, list) else [content]:
-            _add_to_feature(each, name, feature)
+        for element in content if isinstance(content, list) else [content]:
+            _add_to_feature(element, name, feature)
 
 
 def _add_to_feature(value: Any, name: str, feature: Any) -> None:
@@ -362,7 +362,7 @@ def _add_to_feature(value: Any, name: str, feature: Any) -> None:
         kind = "bytes"
         converted = _decoded(value) if isinstance(value, dict) else value.encode(errors="surrogateescape")
     elif isinstance(value, float):
-        kind, converted = "float", _decimal(value, "float32")
+        kind, converted = "float", _floating(value, "float32")
     elif not isinstance(value, bool) and value >= 2**63:
         raise invalid(f"Feature: {name} has uint64 element. Only int64 is supported.")
     set_before = feature.WhichOneof("kind")

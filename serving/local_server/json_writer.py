@@ -1,7 +1,7 @@
-"""Answers to JSON, character by character as the server's writer (rapidjson's PrettyWriter) puts them.
+"""Writes answers as JSON, character by character as the server's writer (rapidjson's PrettyWriter) does.
 
-Four spaces a level; the values of one prediction stand on one line, which is why the bracket after them does not stand
-where one would expect it. Decimals have as few digits as name the float32 exactly: six, else nine.
+A level is indented by four spaces; the values of one prediction stand on one line, which is why the bracket after them is
+not on a line of its own. A float32 has six digits where they name it exactly, and otherwise nine.
 """
 
 import base64
@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from serving.local_server.status import invalid
+from serving.model_server.status import invalid
 
 ROW, COLUMN = "predictions", "outputs"  # the two formats of a predict request, by the key of their answer
 
 
 class _Writer:
-    """What rapidjson's PrettyWriter does, in as far as it is used."""
+    """The part of rapidjson's PrettyWriter that is used."""
 
     def __init__(self) -> None:
         self._parts: list[str] = []
@@ -62,29 +62,29 @@ class _Writer:
         return "".join(self._parts)
 
 
-def value(found: Any) -> str:
+def value(json_value: Any) -> str:
     """Any JSON value, as error messages show it."""
     writer = _Writer()
-    _put(writer, found)
+    _put(writer, json_value)
     return writer.text()
 
 
-def _put(writer: _Writer, found: Any) -> None:
-    if isinstance(found, dict):
+def _put(writer: _Writer, json_value: Any) -> None:
+    if isinstance(json_value, dict):
         writer.begin("{")
-        for key, each in found.items():
+        for key, member in json_value.items():
             writer.put(_string(key))
-            _put(writer, each)
+            _put(writer, member)
         writer.end()
-    elif isinstance(found, list):
+    elif isinstance(json_value, list):
         writer.begin("[")
-        for each in found:
-            _put(writer, each)
+        for element in json_value:
+            _put(writer, element)
         writer.end()
-    elif isinstance(found, float):
-        writer.put(_double(found))
+    elif isinstance(json_value, float):
+        writer.put(_float64(json_value))
     else:
-        writer.put(_string(found) if isinstance(found, str) else json.dumps(found))
+        writer.put(_string(json_value) if isinstance(json_value, str) else json.dumps(json_value))
 
 
 def error(message: str) -> str:
@@ -158,19 +158,19 @@ def _texts(name: str, array: np.ndarray) -> Any:
     flat = array.ravel()
     if array.dtype == object:
         if name.endswith("_bytes"):
-            return (json.dumps({"b64": base64.b64encode(each).decode()}) for each in flat)
-        return (_string(each.decode(errors="surrogateescape")) for each in flat)
+            return (json.dumps({"b64": base64.b64encode(element).decode()}) for element in flat)
+        return (_string(element.decode(errors="surrogateescape")) for element in flat)
     if array.dtype == np.float32:
-        return map(_float, flat)
+        return map(_float32, flat)
     if array.dtype == np.float64:
-        return map(_double, flat.tolist())
+        return map(_float64, flat.tolist())
     if array.dtype.kind in "iub":
         return map(json.dumps, flat.tolist())
     raise invalid(f"Failed to write JSON value for tensor type: {cpp_name(array.dtype.name)}")
 
 
 def cpp_name(type_: str) -> str:
-    """What TensorFlow's C++, and so the server's messages, call a type."""
+    """The name of a type in TensorFlow's C++, and so in the server's messages."""
     return {"float16": "half", "float32": "float", "float64": "double"}.get(type_, type_)
 
 
@@ -180,13 +180,13 @@ def classifications(result: Any) -> str:
     writer.begin("{")
     writer.put('"results"')
     writer.begin("[")
-    for each in result.classifications:
+    for classification in result.classifications:
         writer.single_line = True
         writer.begin("[")
-        for found in each.classes:
+        for entry in classification.classes:
             writer.begin("[")
-            writer.put(_string(found.label))
-            writer.put(_float(np.float32(found.score)))
+            writer.put(_string(entry.label))
+            writer.put(_float32(np.float32(entry.score)))
             writer.end()
         writer.end()
         writer.single_line = False
@@ -202,8 +202,8 @@ def regressions(values: Iterable[float]) -> str:
     writer.put('"results"')
     writer.single_line = True
     writer.begin("[")
-    for each in values:
-        writer.put(_float(np.float32(each)))
+    for number in values:
+        writer.put(_float32(np.float32(number)))
     writer.end()
     writer.end()
     return writer.text()
@@ -213,14 +213,14 @@ def _string(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _float(number: np.float32) -> str:
+def _float32(number: np.float32) -> str:
     if not np.isfinite(number):
         return _special(float(number))
     text = f"{number:g}"
     return _with_point(text if np.float32(text) == number else f"{number:.9g}")
 
 
-def _double(number: float) -> str:
+def _float64(number: float) -> str:
     if not math.isfinite(number):
         return _special(number)
     text = f"{number:g}"

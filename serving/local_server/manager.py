@@ -1,9 +1,9 @@
-"""Which versions are loaded: polls the base paths, loads what appears, and unloads the old when the new is ready.
+"""Polls the base paths, loads the versions that appear, and unloads the old ones when the new ones are available.
 
-The rules are the server's (file_system_storage_path_source.cc, availability_preserving_policy.cc): a folder's direct
-children whose whole name is a number are versions, whole or not; the policy says which are wanted; a version that is
-not wanted any more is unloaded when a wanted one is available, or when none is wanted; one that could not be loaded is
-tried again some times, then left until it has been away; requests keep the version they began with.
+The rules are the server's (file_system_storage_path_source.cc, availability_preserving_policy.cc): the direct children
+of a folder whose whole name is a number are versions, complete or not; the policy says which are wanted; a version that
+is not wanted any more is unloaded when a wanted one is available, or when none is wanted; one that could not be loaded
+is tried again a few times, and then not until it has been away; a request keeps the version it began with.
 """
 
 import dataclasses
@@ -15,17 +15,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from serving.local_server.batching import Parameters, Scheduler
-from serving.local_server.config import ModelConfig
 from serving.local_server.metrics import Metrics
 from serving.local_server.servable import Servable
-from serving.local_server.status import ServingError, from_exception, invalid
+from serving.local_server.warm_up import warm_up
+from serving.model_server.models_config import ModelConfig
+from serving.model_server.status import ServingError, from_exception, invalid
 
 START, LOADING, AVAILABLE, UNLOADING, END = "START", "LOADING", "AVAILABLE", "UNLOADING", "END"
 
 
 @dataclasses.dataclass(frozen=True)
 class VersionState:
-    """What the server says of a version; `error` is why it could not be loaded."""
+    """A version's state in the server's words; `error` is why it could not be loaded."""
 
     state: str
     error: ServingError | None = None
@@ -33,7 +34,7 @@ class VersionState:
 
 @dataclasses.dataclass(frozen=True)
 class Loading:
-    """How the manager loads; the defaults are the server's."""
+    """How versions are found and loaded; the defaults are the server's."""
 
     poll_s: float = 1.0
     retries: int = 5
@@ -42,7 +43,7 @@ class Loading:
 
 
 class Manager:
-    """Loaded versions by model. One thread polls and loads (`poll`, or `start`); any thread asks (`servable`)."""
+    """The loaded versions of every model. One thread polls and loads (`poll`, or `start`); any may call `servable`."""
 
     def __init__(
         self,
@@ -54,13 +55,13 @@ class Manager:
     ):
         self._scheduler = Scheduler(batching, metrics) if batching is not None else None
         self._loading, self._metrics, self._report = loading, metrics, report
-        self._lock = threading.Lock()  # holds what requests read: everything up to `_labels`
+        self._lock = threading.Lock()  # guards what requests read: everything up to `_labels`
         self._loaded: dict[tuple[str, int], Servable] = {}
         self._states: dict[str, dict[int, VersionState]] = {}
         self._labels: dict[str, dict[str, int]] = {}
         self._configs: tuple[ModelConfig, ...] = ()
         self._polling = threading.Lock()  # one poll at a time: the thread's, or a reload's
-        self._retired: list[Servable] = []
+        self._retired: list[Servable] = []  # unloaded, but perhaps still in use
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -68,10 +69,10 @@ class Manager:
 
     @contextmanager
     def servable(self, name: str, *, version: int | None = None, label: str | None = None) -> Iterator[Servable]:
-        """The version a request asks for, held until the block ends; the newest one where it names none.
+        """The version that a request names, in use until the block ends; the newest one where it names none.
 
         Raises:
-          ServingError: if it is not there.
+          ServingError: if it is not loaded.
         """
         if not name:
             raise invalid("ModelSpec has no name specified.")
@@ -80,20 +81,20 @@ class Manager:
                 version = self._labels.get(name, {}).get(label)
                 if version is None:
                     raise invalid(f"Unrecognized servable version label: {label}")
-            asked = f"Latest({name})" if version is None else f"Specific({name}, {version})"
+            request = f"Latest({name})" if version is None else f"Specific({name}, {version})"
             if version is None:
                 version = max((number for model, number in self._loaded if model == name), default=None)
-            found = self._loaded.get((name, version)) if version is not None else None
-            if found is None:
-                raise ServingError("NOT_FOUND", f"Servable not found for request: {asked}")
-            found.hold()
+            servable = self._loaded.get((name, version)) if version is not None else None
+            if servable is None:
+                raise ServingError("NOT_FOUND", f"Servable not found for request: {request}")
+            servable.begin_request()
         try:
-            yield found
+            yield servable
         finally:
-            found.release()
+            servable.end_request()
 
     def states(self, name: str, version: int | None = None) -> dict[int, VersionState]:
-        """The states of a model's versions, newest first; or of the one. Versions that have ended stay listed."""
+        """The states of a model's versions, newest first, or of one version. Versions that have ended stay listed."""
         with self._lock:
             known = dict(self._states.get(name, {}))
         if version is not None:
@@ -135,7 +136,7 @@ class Manager:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the polling and closes every session; requests that are in one have a moment to finish."""
+        """Ends the polling and closes every session; requests have a few seconds to finish."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
@@ -143,21 +144,21 @@ class Manager:
             self._retired += self._loaded.values()
             self._loaded.clear()
         deadline = time.monotonic() + 5
-        while any(servable.held for servable in self._retired) and time.monotonic() < deadline:
+        while any(servable.in_use for servable in self._retired) and time.monotonic() < deadline:
             time.sleep(0.01)
         self._close_retired()
         if self._scheduler is not None:
             self._scheduler.close()
 
     def end_waiting(self) -> None:
-        """Makes `await_models` return now, and no version be loaded any more."""
+        """Makes `await_models` return now; no version is loaded after that."""
         self._stop.set()
 
     def await_models(self, names: Sequence[str], *, timeout_s: float | None = None) -> None:
         """Returns when each model has a version that is available, as the server does before it opens a port.
 
         Raises:
-          ServingError: if one cannot be loaded, or the time is over.
+          ServingError: if one of them cannot be loaded, or `timeout_s` is over.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._stop.is_set():
@@ -172,10 +173,12 @@ class Manager:
             if available >= set(names):
                 return
             if failed:
-                what = ", ".join(f"{{{name}: {error}}}" for name, error in failed.items())
-                raise ServingError("UNKNOWN", f"{len(failed)} model(s) did not become available: {what}")
+                reasons = ", ".join(f"{{{name}: {error}}}" for name, error in failed.items())
+                raise ServingError("UNKNOWN", f"{len(failed)} model(s) did not become available: {reasons}")
             if deadline is not None and time.monotonic() > deadline:
-                raise ServingError("DEADLINE_EXCEEDED", f"no version of {', '.join(names)} was there in {timeout_s} s")
+                raise ServingError(
+                    "DEADLINE_EXCEEDED", f"no version of {', '.join(names)} became available within {timeout_s} s"
+                )
             self._stop.wait(0.02)
 
     def _poll_forever(self) -> None:
@@ -184,34 +187,34 @@ class Manager:
             self._stop.wait(self._loading.poll_s)
 
     def poll(self) -> None:
-        """Looks once, and loads and unloads what follows from it."""
+        """Lists the base paths once, and loads and unloads versions accordingly."""
         with self._polling:
             self._close_retired()
             with self._lock:
                 configs = self._configs
-                gone = {name for name, _ in self._loaded} - {config.name for config in configs}
-            for name in sorted(gone):
+                removed = {name for name, _ in self._loaded} - {config.name for config in configs}
+            for name in sorted(removed):
                 self._unload(name, wanted=set())
             for config in configs:
                 try:
-                    found = numbered(config.base_path)
+                    present = numbered(config.base_path)
                 except OSError as error:
                     # The server reports it at every poll, and changes nothing.
                     self._report(
                         "base-path", f"Could not find base path {config.base_path} for servable {config.name} ({error})"
                     )
                     continue
-                self._follow(config, found)
+                self._follow(config, present)
 
-    def _follow(self, config: ModelConfig, found: dict[int, Path]) -> None:
-        wanted = config.policy.wanted(list(found))
+    def _follow(self, config: ModelConfig, present: dict[int, Path]) -> None:
+        wanted = config.policy.wanted(list(present))
         with self._lock:
             states = self._states.setdefault(config.name, {})
             for version in [number for number in states if number not in wanted and states[number].error]:
                 states[version] = VersionState(END)  # may be tried again when it comes back
             missing = sorted(number for number in wanted if number not in states or states[number] == VersionState(END))
         for version in reversed(missing):  # the newest first
-            self._load(config.name, version, found[version])
+            self._load(config.name, version, present[version])
         with self._lock:
             available = {number for name, number in self._loaded if name == config.name}
         if not wanted or wanted & available:
@@ -233,9 +236,9 @@ class Manager:
         try:
             servable = Servable(name, version, path, self._metrics, self._scheduler)
             self._metrics.count(":tensorflow:cc:saved_model:load_attempt_count", str(path), "success")
-            warmed = servable.warm_up()
+            warmed = warm_up(servable, self._metrics)
         except Exception as error:
-            # Whatever it is, it is this version's: the others go on being served.
+            # Any error concerns this version alone: the others continue to be served.
             if servable is None:
                 self._metrics.count(":tensorflow:cc:saved_model:load_attempt_count", str(path), "fail")
             else:
@@ -251,17 +254,17 @@ class Manager:
 
     def _unload(self, name: str, wanted: set[int]) -> None:
         with self._lock:
-            going = [number for model, number in self._loaded if model == name and number not in wanted]
-            for version in going:
+            unwanted = [number for model, number in self._loaded if model == name and number not in wanted]
+            for version in unwanted:
                 self._retired.append(self._loaded.pop((name, version)))
                 self._states[name][version] = VersionState(UNLOADING)
-        for version in going:
+        for version in unwanted:
             self._report("unloading", f"{name} {version} is not wanted any more")
         self._close_retired()
 
     def _close_retired(self) -> None:
-        """Closes what no request is in; the rest waits for the next poll."""
-        for servable in [each for each in self._retired if not each.held]:
+        """Closes the retired versions that are not in use; the others wait for the next poll."""
+        for servable in [servable for servable in self._retired if not servable.in_use]:
             self._retired.remove(servable)
             servable.close()
             with self._lock:
@@ -277,10 +280,10 @@ def numbered(base_path: Path) -> dict[int, Path]:
     """The versions under a base path: every child whose whole name is an int64, a folder or not, complete or not.
 
     Raises:
-      OSError: if the base path is not there.
+      OSError: if the base path cannot be listed.
     """
-    found = {}
+    versions = {}
     for path in sorted(base_path.iterdir()):
         if re.fullmatch(r"[+-]?\d+", path.name, re.ASCII) and -(2**63) <= int(path.name) < 2**63:
-            found[int(path.name)] = path
-    return found
+            versions[int(path.name)] = path
+    return versions

@@ -18,7 +18,7 @@ _DISTRIBUTIONS = {
 
 
 class Metrics:
-    """Thread-safe. Labels are given in the order of the tables above."""
+    """Counters and distributions. Thread-safe; labels are given in the order of the tables above."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -54,11 +54,11 @@ class Metrics:
 
 
 def _histogram(name: str, labels: str, buckets: Sequence[int], total: float) -> list[str]:
-    lines, cumulated = [], 0
+    lines, cumulative = [], 0
     for bound, count in zip((*(f"{bound:g}" for bound in _BOUNDS), "+Inf"), buckets, strict=True):
-        cumulated += count
-        lines.append(f'{name}_bucket{{{labels},le="{bound}"}} {cumulated}')
-    return [*lines, f"{name}_sum{{{labels}}} {total:.0f}", f"{name}_count{{{labels}}} {cumulated}"]
+        cumulative += count
+        lines.append(f'{name}_bucket{{{labels},le="{bound}"}} {cumulative}')
+    return [*lines, f"{name}_sum{{{labels}}} {total:.0f}", f"{name}_count{{{labels}}} {cumulative}"]
 
 
 def _labels(keys: Sequence[str], values: Sequence[str]) -> str:

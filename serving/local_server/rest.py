@@ -1,6 +1,7 @@
 """The REST port: paths, bodies and status codes as the server has them (http_rest_api_handler.cc, http_server.cc).
 
-One thread a connection, and a bound on both; a client that sends nothing, or too slowly, is left alone after a while.
+There is one thread per connection, and a bound on both; the connection of a client that sends nothing, or too slowly, is
+closed after a while.
 """
 
 import contextlib
@@ -14,14 +15,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, cast
 from urllib.parse import unquote_to_bytes
 
-from serving.local_server import inference, json_tensor, json_writer
+from serving.local_server import inference, json_tensor, json_writer, model_info
 from serving.local_server.manager import Manager
 from serving.local_server.metrics import Metrics
-from serving.local_server.servable import DEFAULT_SIGNATURE
-from serving.local_server.status import from_exception, invalid
+from serving.model_server.session import DEFAULT_SIGNATURE
+from serving.model_server.status import from_exception, invalid
 
 METRICS_PATH = "/monitoring/prometheus/metrics"
-SAYS_WHAT_IT_IS = ("X-Conformance-Double", "this is tff-pipeline serve, not TensorFlow Serving")
+IDENTIFICATION = ("X-Local-Model-Server", "this is tff-pipeline serve, not TensorFlow Serving")
 _PREDICTION = re.compile(
     r"(?i)/v1/models/([^/:]+)(?:(?:/versions/(\d+))|(?:/labels/([^/:]+)))?:(classify|regress|predict)", re.ASCII
 )
@@ -31,7 +32,7 @@ _STATUS = re.compile(
 
 
 class Rest:
-    """Requests to answers: everything but the sockets."""
+    """Answers requests: everything of the port but its sockets."""
 
     def __init__(self, manager: Manager, metrics: Metrics, *, timeout_s: float):
         self._manager, self._metrics, self._timeout_s = manager, metrics, timeout_s
@@ -44,10 +45,10 @@ class Rest:
             return 404, "text/html", b""
         started, model, api = time.perf_counter(), "", ""
         try:
-            model, spec, api = _asked(method, path)
+            model, spec, api = _parsed(method, path)
             status, text = "OK", self._serve(api, spec, body)
             http_status = 200
-        except Exception as error:  # whatever it is, this one request fails, with a status
+        except Exception as error:  # any error fails this one request, with a status
             failure = from_exception(error)
             status, http_status, text = failure.code, failure.http_status, json_writer.error(failure.message)
         if model:
@@ -55,14 +56,14 @@ class Rest:
             if status == "OK" and api in ("predict", "classify", "regress"):
                 spent = time.perf_counter() - started
                 self._metrics.observe(":tensorflow:serving:request_latency", spent, model, api.capitalize(), "REST")
-        # What the model said need not be UTF-8; it goes out as it came.
+        # The model's answer need not be UTF-8; its bytes are sent as they are.
         return http_status, "application/json", text.encode(errors="surrogateescape")
 
     def _serve(self, api: str, spec: Any, body: bytes) -> str:
         if api == "status":
-            return _status(self._manager, spec)
+            return _status_json(self._manager, spec)
         if api == "metadata":
-            return _metadata(self._manager, spec)
+            return _metadata_json(self._manager, spec)
         serve = {"predict": self._predict, "classify": self._classify, "regress": self._regress}[api]
         return serve(spec, json_tensor.parse(body))
 
@@ -70,7 +71,7 @@ class Rest:
         import tensorflow as tf
 
         name = json_tensor.signature_name(document) or DEFAULT_SIGNATURE
-        with inference.asked(self._manager, spec) as servable:
+        with model_info.servable_of(self._manager, spec) as servable:
             signature = servable.signatures.get(name)
             if signature is None:
                 raise invalid(f'Serving signature name: "{name}" not found in signature def')
@@ -87,31 +88,31 @@ class Rest:
         from tensorflow_serving.apis import classification_pb2
 
         request = classification_pb2.ClassificationRequest()
-        return json_writer.classifications(self._ask_examples(spec, document, request, inference.classify))
+        return json_writer.classifications(self._run_examples(spec, document, request, inference.classify))
 
     def _regress(self, spec: Any, document: Mapping[str, Any]) -> str:
         from tensorflow_serving.apis import regression_pb2
 
         request = regression_pb2.RegressionRequest()
-        result = self._ask_examples(spec, document, request, inference.regress)
-        return json_writer.regressions(each.value for each in result.regressions)
+        result = self._run_examples(spec, document, request, inference.regress)
+        return json_writer.regressions(regression.value for regression in result.regressions)
 
-    def _ask_examples(self, spec: Any, document: Mapping[str, Any], request: Any, ask: Any) -> Any:
+    def _run_examples(self, spec: Any, document: Mapping[str, Any], request: Any, answer: Any) -> Any:
         request.model_spec.CopyFrom(spec)
         request.model_spec.signature_name = json_tensor.signature_name(document)
         json_tensor.fill_examples(document, request.input)
-        with inference.asked(self._manager, spec) as servable:
-            return ask(servable, request, timeout_s=self._timeout_s).result
+        with model_info.servable_of(self._manager, spec) as servable:
+            return answer(servable, request, timeout_s=self._timeout_s).result
 
 
-def _asked(method: str, path: str) -> tuple[str, Any, str]:
-    """The model's name, the ModelSpec and what is asked: predict, classify, regress, status or metadata."""
+def _parsed(method: str, path: str) -> tuple[str, Any, str]:
+    """The model's name, the ModelSpec and the API of a request: predict, classify, regress, status or metadata."""
     from tensorflow_serving.apis import model_pb2
 
     match = {"POST": _PREDICTION, "GET": _STATUS}.get(method, re.compile("(?!)")).fullmatch(path)
     if match is None:
         raise invalid(f"Malformed request: {method} {path}")
-    name, version, label, what = match.groups()
+    name, version, label, api = match.groups()
     spec = model_pb2.ModelSpec(name=_unquoted(name or ""))
     if version:
         if int(version) >= 2**63:
@@ -121,27 +122,27 @@ def _asked(method: str, path: str) -> tuple[str, Any, str]:
         spec.version_label = _unquoted(label)
     if not name:
         raise invalid("Missing model name in request.")
-    return spec.name, spec, (what or "status").lower()
+    return spec.name, spec, (api or "status").lower()
 
 
 def _unquoted(part: str) -> str:
     return unquote_to_bytes(part).decode(errors="replace")
 
 
-def _status(manager: Manager, spec: Any) -> str:
+def _status_json(manager: Manager, spec: Any) -> str:
     from google.protobuf import json_format
     from tensorflow_serving.apis import get_model_status_pb2
 
-    response = inference.model_status(manager, get_model_status_pb2.GetModelStatusRequest(model_spec=spec))
+    response = model_info.model_status(manager, get_model_status_pb2.GetModelStatusRequest(model_spec=spec))
     return json_format.MessageToJson(response, including_default_value_fields=True, indent=1) + "\n"
 
 
-def _metadata(manager: Manager, spec: Any) -> str:
+def _metadata_json(manager: Manager, spec: Any) -> str:
     from google.protobuf import json_format
     from tensorflow_serving.apis import get_model_metadata_pb2
 
     request = get_model_metadata_pb2.GetModelMetadataRequest(model_spec=spec, metadata_field=["signature_def"])
-    response, signatures = inference.metadata(manager, request), get_model_metadata_pb2.SignatureDefMap()
+    response, signatures = model_info.metadata(manager, request), get_model_metadata_pb2.SignatureDefMap()
     response.metadata["signature_def"].Unpack(signatures)
 
     def text(message: Any) -> str:
@@ -158,16 +159,16 @@ def _metadata(manager: Manager, spec: Any) -> str:
 
 
 class RestServer(ThreadingHTTPServer):
-    """`serve_forever` answers until `close`; connections beyond the bound are not accepted until another ends."""
+    """The port's sockets, from `start` to `close`; connections beyond the bound are not accepted until another ends."""
 
     daemon_threads = True
     block_on_close = False  # threads are joined below, with a limit
     request_queue_size = 128
 
     def __init__(
-        self, address: tuple[str, int], rest: Rest, *, most_bytes: int, client_timeout_s: float, connections: int
+        self, address: tuple[str, int], rest: Rest, *, max_request_bytes: int, client_timeout_s: float, connections: int
     ):
-        self.rest, self.most_bytes, self.client_timeout_s = rest, most_bytes, client_timeout_s
+        self.rest, self.max_request_bytes, self.client_timeout_s = rest, max_request_bytes, client_timeout_s
         self._slots = threading.BoundedSemaphore(connections)
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
@@ -181,14 +182,14 @@ class RestServer(ThreadingHTTPServer):
         self._thread.start()
 
     def close(self) -> None:
-        """Takes no more connections, lets answers that are being made go out, and ends the rest."""
+        """Accepts no more connections, lets answers in progress go out, and closes the rest."""
         self.shutdown()
         if self._thread is not None:
             self._thread.join()
         self.server_close()
         with self._lock:
             for connection in self._open:
-                # Whoever waits for a next request reads the end; whoever is answered can still write.
+                # A thread that waits for the next request reads the end; one that answers can still write.
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RD)
         deadline = time.monotonic() + 5
@@ -206,13 +207,13 @@ class RestServer(ThreadingHTTPServer):
     def shutdown_request(self, request: Any) -> None:
         super().shutdown_request(request)
         with self._lock:
-            known = request in self._open
+            was_open = request in self._open
             self._open.discard(request)
-        if known:
+        if was_open:
             self._slots.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away in the middle is no error of ours."""
+        """Reports nothing: a client that closed its connection in the middle of a request is no error of the server."""
 
 
 class _TooLarge(Exception):
@@ -252,7 +253,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
-        self.send_header(*SAYS_WHAT_IT_IS)
+        self.send_header(*IDENTIFICATION)
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
@@ -267,12 +268,12 @@ class _Handler(BaseHTTPRequestHandler):
             length = int(self.headers.get("Content-Length") or 0)
             if length < 0:
                 raise ValueError
-            if length > self._server.most_bytes:
+            if length > self._server.max_request_bytes:
                 raise _TooLarge
             body = self._read(length)
         if self.headers.get("Content-Encoding", "").lower() == "gzip":
             inflate = zlib.decompressobj(wbits=31)
-            body = inflate.decompress(body, self._server.most_bytes)
+            body = inflate.decompress(body, self._server.max_request_bytes)
             if inflate.unconsumed_tail:
                 raise _TooLarge
         return body
@@ -281,7 +282,7 @@ class _Handler(BaseHTTPRequestHandler):
         parts, total = [], 0
         while size := int(self.rfile.readline(64).partition(b";")[0], 16):
             total += size
-            if size < 0 or total > self._server.most_bytes:
+            if size < 0 or total > self._server.max_request_bytes:
                 raise _TooLarge
             parts.append(self._read(size))
             self._read(2)
@@ -290,7 +291,7 @@ class _Handler(BaseHTTPRequestHandler):
         return b"".join(parts)
 
     def _read(self, length: int) -> bytes:
-        """That many bytes; a client that stops in between has gone, or times out."""
+        """Reads `length` bytes; raises ConnectionError where the client stops before that."""
         body = self.rfile.read(length)
         if len(body) < length:
             raise ConnectionError
@@ -303,11 +304,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What is no HTTP at all gets the bare status."""
+        """A request that is no HTTP gets a status and no body."""
         self.close_connection = True
         self.command = getattr(self, "command", None) or "GET"
         self.request_version = "HTTP/1.1"  # else http.server, which could not read it, answers without a status line
         self._send(code, "text/html", b"")
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: a request may carry people's text, also in its path."""
+        """Logs nothing: a request may carry people's text, also in its path."""

@@ -1,4 +1,4 @@
-"""The gRPC port: PredictionService and ModelService of tensorflow-serving-api, answered by `inference`."""
+"""The gRPC port: PredictionService and ModelService of tensorflow-serving-api, answered by `inference` and `model_info`."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -13,28 +13,28 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from serving.local_server import inference
-from serving.local_server.config import ModelConfig, from_message
+from serving.local_server import inference, model_info
 from serving.local_server.manager import Manager
 from serving.local_server.metrics import Metrics
-from serving.local_server.status import ServingError, from_exception
+from serving.model_server.models_config import ModelConfig, from_message
+from serving.model_server.status import ServingError, from_exception
 
-_METADATA = (("x-conformance-double", "this is tff-pipeline serve, not TensorFlow Serving"),)
+_IDENTIFICATION = (("x-local-model-server", "this is tff-pipeline serve, not TensorFlow Serving"),)
 Reload = Callable[[Sequence[ModelConfig], float | None], None]
 
 
-class _Answering:
-    """Counts and times requests, and turns what goes wrong into the call's status."""
+class _Service:
+    """Counts and times requests, and turns errors into the call's status."""
 
     def __init__(self, manager: Manager, metrics: Metrics):
         self._manager, self._metrics = manager, metrics
 
     def _answer(self, api: str, spec: Any, context: grpc.ServicerContext, answer: Callable[[], Any]) -> Any:
-        context.send_initial_metadata(_METADATA)
+        context.send_initial_metadata(_IDENTIFICATION)
         started = time.perf_counter()
         try:
             response = answer()
-        except Exception as error:  # whatever it is, this one call fails, with a status
+        except Exception as error:  # any error fails this one call, with a status
             failure = from_exception(error)
             self._metrics.count(":tensorflow:serving:request_count", spec.name, failure.code)
             context.abort(failure.grpc_status, failure.message)
@@ -43,48 +43,47 @@ class _Answering:
         self._metrics.observe(":tensorflow:serving:request_latency", spent, spec.name, api, "GRPC")
         return response
 
-    def _ask(self, api: str, spec: Any, context: grpc.ServicerContext, ask: Any, request: Any) -> Any:
+    def _infer(self, api: str, spec: Any, context: grpc.ServicerContext, infer: Any, request: Any) -> Any:
         def answer() -> Any:
-            with inference.asked(self._manager, spec) as servable:
-                return ask(servable, request, timeout_s=context.time_remaining())
+            with model_info.servable_of(self._manager, spec) as servable:
+                return infer(servable, request, timeout_s=context.time_remaining())
 
         return self._answer(api, spec, context, answer)
 
 
-class PredictionService(_Answering, prediction_service_pb2_grpc.PredictionServiceServicer):
+class PredictionService(_Service, prediction_service_pb2_grpc.PredictionServiceServicer):
     def Predict(self, request: Any, context: grpc.ServicerContext) -> Any:
-        return self._ask("Predict", request.model_spec, context, inference.predict, request)
+        return self._infer("Predict", request.model_spec, context, inference.predict, request)
 
     def Classify(self, request: Any, context: grpc.ServicerContext) -> Any:
-        return self._ask("Classify", request.model_spec, context, inference.classify, request)
+        return self._infer("Classify", request.model_spec, context, inference.classify, request)
 
     def Regress(self, request: Any, context: grpc.ServicerContext) -> Any:
-        return self._ask("Regress", request.model_spec, context, inference.regress, request)
+        return self._infer("Regress", request.model_spec, context, inference.regress, request)
 
     def MultiInference(self, request: Any, context: grpc.ServicerContext) -> Any:
         spec = request.tasks[0].model_spec if request.tasks else model_pb2.ModelSpec()
-        return self._ask("MultiInference", spec, context, inference.multi_inference, request)
+        return self._infer("MultiInference", spec, context, inference.multi_inference, request)
 
     def GetModelMetadata(self, request: Any, context: grpc.ServicerContext) -> Any:
         return self._answer(
-            "GetModelMetadata", request.model_spec, context, lambda: inference.metadata(self._manager, request)
+            "GetModelMetadata", request.model_spec, context, lambda: model_info.metadata(self._manager, request)
         )
 
 
-class ModelService(_Answering, model_service_pb2_grpc.ModelServiceServicer):
+class ModelService(_Service, model_service_pb2_grpc.ModelServiceServicer):
     def __init__(self, manager: Manager, metrics: Metrics, reload: Reload):
         super().__init__(manager, metrics)
         self._reload = reload
 
     def GetModelStatus(self, request: Any, context: grpc.ServicerContext) -> Any:
         return self._answer(
-            "GetModelStatus", request.model_spec, context, lambda: inference.model_status(self._manager, request)
+            "GetModelStatus", request.model_spec, context, lambda: model_info.model_status(self._manager, request)
         )
 
     def HandleReloadConfigRequest(self, request: Any, context: grpc.ServicerContext) -> Any:
-        """Answers when new models are available. What fails is in the response; the call itself succeeds."""
-
-        context.send_initial_metadata(_METADATA)
+        """Answers when new models are available. An error is in the response; the call itself succeeds."""
+        context.send_initial_metadata(_IDENTIFICATION)
         response = model_management_pb2.ReloadConfigResponse()
         response.status.SetInParent()
         try:
@@ -96,7 +95,7 @@ class ModelService(_Answering, model_service_pb2_grpc.ModelServiceServicer):
 
 
 def grpc_server(
-    address: str, manager: Manager, metrics: Metrics, reload: Reload, *, most_bytes: int, threads: int
+    address: str, manager: Manager, metrics: Metrics, reload: Reload, *, max_request_bytes: int, threads: int
 ) -> tuple[Any, int]:
     """A server that is not started yet, and its port.
 
@@ -104,7 +103,7 @@ def grpc_server(
       RuntimeError: if the address cannot be listened on.
     """
     options = [
-        ("grpc.max_receive_message_length", most_bytes),
+        ("grpc.max_receive_message_length", max_request_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.so_reuseport", 0),  # a port that is taken is an error, not shared
     ]

@@ -1,93 +1,70 @@
-"""One loaded version: a session of its own, fed and fetched by tensor name, warmed up before anyone may ask it."""
+"""A loaded version: its session, batched where that is asked for, and the number of requests that are in it."""
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from serving.local_server.batching import Queue, Scheduler
+from serving.local_server.batching import Queue, Run, Scheduler
 from serving.local_server.json_writer import cpp_name
 from serving.local_server.metrics import Metrics
-from serving.local_server.status import ServingError, invalid
-
-DEFAULT_SIGNATURE = "serving_default"
-WARMUP = Path("assets.extra") / "tf_serving_warmup_requests"
-_MOST_WARMUP_RECORDS = 1000
+from serving.model_server.session import ModelSession
+from serving.model_server.status import invalid
 
 
 class Servable:
-    """A version that can be asked. `hold` and `release` count the requests that are in it."""
+    """A version that answers requests. `begin_request` and `end_request` count those that are in it."""
 
     def __init__(self, name: str, version: int, path: Path, metrics: Metrics, scheduler: Scheduler | None = None):
         """Loads the version; raises what TensorFlow raises where it cannot. With a scheduler requests are batched."""
-        import tensorflow as tf
-        import tensorflow_text  # noqa: F401  registers its ops, which the stock server links
-
         self.name, self.version, self.path = name, version, path
         self._metrics = metrics
         self._lock = threading.Lock()
-        self._holders = 0
-        options = tf.compat.v1.ConfigProto(gpu_options=tf.compat.v1.GPUOptions(allow_growth=True))
-        self._session = tf.compat.v1.Session(graph=tf.Graph(), config=options)
-        try:
-            with _without_deprecations():
-                meta_graph = tf.compat.v1.saved_model.loader.load(self._session, ["serve"], str(path))
-        except BaseException:
-            self._session.close()
-            raise
-        self.signatures: Mapping[str, Any] = meta_graph.signature_def
+        self._requests = 0
+        self._session = ModelSession(path)
+        self.signatures: Mapping[str, Any] = self._session.signatures
         self._scheduler = scheduler
         self._queues = {key: scheduler.queue(self._runner(key[1])) for key in self._batchable()} if scheduler else {}
 
-    # -- who is using it ---------------------------------------------------------------------------------------------
+    # -- requests that are in it -------------------------------------------------------------------------------------
 
-    def hold(self) -> None:
+    def begin_request(self) -> None:
         with self._lock:
-            self._holders += 1
+            self._requests += 1
 
-    def release(self) -> None:
+    def end_request(self) -> None:
         with self._lock:
-            self._holders -= 1
+            self._requests -= 1
 
     @property
-    def held(self) -> bool:
+    def in_use(self) -> bool:
+        """Whether a request is in it, so that it must not be closed."""
         with self._lock:
-            return self._holders > 0
+            return self._requests > 0
 
     def close(self) -> None:
-        for queue in self._queues.values():
-            assert self._scheduler is not None
-            self._scheduler.drop(queue)
+        if self._scheduler is not None:
+            for queue in self._queues.values():
+                self._scheduler.drop(queue)
         self._session.close()
 
     # -- batching ----------------------------------------------------------------------------------------------------
 
     def _batchable(self) -> set[tuple[frozenset[str], frozenset[str]]]:
-        """The signatures by their tensors: only a request for all of one's outputs is batched."""
+        """The signatures by their tensors: a request is batched only if it asks for all outputs of a signature."""
         return {
             (_tensors(signature.inputs), _tensors(signature.outputs))
             for signature in self.signatures.values()
             if signature.inputs
         }
 
-    def _runner(self, outputs: frozenset[str]) -> Any:
-        return lambda feeds, timeout_s: self._run_session({name: name for name in outputs}, feeds, timeout_s)
+    def _runner(self, outputs: frozenset[str]) -> Run:
+        return lambda feeds, timeout_s: self._session.run({name: name for name in outputs}, feeds, timeout_s)
 
-    def _run_session(
-        self, fetches: Mapping[str, str], feeds: Mapping[str, np.ndarray], timeout_s: float | None
-    ) -> dict[str, np.ndarray]:
-        import tensorflow as tf
-
-        # A deadline that has passed must not become 0, which is none.
-        limit = max(round(timeout_s * 1000), 1) if timeout_s is not None else None
-        options = tf.compat.v1.RunOptions(timeout_in_ms=limit) if limit is not None else None
-        return {name: np.asarray(value) for name, value in self._session.run(dict(fetches), feeds, options).items()}
-
-    # -- asking ------------------------------------------------------------------------------------------------------
+    # -- running -----------------------------------------------------------------------------------------------------
 
     def run(
         self,
@@ -103,100 +80,35 @@ class Servable:
         Raises:
           ServingError: for an input of another type; and what TensorFlow raises.
         """
-        import tensorflow as tf
-
-        feeds = {}
-        for index, name in enumerate(sorted(inputs)):
-            info, value = signature.inputs[name], inputs[name]
-            expected, found = tf.dtypes.as_dtype(info.dtype), tf.dtypes.as_dtype(value.dtype)
-            if expected != found:
-                raise invalid(
-                    f"Expects arg[{index}] to be {cpp_name(expected.name)} but {cpp_name(found.name)} is provided"
-                )
-            feeds[info.name] = value
+        feeds = _feeds(signature, inputs)
         fetches = {name: signature.outputs[name].name for name in outputs}
         queue: Queue | None = self._queues.get((frozenset(feeds), frozenset(fetches.values())))
         started = time.perf_counter()
         if queue is None:
-            answer = self._run_session(fetches, feeds, timeout_s)
+            answer = self._session.run(fetches, feeds, timeout_s)
         else:
-            found = queue.ask(feeds, timeout_s)
-            answer = {name: found[tensor] for name, tensor in fetches.items()}
-        spent = time.perf_counter() - started
-        self._metrics.observe(":tensorflow:serving:runtime_latency", spent, self.name, api, "TF1")
+            by_tensor = queue.ask(feeds, timeout_s)
+            answer = {name: by_tensor[tensor] for name, tensor in fetches.items()}
+        spent_s = time.perf_counter() - started
+        self._metrics.observe(":tensorflow:serving:runtime_latency", spent_s, self.name, api, "TF1")
         return answer
 
-    # -- warming up --------------------------------------------------------------------------------------------------
 
-    def warm_up(self) -> int:
-        """Replays the version's warm-up requests, as the server does; returns how many.
+def _feeds(signature: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inputs by their tensors' names; raises ServingError for one of another type."""
+    import tensorflow as tf
 
-        Raises:
-          ServingError: where one of them cannot be answered; a server does not serve the version then.
-        """
-        file = self.path / WARMUP
-        if not file.exists():
-            return 0
-        started, status, records = time.perf_counter(), "OK", 0
-        try:
-            for record in _warmup_records(file):
-                self._replay(record)
-                records += 1
-        except Exception:
-            status = "ERROR"
-            raise
-        finally:
-            spent = time.perf_counter() - started
-            self._metrics.observe(":tensorflow:serving:model_warmup_latency", spent, str(self.path), status)
-        return records
-
-    def _replay(self, record: bytes) -> None:
-        from google.protobuf.message import DecodeError
-        from tensorflow_serving.apis import prediction_log_pb2
-
-        from serving.local_server import inference
-
-        try:
-            log = prediction_log_pb2.PredictionLog.FromString(record)
-        except DecodeError:
-            raise invalid("Failed to parse warmup record: it is no PredictionLog") from None
-        kind = log.WhichOneof("log_type")
-        replay = {
-            "predict_log": inference.predict,
-            "classify_log": inference.classify,
-            "regress_log": inference.regress,
-            "multi_inference_log": inference.multi_inference,
-        }.get(kind)
-        if replay is None:
-            raise ServingError("UNIMPLEMENTED", f"Unsupported log_type for warmup: {kind}")
-        replay(self, getattr(log, kind).request, timeout_s=None)
+    feeds = {}
+    for index, name in enumerate(sorted(inputs)):
+        info, value = signature.inputs[name], inputs[name]
+        expected, given = tf.dtypes.as_dtype(info.dtype), tf.dtypes.as_dtype(value.dtype)
+        if expected != given:
+            raise invalid(
+                f"Expects arg[{index}] to be {cpp_name(expected.name)} but {cpp_name(given.name)} is provided"
+            )
+        feeds[info.name] = value
+    return feeds
 
 
 def _tensors(infos: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(info.name for info in infos.values())
-
-
-@contextmanager
-def _without_deprecations() -> Iterator[None]:
-    """TensorFlow calls its loader for sessions deprecated, at every load; it is what the server does."""
-    import tensorflow as tf
-
-    logger = tf.get_logger()
-    before = logger.level
-    logger.setLevel("ERROR")
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
-def _warmup_records(file: Path) -> list[bytes]:
-    import tensorflow as tf
-
-    with tf.device("CPU"):
-        records = list(tf.data.TFRecordDataset(str(file)).take(_MOST_WARMUP_RECORDS + 1).as_numpy_iterator())
-    if len(records) > _MOST_WARMUP_RECORDS:
-        raise invalid(
-            f"Number of warmup records exceeds the maximum ({_MOST_WARMUP_RECORDS}). Please reduce their number and try again."
-        )
-    return records

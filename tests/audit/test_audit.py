@@ -1,7 +1,7 @@
 """The audit: it leaves sound mechanisms alone, and catches each fault that is planted in the code that training runs.
 
 The faults are planted here by replacing functions of production; the audit knows nothing of them. Keys are fixed, so cohorts
-and noise cannot flake; masks have keys of the operating system, and refute a sound run in 2 of 100,000 (`SHARES`).
+and noise cannot flake; masks have keys of the operating system, and refute a sound run in 2 of 100,000 (`SIGNIFICANCE`).
 """
 
 import dataclasses
@@ -14,35 +14,43 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from builders.plans import changed, discretization
 from builders.plans import plan as a_plan
 from builders.tiny import PRIVATE, ROWS, prepared, quiet
 from scipy import stats
 
 from tff_pipeline import audit
 from tff_pipeline.aggregators import distributed_discrete_gaussian as integer_aggregation
-from tff_pipeline.aggregators import dp_sum as aggregation
-from tff_pipeline.audit import attack, checks, exact
+from tff_pipeline.aggregators import dp_sum
+from tff_pipeline.audit import attack, criteria, exact
 from tff_pipeline.audit.testbed import _with_canaries
 from tff_pipeline.cli import main
 from tff_pipeline.errors import PrivacyError
-from tff_pipeline.learning import process as learning
-from tff_pipeline.privacy import draws, randomness, sampling
-from tff_pipeline.privacy.draws import Draws, RoundDraws
+from tff_pipeline.learning.state import ServerState
+from tff_pipeline.privacy import randomness, sampling
+from tff_pipeline.privacy.draws import Draws
+from tff_pipeline.privacy.mechanisms import (
+    AdaptiveGaussian,
+    DistributedDiscreteGaussian,
+    NoPrivacy,
+    Tree,
+    distributed_discrete_gaussian,
+)
 from tff_pipeline.privacy.round import Round
-from tff_pipeline.runtime.local import LocalRuntime
+from tff_pipeline.privacy.server_draws import ServerDraws
+from tff_pipeline.privacy.silo_draws import SiloDraws
+from tff_pipeline.runtime.silo import Silo
 from tff_pipeline.secagg.masking import Party
-from tff_pipeline.training import loop as rounds
 
 SECRET = b"s" * 32
 OBSERVATIONS = 50_000  # a hundred rounds; the default is four times that
-BUILD = learning.build
 
 # Noise of a bit more than the clip; epsilon is of no account here.
 GAUSSIAN = a_plan(noise_multiplier=1.2, sampling_probability=0.5, expected_cohort=500.0, rounds=30, delta=1e-4)
 RARE = dataclasses.replace(GAUSSIAN, sampling_probability=0.02, expected_cohort=20.0)
-ADAPTIVE = dataclasses.replace(GAUSSIAN, clip_quantile=0.5, clip_count_stddev=25.0, value_range=1.0)
+ADAPTIVE = changed(GAUSSIAN, AdaptiveGaussian, quantile=0.5, count_stddev=25.0)
 TREE = a_plan(
-    mechanism="tree",
+    Tree,
     noise_multiplier=1.5,
     sampling_probability=0.1,
     expected_cohort=20.0,
@@ -51,8 +59,8 @@ TREE = a_plan(
     rounds_per_tree=10,
     delta=1e-4,
 )
-SHARED = dataclasses.replace(GAUSSIAN, mechanism="distributed_discrete_gaussian", silos=3, tolerated_silos=1)
-SHARED_16 = dataclasses.replace(SHARED, ring_bits=16)
+SHARED = changed(GAUSSIAN, DistributedDiscreteGaussian, silos=3, tolerated_silos=1)
+SHARED_16 = changed(SHARED, bits=16)
 SILOS = dataclasses.replace(GAUSSIAN, unit="silo", clients=12, silos=12, expected_cohort=6.0)
 SHARED_SILOS = dataclasses.replace(
     SHARED, unit="silo", clients=6, silos=6, expected_cohort=3.0, sampling_probability=0.5
@@ -67,22 +75,6 @@ PLANS = {
     "silos": SILOS,
     "distributed silos": SHARED_SILOS,
 }
-
-
-@pytest.fixture(autouse=True)
-def compiled_once(monkeypatch: pytest.MonkeyPatch):
-    """The process is compiled once for each plan, in place of once for each attack."""
-    monkeypatch.setattr(learning, "build", _cached)
-
-
-_MADE: dict[Any, Any] = {}
-
-
-def _cached(model_fn, training, plan, shapes, **options):
-    key = (plan, tuple(shapes))
-    if key not in _MADE:
-        _MADE[key] = BUILD(model_fn, training, plan, shapes, **options)
-    return _MADE[key]
 
 
 def attacked(name: str, **options: Any) -> audit.Finding:
@@ -119,30 +111,30 @@ def test_every_client_sampled_always_stands_too():
 
 def test_a_sound_run_is_refuted_in_at_most_one_of_a_thousand():
     """By the union bound: the shares of all tests, and what the bound on epsilon may err with."""
-    assert sum(checks.SHARES.values()) + (1 - attack.CONFIDENCE) <= checks.FALSE_REFUTATIONS == 1e-3
+    assert sum(criteria.SIGNIFICANCE.values()) + (1 - attack.CONFIDENCE) <= criteria.FALSE_REFUTATIONS == 1e-3
 
 
 # -- faults, in what training calls
 
 
-def zeros(self: RoundDraws, shapes: Any) -> list[np.ndarray]:
-    return [np.zeros_like(part) for part in NOISE(self, shapes)]
+def zeros(self: ServerDraws, at: Round, shapes: Any) -> list[np.ndarray]:
+    return [np.zeros_like(part) for part in NOISE(self, at, shapes)]
 
 
-NOISE, SHARE, COHORT, ROUND = RoundDraws.noise, RoundDraws.noise_share, RoundDraws.cohort, LocalRuntime.run_round
+NOISE, SHARE, COHORT, REPORT = ServerDraws.noise, SiloDraws.noise_share, SiloDraws.cohort, Silo.report
 GAUSS, DISCRETE, POISSON, TURNS = (
     randomness.gaussian,
-    draws.discrete_gaussian,
+    distributed_discrete_gaussian.discrete_gaussian,
     sampling.cohort,
     sampling.cohort_of_tree,
 )
-WITH_NOISE = rounds.with_noise
-SUM, NORM, MASK, KEYSTREAM = LocalRuntime._silo_sum, aggregation.norm_at_least, Party.mask, Party._keystream
+WITH_NOISE = ServerState.with_noise
+SUM, NORM, MASK, KEYSTREAM = Silo.sum, dp_sum.norm_at_least, Party.mask, Party._keystream
 
 
-def as_in_round(drawn: RoundDraws, number: int) -> RoundDraws:
-    """The draws of an earlier round."""
-    return dataclasses.replace(drawn, round=Round(drawn.round.draw, drawn.round.starts[: number + 1]))
+def earlier(at: Round, number: int) -> Round:
+    """An earlier round of the run."""
+    return Round(at.draw, at.starts[: number + 1])
 
 
 def scaled(factor: float) -> list[tuple[Any, str, Any]]:
@@ -153,7 +145,7 @@ def scaled(factor: float) -> list[tuple[Any, str, Any]]:
             lambda key, stddev, shapes: [np.asarray(factor * part) for part in GAUSS(key, stddev, shapes)],
         ),
         (
-            draws,
+            distributed_discrete_gaussian,
             "discrete_gaussian",
             lambda key, scale, count: np.rint(factor * DISCRETE(key, scale, count)).astype(np.int64),
         ),
@@ -162,24 +154,23 @@ def scaled(factor: float) -> list[tuple[Any, str, Any]]:
 
 def repeating(period: int) -> list[tuple[Any, str, Any]]:
     return [
-        (RoundDraws, "noise", lambda self, shapes: NOISE(as_in_round(self, self.number % period), shapes)),
-        (RoundDraws, "noise_share", lambda self, silo: SHARE(as_in_round(self, self.number % period), silo)),
+        (ServerDraws, "noise", lambda self, at, shapes: NOISE(self, earlier(at, at.number % period), shapes)),
+        (SiloDraws, "noise_share", lambda self, at: SHARE(self, earlier(at, at.number % period))),
     ]
 
 
 def no_noise_on(tensor: int) -> list[tuple[Any, str, Any]]:
-    def planted(self: RoundDraws, shapes: Any) -> list[np.ndarray]:
-        noise = NOISE(self, shapes)
+    def planted(self: ServerDraws, at: Round, shapes: Any) -> list[np.ndarray]:
+        noise = NOISE(self, at, shapes)
         noise[tensor] = np.zeros_like(noise[tensor])
         return noise
 
-    return [(RoundDraws, "noise", planted)]
+    return [(ServerDraws, "noise", planted)]
 
 
 def norm_without(chosen: slice) -> list[tuple[Any, str, Any]]:
     return [
-        (learning, "build", BUILD),
-        (aggregation, "norm_at_least", lambda tensors: NORM(tensors[chosen])),
+        (dp_sum, "norm_at_least", lambda tensors: NORM(tensors[chosen])),
         (integer_aggregation, "encode", encoded(chosen)),
     ]
 
@@ -189,11 +180,11 @@ def encoded(chosen: slice) -> Callable[..., tf.Tensor]:
 
     def encode(update: Any, seed: tf.Tensor, integers: Any) -> tf.Tensor:
         update = [tf.cast(part, tf.float64) for part in update]
-        norm = tf.linalg.norm(tf.concat([tf.reshape(part, [-1]) for part in update[chosen]], axis=0)) / integers.quantum
+        norm = tf.linalg.norm(tf.concat([tf.reshape(part, [-1]) for part in update[chosen]], axis=0)) / integers.step
         factor = tf.minimum(
-            tf.constant(1.0, tf.float64), tf.math.divide_no_nan(tf.constant(integers.clip, tf.float64), norm)
+            tf.constant(1.0, tf.float64), tf.math.divide_no_nan(tf.constant(integers.clip_in_steps, tf.float64), norm)
         )
-        flat = tf.concat([tf.reshape(part, [-1]) for part in update], axis=0) / integers.quantum
+        flat = tf.concat([tf.reshape(part, [-1]) for part in update], axis=0) / integers.step
         padded = tf.concat([factor * flat, tf.zeros([integers.length - integers.dimension], tf.float64)], axis=0)
         rotated = integer_aggregation._hadamard(
             integer_aggregation._signs(seed, integers.length) * padded, integers.length
@@ -206,19 +197,20 @@ def encoded(chosen: slice) -> Callable[..., tf.Tensor]:
 def clip_skipped(for_clients_of: Callable[[int], bool]) -> list[tuple[Any, str, Any]]:
     """The integers of some clients, by how many examples they have, are five times as long as the clip allows."""
 
-    def planted(self: LocalRuntime, silo: Any, rows: Any, on_client: Any) -> list[np.ndarray]:
-        total = SUM(self, silo, rows, on_client)
+    def planted(self: Silo, broadcast: Any, rows: Any, on_client: Any = lambda: None) -> list[np.ndarray]:
+        total = SUM(self, broadcast, rows, on_client)
         for row in rows:
-            labels = silo.feed(row)[-1] if len(silo.feed(row)) == 2 else silo.feed(row)[2]
+            fed = self._clients.feed(row)
+            labels = fed[-1] if len(fed) == 2 else fed[2]
             if not for_clients_of(len(labels)):
                 continue
-            for slot, part in zip(total, SUM(self, silo, [row], on_client), strict=True):
+            for slot, part in zip(total, SUM(self, broadcast, [row], on_client), strict=True):
                 if part.ndim:
-                    zero = 0 if self._noised else PLAN_WITH_CANARIES.largest_whole_number
+                    zero = 0 if self._noised else PLAN_WITH_CANARIES.quantization.largest_summand
                     slot += (4 * (part - np.array(zero).astype(part.dtype))).astype(slot.dtype)
         return total
 
-    return [(LocalRuntime, "_silo_sum", planted)]
+    return [(Silo, "sum", planted)]
 
 
 PLAN_WITH_CANARIES = _with_canaries(GAUSSIAN, 500)
@@ -242,20 +234,32 @@ def whole_silo(key: bytes, clients: int, probability: float) -> np.ndarray:
     return np.arange(clients) if randomness.bernoulli(key, probability, 1)[0] else np.arange(0)
 
 
-def same_number_of_silos(self: RoundDraws, silo: str, clients: int) -> np.ndarray:
-    """Half of the silos, drawn by one of them for all."""
-    silos = sorted(self.draws.silos)
-    key = randomness.derive(self.draws.silos[silos[0]].secret, f"planted/{self.number}")
-    chosen = np.argsort(randomness.uniform_words(key, len(silos)))[: len(silos) // 2]
-    return np.arange(1 if silos.index(silo) in chosen else 0)
+def same_number_of_silos(self: SiloDraws, at: Round, clients: int) -> np.ndarray:
+    """Half of the silos, drawn for all of them with one key."""
+    silos = self.plan.clients
+    key = randomness.derive(SECRET, f"planted/{at.number}")
+    chosen = np.argsort(randomness.uniform_words(key, silos))[: silos // 2]
+    return np.arange(1 if number_of(self.silo) in chosen else 0)
+
+
+def number_of(silo: str) -> int:
+    """The audit names its silos silo-0000, silo-0001, ..."""
+    return int(silo.removeprefix("silo-"))
 
 
 def poisson_in_trees(secret: bytes, *, rounds_per_tree: int, **options: Any) -> np.ndarray:
     return POISSON(secret, **options)
 
 
-def everybody_works(self: LocalRuntime, state: Any, cohorts: Any, **options: Any) -> Any:
-    return ROUND(self, state, {name: np.arange(len(silo)) for name, silo in self._silos.items()}, **options)
+def everybody_works(self: Silo, broadcast: Any, at: Round, **options: Any) -> Any:
+    def everybodys(broadcast: Any, rows: Any, on_client: Any) -> list[np.ndarray]:
+        return SUM(self, broadcast, np.arange(len(self._clients)), on_client)
+
+    self.sum = everybodys  # type: ignore[method-assign]
+    try:
+        return REPORT(self, broadcast, at, **options)
+    finally:
+        del self.sum
 
 
 def without_masks(self: Party, values: Any, round_number: int, noise: Any = None) -> list[np.ndarray]:
@@ -266,36 +270,40 @@ def without_masks(self: Party, values: Any, round_number: int, noise: Any = None
         self._shared = shared
 
 
-def without_a_silos_share(self: RoundDraws, silo: str) -> np.ndarray:
-    share = SHARE(self, silo)
-    return np.zeros_like(share) if silo == sorted(self.draws.silos)[0] else share
+def without_a_silos_share(self: SiloDraws, at: Round) -> np.ndarray:
+    share = SHARE(self, at)
+    return share if number_of(self.silo) else np.zeros_like(share)
+
+
+def share_of_the_first(self: SiloDraws, at: Round) -> np.ndarray:
+    """Every silo's is drawn from a key and a name that all have."""
+    return self.plan.noise_share(SECRET, silo="silo-0000", round=at)
 
 
 def by_the_clock(unit_ns: int) -> list[tuple[Any, str, Any]]:
-    def noise(self: RoundDraws, shapes: Any) -> list[np.ndarray]:
+    def noise(self: ServerDraws, at: Round, shapes: Any) -> list[np.ndarray]:
         generator = np.random.default_rng(time.time_ns() // unit_ns)
-        return [generator.normal(0, self.draws.plan.noise_stddev, shape) for shape in shapes]
+        return [generator.normal(0, self.plan.noise_stddev, shape) for shape in shapes]
 
-    def share(self: RoundDraws, silo: str) -> np.ndarray:
-        if silo != sorted(self.draws.silos)[1]:
-            return SHARE(self, silo)
-        integers = self.draws.plan.integers
-        assert integers is not None
+    def share(self: SiloDraws, at: Round) -> np.ndarray:
+        if number_of(self.silo) != 1:
+            return SHARE(self, at)
+        made = discretization(self.plan)
         generator = np.random.default_rng(time.time_ns() // unit_ns)
-        return np.rint(generator.normal(0, 2.0**integers.log2_share, integers.length)).astype(np.int64)
+        return np.rint(generator.normal(0, 2.0**made.log2_scale, made.length)).astype(np.int64)
 
-    return [(RoundDraws, "noise", noise), (RoundDraws, "noise_share", share)]
-
-
-def taken_away(self: RoundDraws, shapes: Any) -> list[np.ndarray]:
-    """Every second round takes the noise of the one before away, and adds none: no tree's."""
-    if self.number % 2:
-        return [-part for part in NOISE(as_in_round(self, self.number - 1), shapes)]
-    return NOISE(self, shapes)
+    return [(ServerDraws, "noise", noise), (SiloDraws, "noise_share", share)]
 
 
-def no_noise_in_one_round_of_ten(self: RoundDraws, shapes: Any) -> list[np.ndarray]:
-    return zeros(self, shapes) if self.number % 10 == 3 else NOISE(self, shapes)
+def taken_away(self: ServerDraws, at: Round, shapes: Any) -> list[np.ndarray]:
+    """Every second round subtracts the noise of the one before, and adds none: no tree's."""
+    if at.number % 2:
+        return [-part for part in NOISE(self, earlier(at, at.number - 1), shapes)]
+    return NOISE(self, at, shapes)
+
+
+def no_noise_in_one_round_of_ten(self: ServerDraws, at: Round, shapes: Any) -> list[np.ndarray]:
+    return zeros(self, at, shapes) if at.number % 10 == 3 else NOISE(self, at, shapes)
 
 
 FAULTS: list[tuple[str, str, list[tuple[Any, str, Any]], str]] = [
@@ -306,19 +314,19 @@ FAULTS: list[tuple[str, str, list[tuple[Any, str, Any]], str]] = [
     ("noise times 0.9", "distributed 16 bits", scaled(0.9), "noise of each silo"),
     ("noise times 0.9", "silos", scaled(0.9), "noise variance"),
     ("noise times 0.9", "distributed silos", scaled(0.9), "noise of each silo"),
-    ("noise zero", "gaussian", [(RoundDraws, "noise", zeros)], "noise variance"),
+    ("noise zero", "gaussian", [(ServerDraws, "noise", zeros)], "noise variance"),
     ("noise zero, by the generator", "tree", scaled(0.0), "noise variance"),
     ("noise zero, by the generator", "distributed", scaled(0.0), "noise variance"),
     (
         "noise zero, where it is given to the round",
         "gaussian",
-        [(rounds, "with_noise", lambda compiled, state, noise: WITH_NOISE(compiled, state, [0 * p for p in noise]))],
+        [(ServerState, "with_noise", lambda self, noise: WITH_NOISE(self, [0 * part for part in noise]))],
         "noise variance",
     ),
     (
         "no noise in one round of ten",
         "gaussian",
-        [(RoundDraws, "noise", no_noise_in_one_round_of_ten)],
+        [(ServerDraws, "noise", no_noise_in_one_round_of_ten)],
         "noise variance by round",
     ),
     ("no noise on the first tensor", "gaussian", no_noise_on(0), "noise variance by tensor"),
@@ -346,25 +354,25 @@ FAULTS: list[tuple[str, str, list[tuple[Any, str, Any]], str]] = [
     (
         "the same cohort every round",
         "gaussian",
-        [(RoundDraws, "cohort", lambda self, silo, clients: COHORT(as_in_round(self, 0), silo, clients))],
+        [(SiloDraws, "cohort", lambda self, at, clients: COHORT(self, earlier(at, 0), clients))],
         "cohorts between rounds",
     ),
     (
         "the same cohort every round",
         "rare",
-        [(RoundDraws, "cohort", lambda self, silo, clients: COHORT(as_in_round(self, 0), silo, clients))],
+        [(SiloDraws, "cohort", lambda self, at, clients: COHORT(self, earlier(at, 0), clients))],
         "cohorts between rounds",
     ),
     (
         "the same cohort every round",
         "tree",
-        [(RoundDraws, "cohort", lambda self, silo, clients: COHORT(as_in_round(self, 0), silo, clients))],
+        [(SiloDraws, "cohort", lambda self, at, clients: COHORT(self, earlier(at, 0), clients))],
         "turns in a tree",
     ),
     (
         "the same cohort every round",
         "silos",
-        [(RoundDraws, "cohort", lambda self, silo, clients: COHORT(as_in_round(self, 0), silo, clients))],
+        [(SiloDraws, "cohort", lambda self, at, clients: COHORT(self, earlier(at, 0), clients))],
         "cohorts between rounds",
     ),
     ("whole silos in or out", "gaussian", cohorts(whole_silo), "cohort sizes by silo"),
@@ -373,24 +381,24 @@ FAULTS: list[tuple[str, str, list[tuple[Any, str, Any]], str]] = [
     ("a cohort of fixed size", "gaussian", cohorts(fixed_size), "cohort sizes by silo"),
     ("a cohort of fixed size", "rare", cohorts(fixed_size), "cohort sizes by silo"),
     ("a cohort of fixed size", "distributed", cohorts(fixed_size), "cohort sizes by silo"),
-    ("a cohort of fixed size", "silos", [(RoundDraws, "cohort", same_number_of_silos)], "cohort sizes"),
+    ("a cohort of fixed size", "silos", [(SiloDraws, "cohort", same_number_of_silos)], "cohort sizes"),
     (
         "everybody in every round",
         "gaussian",
-        [(RoundDraws, "cohort", lambda self, silo, clients: np.arange(clients))],
+        [(SiloDraws, "cohort", lambda self, at, clients: np.arange(clients))],
         "sampling rate",
     ),
     (
         "everybody in every round, past the cohorts",
         "gaussian",
-        [(LocalRuntime, "run_round", everybody_works)],
+        [(Silo, "report", everybody_works)],
         "sum of the cohort",
     ),
     ("everybody in every round", "distributed", cohorts(lambda key, clients, q: np.arange(clients)), "sampling rate"),
     (
         "everybody in every round, past the cohorts",
         "distributed",
-        [(LocalRuntime, "run_round", everybody_works)],
+        [(Silo, "report", everybody_works)],
         "sum of the cohort",
     ),
     (
@@ -411,7 +419,7 @@ FAULTS: list[tuple[str, str, list[tuple[Any, str, Any]], str]] = [
         [(sampling, "cohort_of_tree", poisson_in_trees)],
         "turns in a tree",
     ),
-    ("noise that later rounds take away", "tree", [(RoundDraws, "noise", taken_away)], "noise variance by round"),
+    ("noise that later rounds take away", "tree", [(ServerDraws, "noise", taken_away)], "noise variance by round"),
     ("masks left out", "gaussian", [(Party, "mask", without_masks)], "mask bits"),
     ("masks left out", "distributed", [(Party, "mask", without_masks)], "mask bits"),
     ("masks left out", "silos", [(Party, "mask", without_masks)], "mask bits"),
@@ -421,11 +429,11 @@ FAULTS: list[tuple[str, str, list[tuple[Any, str, Any]], str]] = [
         [(Party, "_keystream", lambda self, peer, shared, number: KEYSTREAM(self, peer, shared, 0))],
         "masks repeated",
     ),
-    ("a silo without noise", "distributed", [(RoundDraws, "noise_share", without_a_silos_share)], "noise of each silo"),
+    ("a silo without noise", "distributed", [(SiloDraws, "noise_share", without_a_silos_share)], "noise of each silo"),
     (
         "silos with one share",
         "distributed",
-        [(RoundDraws, "noise_share", lambda self, silo: SHARE(self, sorted(self.draws.silos)[0]))],
+        [(SiloDraws, "noise_share", share_of_the_first)],
         "noise between shares",
     ),
     ("noise from the clock in us", "gaussian", by_the_clock(1_000), "noise from the clock"),
@@ -434,13 +442,13 @@ FAULTS: list[tuple[str, str, list[tuple[Any, str, Any]], str]] = [
     (
         "noise that only the server's key decides",
         "gaussian",
-        [(Draws, "digest", property(lambda self: self.server.commitment))],
+        [(Draws, "digest", property(lambda self: self.server.key.commitment))],
         "draws bound to keys",
     ),
     (
         "noise that does not depend on the start",
         "gaussian",
-        [(RoundDraws, "_bound", property(lambda self: self.draws.digest))],
+        [(Round, "binding", property(lambda self: self.draw))],
         "draws bound to keys",
     ),
 ]
@@ -461,7 +469,7 @@ def test_a_fault_in_what_training_runs_is_caught(monkeypatch, name, planted, che
 
 
 def test_noise_left_out_leaves_no_epsilon(monkeypatch):
-    monkeypatch.setattr(RoundDraws, "noise", zeros)
+    monkeypatch.setattr(ServerDraws, "noise", zeros)
     finding = attacked("gaussian")
     assert finding.at_least == math.inf
     assert finding.noise_found_again == "there is none"
@@ -512,15 +520,22 @@ def test_clopper_and_pearsons_bound_is_the_textbooks():
 def test_a_node_of_a_tree_is_what_its_round_finishes():
     """Rounds 1 to 5 of a tree, then a new one: the nodes (1), (1, 2), (3), (1 ... 4), (5)."""
     table = np.array([1.0, 10.0, 100.0, 1000.0, 10_000.0, 7.0])
-    assert checks.nodes_of(table, 5).tolist() == [1.0, 11.0, 100.0, 1111.0, 10_000.0, 7.0]
-    assert checks.nodes_of(table, 0).tolist() == table.tolist()
+    assert changed(TREE, rounds_per_tree=5).mechanism.own_noise(table).tolist() == [
+        1.0,
+        11.0,
+        100.0,
+        1111.0,
+        10_000.0,
+        7.0,
+    ]
+    assert GAUSSIAN.mechanism.own_noise(table).tolist() == table.tolist()
 
 
 # -- a finished run
 
 
 def trained(tmp_path, *changes: str):
-    from tff_pipeline.training.job import train
+    from tff_pipeline.training.run import train
 
     config = prepared(tmp_path, ROWS, changes=[*PRIVATE, *changes])
     return train(config, progress=quiet())
@@ -550,7 +565,7 @@ def test_a_run_is_audited_from_its_folder(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("trainable", ["head", "full"])
 def test_a_run_that_trained_without_noise_shows_it_in_its_states(tmp_path, capsys, monkeypatch, trainable):
     with monkeypatch.context() as patched:
-        patched.setattr(RoundDraws, "noise", zeros)
+        patched.setattr(ServerDraws, "noise", zeros)
         run = trained(tmp_path, f"model.trainable={trainable}")
 
     assert main(["audit", "--run", str(run), "--observations", "1"]) == PrivacyError.exit_code
@@ -561,7 +576,7 @@ def test_a_run_that_trained_without_noise_shows_it_in_its_states(tmp_path, capsy
 
 def test_a_run_that_trained_on_everybody_shows_it_in_its_history(tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(RoundDraws, "cohort", lambda self, silo, clients: np.arange(clients))
+        patched.setattr(SiloDraws, "cohort", lambda self, at, clients: np.arange(clients))
         run = trained(tmp_path, "training.clients_per_round=1", "training.rounds=6")
 
     assert main(["audit", "--run", str(run), "--observations", "1"]) == PrivacyError.exit_code
@@ -570,4 +585,4 @@ def test_a_run_that_trained_on_everybody_shows_it_in_its_history(tmp_path, capsy
 
 def test_a_run_without_privacy_claims_nothing():
     with pytest.raises(PrivacyError, match="the run claims nothing"):
-        audit.audit(a_plan(mechanism="none", noise_multiplier=0.0, delta=None))
+        audit.audit(a_plan(NoPrivacy, delta=None))

@@ -7,45 +7,43 @@ from typing import Any
 
 import numpy as np
 
+from builders.plans import changed
 from tff_pipeline.config import TrainingSection
 from tff_pipeline.data import records
+from tff_pipeline.privacy.mechanisms import AdaptiveGaussian, DistributedDiscreteGaussian, Gaussian, Mechanism
 from tff_pipeline.privacy.plan import PrivacyPlan
 
 HIDDEN, LABELS = 16, 3
 COHORT = {"bank": [0, 2], "shop": [1, 3]}
 LABEL_MAP = np.array([2, 0, 1])  # the silos' own order of labels to the global one
-# A unit is clip / quanta. Float32 sums in another order move a coordinate by a few parts in ten million of the
+# A unit is a quantization step. Float32 sums in another order move a coordinate by a few parts in ten million of the
 # clip; four clients together stay under this many units (4 were seen).
 UNITS = 10
-ADAPTIVE: dict[str, Any] = {"clip_quantile": 0.5, "clip_count_stddev": 2.0, "value_range": 1.0}
-
-
-def plan(**changes: Any) -> PrivacyPlan:
-    made = PrivacyPlan(
-        mechanism="gaussian",
-        unit="client",
-        clients=100,
-        expected_cohort=4.0,
-        sampling_probability=0.04,
-        rounds=3,
-        clip_norm=0.5,
-        value_range=0.5,
-        noise_multiplier=2.0**-10,  # so that the grain is fine enough to compare weights without noise
-        delta=1e-3,
-        dimension=HIDDEN * LABELS + LABELS,
-        max_examples_per_client=20,
-        local_epochs=1,
-    )
-    return dataclasses.replace(made, **changes)
-
-
-DISTRIBUTED = plan(
-    mechanism="distributed_discrete_gaussian", noise_multiplier=1.0, silos=2, tolerated_silos=1, rounds=3
+_PLAN = PrivacyPlan(
+    # So little noise that the rounding step is fine enough to compare weights without noise.
+    mechanism=Gaussian(clip_norm=0.5, noise_multiplier=2.0**-10),
+    unit="client",
+    clients=100,
+    expected_cohort=4.0,
+    sampling_probability=0.04,
+    rounds=3,
+    delta=1e-3,
+    dimension=HIDDEN * LABELS + LABELS,
+    max_examples_per_client=20,
+    local_epochs=1,
 )
 
 
-def adaptive_plan(**changes: Any) -> PrivacyPlan:
-    return plan(**{"noise_multiplier": 1.0, "expected_cohort": 40.0, **ADAPTIVE, **changes})
+def plan(mechanism: type[Mechanism] = Gaussian, **numbers: Any) -> PrivacyPlan:
+    return changed(_PLAN, mechanism, **numbers)
+
+
+DISTRIBUTED = plan(DistributedDiscreteGaussian, noise_multiplier=1.0, silos=2, tolerated_silos=1, rounds=3)
+
+
+def adaptive_plan(**numbers: Any) -> PrivacyPlan:
+    usual = {"noise_multiplier": 1.0, "expected_cohort": 40.0, "quantile": 0.5, "count_stddev": 2.0}
+    return plan(AdaptiveGaussian, **{**usual, **numbers})
 
 
 class Recorded:
@@ -170,6 +168,5 @@ def small_bert(adapters: Any = None) -> tuple[Any, list[np.ndarray]]:
 
 
 def started(case: Case, runtime: Any) -> list[np.ndarray]:
-    from tff_pipeline.runtime.base import with_weights
 
-    return with_weights(case.compiled, runtime.initial_state(), case.weights)
+    return runtime.initial_state().with_weights(case.weights)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from builders.plans import discretization
 from tff_pipeline.privacy.plan import PrivacyPlan
 
 CANARIES = 40
@@ -23,9 +24,9 @@ class Mechanism:
         from tff_pipeline.config import TrainingSection
         from tff_pipeline.learning import process as learning
         from tff_pipeline.model.learner import FeatureLearner
-        from tff_pipeline.runtime.base import with_rotation
         from tff_pipeline.runtime.clients import FeatureClients
         from tff_pipeline.runtime.local import LocalRuntime
+        from tff_pipeline.runtime.scripted import ScriptedRuntime
 
         training = TrainingSection(
             rounds=plan.rounds,
@@ -40,7 +41,8 @@ class Mechanism:
         )
         features = (LARGE * np.eye(CANARIES)).astype(np.float32)
         # Two silos, so that the sums are masked; as many as claimed where they add the noise.
-        count = plan.silos if plan.integers else 2
+        self._discretization = discretization(plan) if plan.mechanism.silos_add_noise else None
+        count = plan.silos if self._discretization else 2
         self._silos = {f"silo-{place:04d}": np.arange(place, CANARIES, count) for place in range(count)}
         clients = [
             FeatureClients(
@@ -48,15 +50,17 @@ class Mechanism:
             )
             for name, rows in self._silos.items()
         ]
-        self._runtime = LocalRuntime(self._compiled, clients, devices="CPU", session="audit")
+        self._runtime = ScriptedRuntime(LocalRuntime, self._compiled, clients, devices="CPU", session="audit")
         self._state = self._runtime.initial_state()
         self._rounds = 0
-        if plan.integers:
-            self._state = with_rotation(self._compiled, self._state, ROTATION)
+        if self._discretization:
+            self._state = self._state.with_rotation(ROTATION)
             self._turned_back = np.stack(
                 [
-                    integer_aggregation.turned_back(tf.constant(unit), tf.constant(ROTATION), plan.integers).numpy()
-                    for unit in np.eye(plan.integers.length)
+                    integer_aggregation.rotated_back(
+                        tf.constant(unit), tf.constant(ROTATION), self._discretization
+                    ).numpy()
+                    for unit in np.eye(self._discretization.length)
                 ]
             )
 
@@ -80,34 +84,33 @@ class Mechanism:
 
     def noise_of(self, shares: Sequence[np.ndarray]) -> list[np.ndarray]:
         """How each silo's share shows in what is released; nothing where the server adds the noise."""
-        integers = self.plan.integers
-        # Below zero: the server's step is the sum taken away.
-        return [-integers.quantum * (share @ self._turned_back) for share in shares] if integers else []
+        made = self._discretization
+        # Below zero: the server's step subtracts the sum.
+        return [-made.step * (share @ self._turned_back) for share in shares] if made else []
 
     @property
     def drawn(self) -> int:
         """How many numbers are drawn at once."""
-        return self.plan.integers.length if self.plan.integers else self.plan.dimension
+        return self._discretization.length if self._discretization else self.plan.dimension
 
     @property
     def _honest(self) -> int:
-        return self.plan.integers.honest if self.plan.integers else 0
+        return self._discretization.honest_silos if self._discretization else 0
 
     def _sum(self, canaries: Sequence[int], noise: Sequence[np.ndarray]) -> np.ndarray:
-        from tff_pipeline.runtime.base import weights_of, with_noise
 
         cohorts = {
             name: [place for row in canaries for place in np.flatnonzero(rows == row)]
             for name, rows in self._silos.items()
         }
         shares = None
-        if self.plan.integers:
+        if self._discretization:
             own = dict(zip(self._silos, noise, strict=True))
             state, shares = self._state, lambda silo: own[silo]
         else:
-            state = with_noise(self._compiled, self._state, noise)
+            state = self._state.with_noise(noise)
         result = self._runtime.run_round(state, cohorts, round_number=self._rounds, shares=shares)
         self._rounds += 1
         # The weights were zero, and the server takes one step of length one.
-        weights = weights_of(self._compiled, result.state)
+        weights = result.state.weights
         return np.concatenate([weight.astype(np.float64).ravel() for weight in weights]) * self.plan.denominator

@@ -16,7 +16,8 @@ import sys
 import time
 from pathlib import Path
 
-from serving.publish import main, publish
+from serving.base_path.folder import publish
+from serving.commands.publish import main
 from tff_pipeline.artifacts import read_manifest, staged, version_numbers
 
 FILES = ("saved_model.pb", "variables/variables.index", "variables/variables.data-00000-of-00001")

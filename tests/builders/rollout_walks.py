@@ -21,9 +21,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from builders.publish_races import make_version
-from serving import publish, rollout, validate
-from serving.local_server.config import ModelConfig, parse
-from serving.rollout import CANARY, PREVIOUS, STABLE, Rollout, Served
+from serving import validate
+from serving.commands import publish, rollout
+from serving.model_server.models_config import ModelConfig, parse
+from serving.rollout import CANARY, PREVIOUS, STABLE, Rollout, Served, servers
 from tff_pipeline.artifacts import model_versions, read_manifest, version_numbers
 from tff_pipeline.errors import PipelineError
 from tff_pipeline.progress import Progress
@@ -169,7 +170,7 @@ def begin(command: str, arguments: list[str], kill_at: int = 0) -> int:
     code = 3
     try:
         sys.stderr = sys.stdout = open(os.devnull, "w")  # noqa: SIM115  this process ends with it
-        rollout._POLL_S = 0.005
+        servers._POLL_S = 0.005
         left = kill_at
 
         def counted(function):

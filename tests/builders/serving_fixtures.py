@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -20,6 +21,7 @@ import numpy as np
 from tff_pipeline.artifacts import Workdir, staged, write_json
 from tff_pipeline.config import (
     Config,
+    ExportSection,
     ModelSection,
     PipelineSection,
     PrepareSection,
@@ -30,6 +32,9 @@ from tff_pipeline.config import (
 )
 from tff_pipeline.data import records
 from tff_pipeline.data.tokenization import Tokenizer
+
+if TYPE_CHECKING:
+    from tff_pipeline.export.verification_request import VerificationRequest
 
 WORDS = "card lost stolen money transfer fee charged why account open close help please my the a is not loan claim paid refund doctor visit 我 的 卡 丢 了 钱 转 账"
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789.,!?'-"
@@ -287,6 +292,18 @@ def make_run(workdir: Path, *, task: str = "sequence_classification", **model: o
     tokenizer = Tokenizer.from_config(configuration.model, configuration.prepare.max_length)
     snapshots = {silo: write_snapshot(workdir, silo, data, tokenizer, task=task) for silo, data in silos.items()}
     return write_run(configuration, snapshots, labels)
+
+
+def request_of(run: Path, settings: ExportSection | None = None) -> "VerificationRequest":
+    """What a version of the run, exported with `settings`, is to be verified with."""
+    from tff_pipeline.export.manifest import served_name
+    from tff_pipeline.export.verification_request import verification_request
+    from tff_pipeline.training.store import config_of, load_trained
+
+    trained = load_trained(run)
+    settings = settings if settings is not None else config_of(run).export
+    weights = [variable.numpy() for variable in trained.network.variables]
+    return verification_request(trained, weights, settings, name=served_name(run, settings))
 
 
 def exported(task: str = "sequence_classification") -> tuple[Path, Path]:

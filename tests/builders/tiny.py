@@ -87,7 +87,9 @@ def prepared(
 
 def prepare_all(config: Config) -> None:
     from beam_jobs.prepare_silo import prepare
+    from builders import compiled
 
+    compiled.share()  # what is prepared is trained on
     for silo in config.silos:
         prepare(config, silo.name, progress=quiet())
 

@@ -82,6 +82,20 @@ def test_every_split_of_an_input_is_looked_for(ci, example_dir):
     assert (check.fit, check.found) == (False, f"{example_dir}/bank/*.none: no file matches")
 
 
+def test_an_input_is_matched_as_prepare_matches_it(ci, tmp_path):
+    """Brackets of a name that exists are its own, and a folder or a broken link is no input."""
+    (tmp_path / "mails [2024]").mkdir()
+    (tmp_path / "mails [2024]" / "a.csv").touch()
+
+    def check(pattern: str) -> Check:
+        return found("input of bank", load(ci[0], [*ci[1], f"silos.0.input={tmp_path}/{pattern}"]))
+
+    assert (check("mails [2024]/*.csv").fit, check("mails [2024]/*.csv").found) == (True, "1 file")
+    assert "is a folder; expected files. Write" in check("mails [2024]").found
+    (tmp_path / "mails [2024]" / "b.csv").symlink_to(tmp_path / "nothing")
+    assert "b.csv: the file is a link to one that does not exist" in check("mails [2024]/*.csv").found
+
+
 class TestVersions:
     def test_a_lock_is_read_with_its_conditions(self):
         lock = """

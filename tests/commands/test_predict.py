@@ -12,8 +12,9 @@ import threading
 import pytest
 from builders.serving_fixtures import LABELS, config, exported, write_config
 
-from tff_pipeline.commands.predict import Model, lines, main
+from tff_pipeline.commands.predict import lines, main
 from tff_pipeline.errors import ArtifactError, InputError
+from tff_pipeline.export.exported_model import ExportedModel
 from tff_pipeline.training.store import config_of
 
 
@@ -68,7 +69,7 @@ def test_many_lines_are_answered_like_single_ones(version, tmp_path, capsys):
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
     assert [answer["text"] for answer in answers] == texts
-    model = Model(version)
+    model = ExportedModel(version)
     for index in (0, 77, 149):
         assert answers[index]["score"] == pytest.approx(model.ask([texts[index]])[0]["score"], abs=1e-5)
 
@@ -103,7 +104,7 @@ def test_words(capsys):
 
     assert [word.split("/")[0] for word in first.split()] == ["anna", "lost"]
     assert second.split()[22:] == ["fee/?"] * 3, "24 ids are [CLS], 22 words and [SEP]"
-    assert [word["label"] for word in Model(version).ask(["fee " * 25])[0]["tokens"]][22:] == [None] * 3
+    assert [word["label"] for word in ExportedModel(version).ask(["fee " * 25])[0]["tokens"]][22:] == [None] * 3
 
 
 def test_no_version_yet(tmp_path, capsys):
@@ -157,7 +158,7 @@ def test_an_explanation_is_a_line(version, capsys):
     first, empty = capsys.readouterr().out.splitlines()
     label, score, pieces = first.split("\t")
     assert re.fullmatch(r"my\([+-]\d\.\d{3}\) card\([+-]\d\.\d{3}\) is\([+-]\d\.\d{3}\) lost\([+-]\d\.\d{3}\)", pieces)
-    predicted = Model(version).ask(["my card is lost"])[0]
+    predicted = ExportedModel(version).ask(["my card is lost"])[0]
     assert (label, score) == (predicted["label"], f"{predicted['score']:.3f}")
     assert empty.split("\t")[2] == ""
 

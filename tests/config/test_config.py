@@ -9,6 +9,7 @@ import pytest
 
 from tff_pipeline import config as configuration
 from tff_pipeline.config import Config, load
+from tff_pipeline.config.schema import description
 from tff_pipeline.errors import ConfigError
 
 MINIMAL = """
@@ -161,6 +162,7 @@ def test_what_is_not_toml_is_said_with_its_line(write):
         ("rounds = 2", "rouds = 2", "there is no key `rouds` in [training]. Did you mean `rounds`?"),
         ("[training]", "[trainig]", "there is no key `trainig`. Did you mean `training`?"),
         ("clip_norm = 1.0", "clipnorm = 1.0", "there is no key `clipnorm` in [privacy]. Did you mean `clip_norm`?"),
+        ("[pipeline]", 'path = "x"\n[pipeline]', "there is no key `path`. Known keys there: pipeline, silos, model, "),
         ('format = "csv"', 'fromat = "csv"', "there is no key `fromat` in [silos[0]]. Did you mean `format`?"),
         ('name = "small"', 'name = "small"\nzzz = 1', "there is no key `zzz` in [pipeline]. Known keys there: name, workdir, seed."),
     ],
@@ -172,8 +174,11 @@ def test_an_unknown_key_names_the_nearest(write, old, new, said):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("training.rounds=many", "training.rounds: expected `int`, got `str`."),
-        ('privacy.mechanism="gausian"', "privacy.mechanism: invalid enum value 'gausian'."),
+        ("training.rounds=many", "training.rounds is 'many'; expected a whole number."),
+        (
+            'privacy.mechanism="gausian"',
+            'privacy.mechanism is \'gausian\'; expected "gaussian", "distributed_discrete_gaussian", "tree" or "none".',
+        ),
         ("training.rounds", "--set 'training.rounds': expected section.key=value, as in --set training.rounds=5."),
         ("silos.4.name=x", "'4' is not an index below 1, as in silos.0.input."),
         ("training.rounds.x=1", "'rounds' is a value, not a section."),
@@ -191,8 +196,8 @@ def test_a_wrong_set_is_said_so(write, override, said):
         (["silos.0.format=conll"], "silos[0].format is 'conll'; expected conll for task.kind = token_classification, and only there"),
         (['silos.0.input={ trian = "x" }'], "silos[0].input is 'trian'; expected a glob, or globs by split with the keys train, validation, test"),
         (["prepare.max_length=4"], "prepare.max_length is 4; expected 8 to 512 tokens"),
-        (["prepare.splits={ train = 0.5, test = 0.4 }"], "that add up to 1, with some for train"),
-        (["prepare.splits={ test = 1.0 }"], "that add up to 1, with some for train"),
+        (["prepare.splits={ train = 0.5, test = 0.4 }"], "that add up to 1, above 0 for train"),
+        (["prepare.splits={ test = 1.0 }"], "that add up to 1, above 0 for train"),
         (["training.rounds=0"], "training.rounds is 0; expected at least 1"),
         (["training.clients_per_round=0"], "above 0: the expected number of clients in a round"),
         (["training.server_momentum=1.0"], "expected at least 0 and below 1"),
@@ -200,6 +205,7 @@ def test_a_wrong_set_is_said_so(write, override, said):
         (["training.proximal_strength=0.1"], 'and nothing with "fedavg"'),
         (["model.vocabulary=''"], 'a vocabulary file (one wordpiece a line) with checkpoint = "random"'),
         (["model.hidden_size=65"], "model.hidden_size is 65; expected a multiple of model.num_attention_heads"),
+        (["model.num_attention_heads=0"], "model.num_attention_heads is 0; expected at least 1"),
         (["runtime.devices=gpu"], 'runtime.devices is \'gpu\'; expected "auto", "CPU" or a list such as ["GPU:0"]'),
         (["task.labels=[]"], None),
     ],
@@ -212,6 +218,35 @@ def test_impossible_values_say_what_was_expected(write, overrides, said):
         assert said in failure(write(), *overrides)
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("silos=3", "silos is 3; expected a list."),
+        ("silos=[3]", "silos[0] is 3; expected a table."),
+        ("model=3", "model is 3; expected a table."),
+        ("model=[1]", "model is a list; expected a table."),
+        ("pipeline.seed=x", "pipeline.seed is 'x'; expected a whole number."),
+        ("silos.0.quoting=no", "silos[0].quoting is 'no'; expected true or false."),
+        ("silos.0.input=3", "silos[0].input is 3; expected a text, a table or a list."),
+        ("silos.0.input={ train = 3 }", "silos[0].input is {'train': 3}; expected a text or a list for each of its keys."),
+        ('prepare.splits={ train = "most" }', "prepare.splits is {'train': 'most'}; expected a number for each of its keys."),
+        ('model.lora_targets=["quer"]', 'model.lora_targets[0] is \'quer\'; expected "query", "key", "value" or "output".'),
+        ("model.lora_targets=[]", "model.lora_targets is []; expected at least one of query, key, value, output."),
+        ('runtime.devices=["GPU"]', 'runtime.devices is [\'GPU\']; expected "auto", "CPU" or a list such as ["GPU:0"].'),
+        ("export.warmup_batch_sizes=[8, 0]", "export.warmup_batch_sizes is [8, 0]; expected one to sixteen different"),
+        ("export.warmup_batch_sizes=[8, 8]", "export.warmup_batch_sizes is [8, 8]; expected one to sixteen different"),
+        ("silos.0.name=", "silos[0].name is missing, and has no default; expected letters, digits"),
+        ("model.checkpoint=", "model.checkpoint is missing, and has no default; expected a text."),
+        ("training.client_learning_rate=nan", "training.client_learning_rate is nan; expected a number above 0 and at most 1e6"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_shown_with_what_was_expected(write, override, said):
+    message = failure(write(), override)
+
+    assert said in message
+    assert message.endswith("configs/README.md explains every key.")
+
+
 def test_two_silos_need_two_names(write):
     twice = '[[silos]]\nname = "bank"\ninput = "x"\nformat = "csv"\n\n[model]'
 
@@ -222,12 +257,14 @@ def test_two_silos_need_two_names(write):
 
 class TestPrivacyIsNeverLeftOutByAccident:
     def test_there_is_no_default_mechanism(self, write):
-        assert "missing required field `mechanism`" in failure(write('mechanism = "gaussian"\n', ""))
+        assert 'privacy.mechanism is missing, and has no default; expected "gaussian", ' in failure(
+            write('mechanism = "gaussian"\n', "")
+        )
 
     def test_a_missing_section_is_an_error(self, write):
         section = MINIMAL[MINIMAL.index("[privacy]") :]
 
-        assert "missing required field `privacy`" in failure(write(section, ""))
+        assert "the section [privacy] is missing; expected it, since not all" in failure(write(section, ""))
 
     @pytest.mark.parametrize("key", ["clip_norm = 1.0\n", "delta = 1e-5\n"])
     def test_a_mechanism_needs_its_numbers(self, write, key):
@@ -261,7 +298,7 @@ class TestPrivacyIsNeverLeftOutByAccident:
         [
             (["privacy.tolerated_silos=0"], "privacy.tolerated_silos is 0; expected 0 to 0 .* nothing with another"),
             (["secure_sum.bits=16"], "secure_sum.bits is 16; expected 32 with another mechanism"),
-            (["secure_sum.bits=24"], "secure_sum.bits: invalid enum value 24"),
+            (["secure_sum.bits=24"], "secure_sum.bits is 24; expected 16 or 32"),
             (
                 ["privacy.mechanism=distributed_discrete_gaussian", "privacy.tolerated_silos=1"],
                 r"privacy.tolerated_silos is 1; expected 0 to 0 \(one silo at least has to be honest\)",
@@ -283,7 +320,7 @@ class TestPrivacyIsNeverLeftOutByAccident:
             (["privacy.clip_quantile=0.5"], 'clip_quantile is 0.5; expected .* with clipping = "adaptive"'),
             (
                 ["privacy.clipping=adaptive", "privacy.clip_quantile=1.0"],
-                "clip_quantile is 1.0; expected a share between 0 and 1",
+                "clip_quantile is 1.0; expected a fraction between 0 and 1",
             ),
             (["privacy.clip_count_stddev=3"], 'clip_count_stddev is 3.0; expected .* with clipping = "adaptive"'),
             (["privacy.clipping=adaptive", "privacy.clip_norm="], "clip_norm is None"),
@@ -332,7 +369,7 @@ class TestPrivacyIsNeverLeftOutByAccident:
         assert load(path).tolerated_silos == 0
 
     def test_delta_is_a_probability(self, write):
-        assert "privacy.delta is 1.5; expected below 1" in failure(write(), "privacy.delta=1.5")
+        assert "privacy.delta is 1.5; expected a number above 0 and below 1" in failure(write(), "privacy.delta=1.5")
 
     def test_without_privacy_there_is_no_delta_to_insist_on(self, write):
         none = (
@@ -341,6 +378,40 @@ class TestPrivacyIsNeverLeftOutByAccident:
         )
         said = failure(write(), *none, "privacy.allow_large_delta=true")
         assert 'privacy.allow_large_delta is True; expected false with mechanism = "none"' in said
+
+
+# -- the types -----------------------------------------------------------------------------------------------------------
+
+
+def bounds(kind: Any) -> list[msgspec.Meta]:
+    """All bounds in the type of a key, of its elements too."""
+    own = [meta for meta in getattr(kind, "__metadata__", ()) if isinstance(meta, msgspec.Meta)]
+    return own + [meta for inner in get_args(kind) for meta in bounds(inner)]
+
+
+def test_every_bound_says_in_words_what_was_expected():
+    bounded = [
+        (section.__name__, field.name, field.type)
+        for section in sections().values()
+        for field in msgspec.structs.fields(section)
+        if bounds(field.type)
+    ]
+
+    assert len(bounded) > 30
+    assert [(section, key) for section, key, kind in bounded if not description(kind)] == []
+
+
+def test_every_default_is_within_its_bounds():
+    """msgspec checks what it reads, and not what it fills in."""
+    for section in sections().values():
+        defaults = {
+            field.name: msgspec.to_builtins(value)
+            for field in msgspec.structs.fields(section)
+            if (value := field.default) is not msgspec.NODEFAULT
+        }
+        kinds = {field.name: field.type for field in msgspec.structs.fields(section)}
+        for name, value in defaults.items():
+            msgspec.convert(value, kinds[name])
 
 
 # -- the files in configs/ -----------------------------------------------------------------------------------------------

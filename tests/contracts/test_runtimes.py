@@ -34,6 +34,7 @@ from builders.cases import (
 from tff_pipeline.config import TrainingSection
 from tff_pipeline.data import records
 from tff_pipeline.errors import InsecureProcessError, TrainingError
+from tff_pipeline.privacy.mechanisms import Tree
 
 
 @pytest.fixture(scope="module", params=[head_case, full_case, lora_case], ids=["head", "full", "lora"])
@@ -49,16 +50,18 @@ def head() -> Case:
 @pytest.fixture(scope="module")
 def local(case: Case) -> Iterator[Any]:
     from tff_pipeline.runtime.local import LocalRuntime
+    from tff_pipeline.runtime.scripted import ScriptedRuntime
 
-    with LocalRuntime(case.compiled, case.silos, session="test") as runtime:
+    with ScriptedRuntime(LocalRuntime, case.compiled, case.silos, session="test") as runtime:
         yield runtime
 
 
 @pytest.fixture(scope="module")
 def reference(case: Case) -> Iterator[Any]:
     from tff_pipeline.runtime.reference import ReferenceRuntime
+    from tff_pipeline.runtime.scripted import ScriptedRuntime
 
-    with ReferenceRuntime(case.compiled, case.silos) as runtime:
+    with ScriptedRuntime(ReferenceRuntime, case.compiled, case.silos) as runtime:
         yield runtime
 
 
@@ -67,11 +70,10 @@ def silent(case: Case) -> list[np.ndarray]:
 
 
 def rounds(case: Case, runtime: Any, state: list[np.ndarray], count: int, cohorts: Any = COHORT) -> Any:
-    from tff_pipeline.runtime.base import with_noise
 
     for _ in range(count):
         # Rounds of one runtime have to differ in their numbers: two reports under one mask are refused.
-        result = runtime.run_round(with_noise(case.compiled, state, silent(case)), cohorts, round_number=rounds.next)
+        result = runtime.run_round(state.with_noise(silent(case)), cohorts, round_number=rounds.next)
         rounds.next += 1
         state = result.state
     return result
@@ -96,19 +98,16 @@ def test_every_secure_slot_gives_the_oracles_integers(case, local, reference):
     assert max(differences) <= UNITS
     # It is not that everything is zero: some coordinate is moved by a fortieth of what the four clients may move it by.
     made = plan()
-    moved = [np.abs(one.astype(np.int64) - 4 * made.largest_whole_number).max() for one in ours if one.size > 1]
-    assert max(moved) > 0.1 * made.quanta
+    moved = [np.abs(one.astype(np.int64) - 4 * made.quantization.largest_summand).max() for one in ours if one.size > 1]
+    assert max(moved) > 0.1 * made.quantization.levels
 
 
 def test_three_rounds_end_in_the_oracles_weights(case, local, reference):
-    from tff_pipeline.runtime.base import weights_of
 
     ours = rounds(case, local, started(case, local), 3)
     theirs = rounds(case, reference, started(case, reference), 3)
 
-    for one, other, before in zip(
-        weights_of(case.compiled, ours.state), weights_of(case.compiled, theirs.state), case.weights, strict=True
-    ):
+    for one, other, before in zip(ours.state.weights, theirs.state.weights, case.weights, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-6)
         # A key's bias adds the same to every score of a query: softmax does not see it.
         assert not np.array_equal(one, before) or one.ndim == 1
@@ -118,45 +117,41 @@ def test_three_rounds_end_in_the_oracles_weights(case, local, reference):
 
 
 def test_a_round_with_nobody_changes_nothing_without_noise(case, local, reference):
-    from tff_pipeline.runtime.base import weights_of
 
     for runtime in (local, reference):
         result = rounds(case, runtime, started(case, runtime), 1, cohorts={})
-        for after, before in zip(weights_of(case.compiled, result.state), case.weights, strict=True):
+        for after, before in zip(result.state.weights, case.weights, strict=True):
             np.testing.assert_array_equal(after, before)
         assert result.metrics["instances"] == 0
 
 
 def test_supplied_noise_is_what_reaches_the_weights(case, local, reference):
-    """Nobody takes part, so the update is the noise, rounded to the grain and divided by the expected cohort of 4."""
-    from tff_pipeline.runtime.base import weights_of, with_noise
+    """Nobody takes part, so the update is the noise, rounded to the rounding step and divided by the expected cohort of 4."""
 
     random = np.random.default_rng(2)
     noise = [random.normal(size=shape) for shape in case.compiled.shapes]
-    grain = plan().grain
+    step = plan().rounding_step
     for runtime in (local, reference):
-        result = runtime.run_round(with_noise(case.compiled, started(case, runtime), noise), {}, round_number=1000)
-        for after, before, added in zip(weights_of(case.compiled, result.state), case.weights, noise, strict=True):
-            expected = before - np.round(added / grain) * grain / 4
+        result = runtime.run_round(started(case, runtime).with_noise(noise), {}, round_number=1000)
+        for after, before, added in zip(result.state.weights, case.weights, noise, strict=True):
+            expected = before - np.round(added / step) * step / 4
             np.testing.assert_allclose(after, expected, atol=1e-6)
 
 
 def test_a_round_whose_noise_was_forgotten_releases_nothing(case, local, reference):
-    from tff_pipeline.runtime.base import weights_of
 
     for runtime in (local, reference):
         result = runtime.run_round(started(case, runtime), COHORT, round_number=2000)
         assert result.metrics["update_non_finite"] == 1
-        for after, before in zip(weights_of(case.compiled, result.state), case.weights, strict=True):
+        for after, before in zip(result.state.weights, case.weights, strict=True):
             np.testing.assert_array_equal(after, before)
 
 
 def test_a_round_leaves_what_it_was_given_as_it_was(case, local):
     """TensorFlow may work on arrays where they lie: the state of a round, which is kept, is not written to."""
-    from tff_pipeline.runtime.base import with_noise
 
     # What a round gave lies as TensorFlow likes it.
-    state = with_noise(case.compiled, rounds(case, local, started(case, local), 1).state, silent(case))
+    state = rounds(case, local, started(case, local), 1).state.with_noise(silent(case))
     before = [np.array(part) for part in state]
     for _ in range(2):
         rounds(case, local, state, 1)
@@ -166,52 +161,51 @@ def test_a_round_leaves_what_it_was_given_as_it_was(case, local):
 
 def test_noise_is_used_once(case, local):
     """After a round the state holds NaN again where the noise was."""
-    from tff_pipeline.runtime.base import noise_places
-
     state = rounds(case, local, started(case, local), 1).state
-    assert all(np.isnan(state[place]).all() for place in noise_places(case.compiled))
+    assert state.layout.noise
+    assert all(np.isnan(state.arrays[index]).all() for index in state.layout.noise)
 
 
 def test_sums_of_32_bits_are_those_of_64(head):
-    """A population for which 31 bits would be too coarse is summed in 64; both give the same weights, to a few quanta."""
-    from tff_pipeline.runtime.base import weights_of
+    """A population for which 31 bits would be too coarse is summed in 64; both give the same weights, to a few steps."""
     from tff_pipeline.runtime.local import LocalRuntime
+    from tff_pipeline.runtime.scripted import ScriptedRuntime
 
-    many = plan(mechanism="tree", rounds_per_tree=2, clients=10**8)
-    assert many.quanta > 2**25
+    many = plan(Tree, rounds_per_tree=2, clients=10**8)
+    assert many.quantization.levels > 2**25
     results = []
     for made in (head, head_case(many)):
-        with LocalRuntime(made.compiled, made.silos) as runtime:
+        with ScriptedRuntime(LocalRuntime, made.compiled, made.silos) as runtime:
             results.append(rounds(made, runtime, started(made, runtime), 1))
     narrow, wide = (result.bytes_up for result in results)
     assert wide - narrow == 4 * plan().dimension
-    for one, other in zip(*(weights_of(head.compiled, result.state) for result in results), strict=True):
-        np.testing.assert_allclose(one, other, atol=10 * plan().value_range / plan().quanta)
+    for one, other in zip(*(result.state.weights for result in results), strict=True):
+        np.testing.assert_allclose(one, other, atol=10 * plan().quantization.step)
 
 
 def test_a_cohort_larger_than_its_sum_has_room_for_releases_nothing():
-    from tff_pipeline.runtime.base import weights_of
     from tff_pipeline.runtime.local import LocalRuntime
+    from tff_pipeline.runtime.scripted import ScriptedRuntime
 
-    made = head_case(plan(mechanism="tree", rounds_per_tree=2, clients=3))
-    with LocalRuntime(made.compiled, made.silos) as runtime:
+    made = head_case(plan(Tree, rounds_per_tree=2, clients=3))
+    with ScriptedRuntime(LocalRuntime, made.compiled, made.silos) as runtime:
         result = rounds(made, runtime, started(made, runtime), 1)
     assert result.metrics["update_non_finite"] == 1
-    for after, before in zip(weights_of(made.compiled, result.state), made.weights, strict=True):
+    for after, before in zip(result.state.weights, made.weights, strict=True):
         np.testing.assert_array_equal(after, before)
 
 
 def test_one_client_moves_the_sum_by_at_most_the_sensitivity(case, local):
     """Before the noise, in L2 over all coordinates: what the plan states, for every client of every silo."""
     state = started(case, local)
-    step = plan().value_range / plan().quanta
+    step = plan().quantization.step
     shapes = [tuple(shape) for shape in case.compiled.shapes]
     base = local.secure_sums(state, COHORT)
     slots = [place for place, total in enumerate(base) if total.shape in shapes and total.size > 1]
     largest = 0.0
     for silo, other in (("bank", 1), ("bank", 3), ("shop", 0), ("shop", 2)):
         more = local.secure_sums(state, {**COHORT, silo: sorted([*COHORT[silo], other])})
-        zero = plan().largest_whole_number  # one client's
+        zero = plan().quantization.largest_summand  # one client's
         moved = [(more[place].astype(np.int64) - base[place].astype(np.int64) - zero) * step for place in slots]
         largest = max(largest, float(np.sqrt(sum((part**2).sum() for part in moved))))
     assert largest <= plan().sensitivity
@@ -220,10 +214,11 @@ def test_one_client_moves_the_sum_by_at_most_the_sensitivity(case, local):
 
 def test_clients_in_parallel_give_the_same_integers(head):
     from tff_pipeline.runtime.local import LocalRuntime
+    from tff_pipeline.runtime.scripted import ScriptedRuntime
 
     totals = []
     for workers in (1, 3):
-        with LocalRuntime(head.compiled, head.silos, clients_in_parallel=workers) as runtime:
+        with ScriptedRuntime(LocalRuntime, head.compiled, head.silos, clients_in_parallel=workers) as runtime:
             totals.append(runtime.secure_sums(started(head, runtime), {"bank": [0, 1, 2, 3], "shop": [0, 1, 2, 3]}))
     for one, other in zip(*totals, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -235,9 +230,9 @@ def test_features_computed_once_train_the_head_that_the_encoder_in_the_graph_wou
 
     from tff_pipeline.learning import process as learning
     from tff_pipeline.model.learner import FeatureLearner
-    from tff_pipeline.runtime.base import weights_of
     from tff_pipeline.runtime.clients import FeatureClients
     from tff_pipeline.runtime.local import LocalRuntime
+    from tff_pipeline.runtime.scripted import ScriptedRuntime
 
     network, base = small_bert()
     encoder = network()
@@ -262,8 +257,8 @@ def test_features_computed_once_train_the_head_that_the_encoder_in_the_graph_wou
     )
     ended = []
     for case in (Case(compiled, silos, base[-2:]), text_case(None, tmp_path / "frozen", trainable="head")):
-        with LocalRuntime(case.compiled, case.silos) as runtime:
-            ended.append(weights_of(case.compiled, rounds(case, runtime, started(case, runtime), 3).state))
+        with ScriptedRuntime(LocalRuntime, case.compiled, case.silos) as runtime:
+            ended.append(rounds(case, runtime, started(case, runtime), 3).state.weights)
     for once, within in zip(*ended, strict=True):
         np.testing.assert_allclose(once, within, atol=2e-5)
     assert np.abs(ended[0][0] - base[-2]).max() > 0.01, "it has learnt something"
@@ -271,15 +266,15 @@ def test_features_computed_once_train_the_head_that_the_encoder_in_the_graph_wou
 
 def test_two_hundred_rounds_take_no_more_memory_than_fifty(head):
     """Less than 1 MB a round, of all that the process holds; and cohorts of any size are worked off client by client."""
-    from tff_pipeline.runtime.base import with_noise
     from tff_pipeline.runtime.local import LocalRuntime
+    from tff_pipeline.runtime.scripted import ScriptedRuntime
 
     noise = [np.zeros(shape) for shape in head.compiled.shapes]
     everybody = {"bank": [0, 1, 2, 3], "shop": [0, 1, 2, 3]}
-    with LocalRuntime(head.compiled, head.silos) as runtime:
+    with ScriptedRuntime(LocalRuntime, head.compiled, head.silos) as runtime:
         state, sizes = started(head, runtime), []
         for number in range(200):
-            state = runtime.run_round(with_noise(head.compiled, state, noise), everybody, round_number=number).state
+            state = runtime.run_round(state.with_noise(noise), everybody, round_number=number).state
             sizes.append(_resident_bytes())
     assert sizes[-1] - sizes[50] < 150 * 1e6 / 3, (sizes[50], sizes[-1])
 
@@ -306,6 +301,7 @@ _ON_TWO_DEVICES = """
     tf.config.set_logical_device_configuration(processor, 3 * [tf.config.LogicalDeviceConfiguration()])
     from builders import cases
     from tff_pipeline.runtime.local import LocalRuntime
+    from tff_pipeline.runtime.scripted import ScriptedRuntime
     case = cases.head_case()
     found = {}
     for devices in (["CPU:0"], ["CPU:1", "CPU:2"]):
@@ -345,13 +341,13 @@ def test_every_device_works_and_nothing_of_the_model_runs_elsewhere():
 def test_a_process_that_sums_in_the_clear_is_refused(leak):
     import tensorflow_federated as tff
 
-    from tff_pipeline.aggregators import dp_sum as aggregation
+    from tff_pipeline.aggregators.factory import aggregator_for
     from tff_pipeline.learning import process as learning
     from tff_pipeline.model.learner import FeatureLearner
 
     shapes = [(HIDDEN, LABELS), (LABELS,)]
     secure: dict[str, Any] = {
-        "model_aggregator": aggregation.unweighted(plan(), shapes),
+        "model_aggregator": aggregator_for(plan(), shapes),
         "metrics_aggregator": tff.learning.metrics.secure_sum_then_finalize,
     }
     secure.pop(f"{leak}_aggregator")

@@ -183,6 +183,14 @@ class TestWhereVocabulariesComeFrom:
         with pytest.raises(ConfigError, match=r"which is not a folder; expected a folder with config\.json"):
             checkpoint_folder(str(tmp_path / "nothing"))
 
+    @pytest.mark.parametrize("settings", ["{", "[1, 2]"])
+    def test_damaged_settings_of_a_checkpoint_are_named(self, tmp_path, settings):
+        (tmp_path / "tokenizer_config.json").write_text(settings)
+        with pytest.raises(
+            ConfigError, match=r"tokenizer_config\.json: cannot be read .* Download the checkpoint again"
+        ):
+            Tokenizer.from_config(ModelSection(checkpoint=str(tmp_path)), 12)
+
     def test_a_missing_vocabulary_is_named(self, tmp_path):
         with pytest.raises(ConfigError, match=r"nothing\.txt: cannot be read \(FileNotFoundError\)"):
             Tokenizer.from_config(ModelSection(checkpoint="random", vocabulary=str(Path(tmp_path / "nothing.txt"))), 12)

@@ -6,20 +6,21 @@ import numpy as np
 import pytest
 from builders.serving_fixtures import LABELS, SILOS, TAGGED_SILOS, TAGS, config, make_run, write_config
 
+from tff_pipeline.commands.evaluate import main
 from tff_pipeline.errors import ArtifactError
-from tff_pipeline.evaluation import evaluate as evaluation
-from tff_pipeline.evaluation.evaluate import (
-    Answers,
+from tff_pipeline.evaluation import metrics
+from tff_pipeline.evaluation.answers import Answers
+from tff_pipeline.evaluation.evaluate import evaluate
+from tff_pipeline.evaluation.metrics import (
     calibration_error,
     describe,
     entities,
     entity_scores,
-    evaluate,
     label_scores,
     macro_f1,
-    main,
     summarise,
 )
+from tff_pipeline.evaluation.tables import print_tables
 from tff_pipeline.progress import Progress
 
 
@@ -155,7 +156,7 @@ def test_an_entity_does_not_reach_into_the_next_sentence():
     whole = answers([0, 1], [0, 1], examples=[0, 1])
 
     assert describe(whole, tags)["entity_f1"] == 1.0
-    assert entity_scores(*evaluation._tag_sequences(whole, tags))["micro"]["support"] == 1
+    assert entity_scores(*metrics._tag_sequences(whole, tags))["micro"]["support"] == 1
 
 
 # -- a run -------------------------------------------------------------------------------------------------------------
@@ -245,7 +246,7 @@ def test_token_classification(tmp_path):
     assert found["entities"]["micro"]["support"] == 3
     words = [tag for client in TAGGED_SILOS["paper"].splits["test"] for _, tags, _ in client for tag in tags.split()]
     assert {tag: found["labels"][tag]["support"] for tag in TAGS} == {tag: words.count(tag) for tag in TAGS}
-    evaluation.print_tables(found)
+    print_tables(found)
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
@@ -302,6 +303,16 @@ def test_what_is_missing_is_named(tmp_path, broken, words):
         (run / broken).unlink()
     with pytest.raises(ArtifactError, match=words):
         evaluate(run, progress=Progress(interactive=False))
+
+
+def test_a_result_that_cannot_be_written_is_named(tmp_path):
+    run = make_run(tmp_path)
+    (run / "evaluation.json" / "in the way").mkdir(parents=True)
+    with pytest.raises(
+        ArtifactError, match=r"evaluation\.json: the evaluation could not be written \(Is a directory\)"
+    ):
+        evaluate(run, progress=Progress(interactive=False))
+    assert [path.name for path in run.glob(".evaluation*")] == []
 
 
 def test_a_work_directory_may_move(tmp_path):

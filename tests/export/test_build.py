@@ -12,15 +12,19 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_text as text
-from builders.serving_fixtures import LABELS, SILOS, TAGS, config, exported, make_run, write_config
+from builders.serving_fixtures import LABELS, SILOS, TAGS, config, exported, make_run, request_of, write_config
 from tensorflow_serving.apis import prediction_log_pb2
 
 from tff_pipeline.artifacts import model_base, read_manifest
+from tff_pipeline.commands.export import main
 from tff_pipeline.data.records import write_frame
 from tff_pipeline.errors import ArtifactError, ConfigError, ExportError
 from tff_pipeline.export import build as exporting
-from tff_pipeline.export import golden, verification
-from tff_pipeline.export.build import GOLDEN_TEXTS, check, export, main, verification_request
+from tff_pipeline.export import golden, verification, warmup
+from tff_pipeline.export.build import export
+from tff_pipeline.export.fresh_process import verify
+from tff_pipeline.export.manifest import held_out_evaluation, training_metrics
+from tff_pipeline.export.verification_request import GOLDEN_TEXTS
 from tff_pipeline.progress import Progress
 from tff_pipeline.training.store import config_of, load_trained
 
@@ -44,7 +48,7 @@ def signatures(version):
 
 @pytest.fixture(scope="module")
 def request_(run):
-    return verification_request(run, load_trained(run))
+    return request_of(run)
 
 
 @pytest.fixture
@@ -58,8 +62,6 @@ def altered(version, tmp_path):
 
 @pytest.mark.parametrize("metrics", ["withheld", "released", "noised"])
 def test_training_metrics_leave_only_where_they_are_released(run, tmp_path, metrics):
-    from tff_pipeline.export.build import _training_metrics
-
     facts = json.loads((run / "run.json").read_text())
     facts["config"]["privacy"]["metrics"] = metrics
     (tmp_path / "run.json").write_text(json.dumps(facts))
@@ -67,7 +69,20 @@ def test_training_metrics_leave_only_where_they_are_released(run, tmp_path, metr
         "round,clients,loss,accuracy,released_accuracy\n1,9,2.5,0.25,0.3\n2,7,1.5,0.5,0.6\n"
     )
     expected = {"released": {"loss": 1.5, "accuracy": 0.5, "clients": 7.0}, "noised": {"released_accuracy": 0.6}}
-    assert _training_metrics(tmp_path) == expected.get(metrics)
+    assert training_metrics(tmp_path) == expected.get(metrics)
+
+
+def test_released_training_metrics_that_are_missing_are_named(run, tmp_path):
+    facts = json.loads((run / "run.json").read_text())
+    facts["config"]["privacy"]["metrics"] = "released"
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    for content in (None, "round,clients,loss,accuracy\n"):
+        if content is not None:
+            (tmp_path / "rounds.csv").write_text(content)
+        with pytest.raises(
+            ArtifactError, match=r"rounds\.csv: the metrics of the last round cannot be read .* 2 rounds"
+        ):
+            training_metrics(tmp_path)
 
 
 def test_an_evaluation_of_another_split_is_not_exported(run, tmp_path):
@@ -76,10 +91,10 @@ def test_an_evaluation_of_another_split_is_not_exported(run, tmp_path):
     copied = shutil.copytree(run, tmp_path / "run")
     (copied / "evaluation.json").write_text(json.dumps({**evaluation, "split": "train"}))
     with pytest.raises(ExportError, match=r"evaluation of the split 'train'; expected \"test\", the held-out clients"):
-        exporting._held_out_evaluation(copied)
-    assert exporting._held_out_evaluation(run) == evaluation
+        held_out_evaluation(copied)
+    assert held_out_evaluation(run) == evaluation
     (copied / "evaluation.json").unlink()
-    assert exporting._held_out_evaluation(copied) is None
+    assert held_out_evaluation(copied) is None
 
 
 def test_manifest_says_what_it_is(run, version):
@@ -216,7 +231,7 @@ def test_examples_get_the_scores_of_their_texts(signatures):
 
 
 def warmup_logs(version):
-    records = tf.data.TFRecordDataset(str(version / golden.WARMUP)).as_numpy_iterator()
+    records = tf.data.TFRecordDataset(str(version / warmup.WARMUP)).as_numpy_iterator()
     return [prediction_log_pb2.PredictionLog.FromString(record) for record in records]
 
 
@@ -245,7 +260,7 @@ def test_warmup_does_not_repeat_anybodys_text(run, version):
     texts = {
         text for data in SILOS.values() for split in data.splits.values() for client in split for text, *_ in client
     }
-    found = (version / golden.WARMUP).read_bytes() + (version / golden.GOLDEN).read_bytes()
+    found = (version / warmup.WARMUP).read_bytes() + (version / golden.GOLDEN).read_bytes()
 
     assert not [text for text in texts if len(text) > 4 and text.encode() in found]
 
@@ -291,7 +306,7 @@ def test_warmup_that_a_server_cannot_replay_is_refused(altered, request_):
         ([*logs, unknown], "record 19 is a session_run_log"),
         (logs[:6], r"asks \['serving_default'\]; expected every signature"),
     ):
-        with (altered / golden.WARMUP).open("wb") as file:
+        with (altered / warmup.WARMUP).open("wb") as file:
             for record in records:
                 write_frame(file, record.SerializeToString())
         with pytest.raises(verification.Refused, match=message):
@@ -327,15 +342,17 @@ def test_what_a_version_says_of_the_run_is_exported_again_where_it_changed(run, 
     assert [exported_as(), exported_as()] == ["3", "3"]
     assert [exported_as(intended_use="Cards."), exported_as(intended_use="Cards.")] == ["4", "4"]
     assert [exported_as(warmup_batch_sizes=(2,)), exported_as(warmup_batch_sizes=(2,))] == ["5", "5"]
+    assert [exported_as(name="other"), exported_as(name="other")] == ["6", "6"], "warm-up and golden requests name it"
     assert exported_as() == "3", "what it was before is there still"
 
 
 @pytest.fixture
 def instantly(monkeypatch):
     """Building and verifying are tested above; these tests are about names."""
-    monkeypatch.setattr(exporting, "check", lambda *_: {})
-    monkeypatch.setattr(exporting, "verification_request", lambda *_, **__: {})
-    monkeypatch.setattr(exporting.golden, "write", lambda *_, **__: None)
+    monkeypatch.setattr(exporting, "verify", lambda *_: {})
+    monkeypatch.setattr(exporting, "verification_request", lambda *_, **__: {"expected": {}})
+    monkeypatch.setattr(exporting.warmup, "write", lambda *_, **__: None)
+    monkeypatch.setattr(exporting.golden, "write", lambda *_: None)
     monkeypatch.setattr(
         exporting, "save", lambda _, directory, __: (directory / "saved_model.pb").write_bytes(b"model")
     )
@@ -350,6 +367,26 @@ def test_numbers_only_grow(run, tmp_path):
     assert export(run, tmp_path, progress=QUIET).name == "8", "what was altered is no finished export"
     with pytest.raises(ExportError, match="expected a number above 0"):
         export(run, tmp_path, version=0, progress=QUIET)
+
+
+@pytest.mark.usefixtures("instantly")
+def test_where_nothing_can_be_written(run, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        ExportError,
+        match=r"file/models: the version could not be written \(.*Not a directory.*\)\. Check that this account",
+    ):
+        export(run, tmp_path / "file" / "models", progress=QUIET)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.usefixtures("instantly")
+def test_a_version_that_appears_meanwhile_is_not_touched(run, version, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "verify", lambda *_: shutil.copytree(version, tmp_path / "1") and {})
+    with pytest.raises(ExportError, match=r"1: appeared while this version was built.*Run the command again"):
+        export(run, tmp_path, progress=QUIET)
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+    read_manifest(tmp_path / "1", check_files=True)
 
 
 @pytest.mark.usefixtures("instantly")
@@ -447,17 +484,17 @@ def test_operations_that_a_server_lacks_are_refused_by_name(tmp_path, request_):
     module.weights = [tf.Variable(1.0)]
     tf.saved_model.save(module, str(tmp_path), signatures={"serving_default": planted})
     (tmp_path / "assets.extra").mkdir()
-    for name in (golden.WARMUP, golden.GOLDEN):
+    for name in (warmup.WARMUP, golden.GOLDEN):
         (tmp_path / name).write_bytes(b"not looked at before the operations")
     with pytest.raises(
         ExportError, match=r"operations: operation PyFunc, TFText>RoundRobinTrim is not in a stock model server"
     ):
-        check(tmp_path, request_)
+        verify(tmp_path, request_)
 
 
 def test_the_verifier_gives_up_in_time(version, request_):
     with pytest.raises(ExportError, match=r"took longer than 0\.2 s"):
-        check(version, request_, timeout_s=0.2)
+        verify(version, request_, timeout_s=0.2)
 
 
 def test_the_verifier_does_not_outlive_its_parent(version, request_, tmp_path):

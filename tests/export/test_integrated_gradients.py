@@ -6,11 +6,11 @@ import tensorflow as tf
 from builders.serving_fixtures import LABELS, exported, make_run
 
 from serving.client import GrpcClient, RestClient
-from serving.local_server.config import ModelConfig
-from serving.local_server.server import Double, Options
+from serving.local_server.server import LocalModelServer, Options
+from serving.model_server.models_config import ModelConfig
 from tff_pipeline.artifacts import read_manifest
 from tff_pipeline.export import integrated_gradients as explanation
-from tff_pipeline.export.build import _without_unused_pooler
+from tff_pipeline.export.graph import without_unused_pooler
 from tff_pipeline.training.store import load_trained
 
 TEXTS = ["why was I charged a fee", "my card is lost", "", "Größe 我的卡"]
@@ -103,10 +103,10 @@ def test_over_rest_and_grpc():
     """The same explanations as in process, from both clients; a row of each with numbers that JSON can carry."""
     version = exported()[1]
     wanted = ask(tf.saved_model.load(str(version)).signatures["explain"], TEXTS)
-    with Double([ModelConfig("desk", version.parent)], Options(port=0, rest_port=0)) as double:
+    with LocalModelServer([ModelConfig("desk", version.parent)], Options(port=0, rest_port=0)) as server:
         for client in (
-            RestClient(f"http://127.0.0.1:{double.rest_port}", "desk"),
-            GrpcClient(f"127.0.0.1:{double.port}", "desk"),
+            RestClient(f"http://127.0.0.1:{server.rest_port}", "desk"),
+            GrpcClient(f"127.0.0.1:{server.port}", "desk"),
         ):
             with client:
                 found = client.explain(TEXTS)
@@ -135,11 +135,11 @@ def test_the_manifest_says_how():
 def test_memory_does_not_grow_with_the_steps():
     """The graph has one step in a loop: as many nodes for 1,000 steps as for 2."""
     trained = load_trained(exported()[0])
-    with _without_unused_pooler(trained.network):
+    with without_unused_pooler(trained.network):
         sizes = [
             len(graph.graph.as_graph_def().SerializeToString())
             for graph in (
-                explanation.function(
+                explanation.explain_function(
                     trained.network, trained.tokenizer, trained.labels, steps=steps
                 ).get_concrete_function()
                 for steps in (2, 1000)

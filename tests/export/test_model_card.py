@@ -7,8 +7,10 @@ import pytest
 from builders.serving_fixtures import SILOS, exported
 
 from tff_pipeline.artifacts import read_json, read_manifest
-from tff_pipeline.evaluation.evaluate import Answers, accuracy_interval, evaluation_file
-from tff_pipeline.export import build as exporting
+from tff_pipeline.evaluation.answers import Answers
+from tff_pipeline.evaluation.evaluate import evaluation_file
+from tff_pipeline.evaluation.metrics import accuracy_interval
+from tff_pipeline.export.manifest import code
 from tff_pipeline.export.model_card import card
 
 
@@ -59,15 +61,15 @@ def test_it_says_where_there_is_no_privacy(manifest):
 
 
 def test_the_commit_of_a_checkout_and_none_without_git(manifest, monkeypatch):
-    code = manifest["code"]
-    if code["commit"] is not None:  # the tests may run from an archive
-        assert len(code["commit"]) == 40
+    exported_by = manifest["code"]
+    if exported_by["commit"] is not None:  # the tests may run from an archive
+        assert len(exported_by["commit"]) == 40
 
     def missing(*_, **__):
         raise FileNotFoundError("git")
 
     monkeypatch.setattr(subprocess, "run", missing)
-    assert exporting.code() == {"version": code["version"], "commit": None, "changed": None}
+    assert code() == {"version": exported_by["version"], "commit": None, "changed": None}
 
 
 def answers(right, clients):

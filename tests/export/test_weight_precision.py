@@ -4,14 +4,14 @@ import msgspec
 import numpy as np
 import pytest
 import tensorflow as tf
-from builders.serving_fixtures import SILOS, exported
+from builders.serving_fixtures import SILOS, exported, request_of
 
 from tff_pipeline.artifacts import read_json, read_manifest
 from tff_pipeline.errors import ExportError
-from tff_pipeline.evaluation import evaluate as evaluation
-from tff_pipeline.export import build as export
-from tff_pipeline.export import verification
+from tff_pipeline.evaluation.evaluate import evaluation_file
+from tff_pipeline.export import build, verification
 from tff_pipeline.export import weight_precision as precision
+from tff_pipeline.export.manifest import held_out_evaluation
 from tff_pipeline.progress import Progress
 from tff_pipeline.training.store import config_of, load_trained
 
@@ -27,7 +27,7 @@ def settings(kind):
 def smaller(request, tmp_path_factory):
     """The kind, and a verified version that stores its weights so."""
     base = tmp_path_factory.mktemp(request.param)
-    return request.param, export.export(exported()[0], base, settings=settings(request.param), progress=QUIET)
+    return request.param, build.export(exported()[0], base, settings=settings(request.param), progress=QUIET)
 
 
 def test_it_is_smaller_and_says_what_that_changes(smaller):
@@ -55,7 +55,7 @@ def test_the_changes_are_those_of_asking_both(smaller):
     assert facts["largest_probability_change"] == pytest.approx(np.abs(found[1] - found[0]).max(), abs=1e-5)
     assert facts["changed_labels"] == (found[0].argmax(axis=1) != found[1].argmax(axis=1)).mean()
     assert 0 < facts["largest_probability_change"] < 0.1
-    overall = read_json(evaluation.evaluation_file(exported()[0]))["overall"]
+    overall = read_json(evaluation_file(exported()[0]))["overall"]
     assert facts["accuracy_as_float32"] == pytest.approx(overall["accuracy"])
     assert facts["accuracy_difference"] == pytest.approx(facts["accuracy"] - facts["accuracy_as_float32"])
 
@@ -91,8 +91,7 @@ def test_rounding_is_within_half_a_step():
 
 def test_other_scales_are_refused(smaller):
     kind, version = smaller
-    run = exported()[0]
-    request = export.verification_request(run, load_trained(run), settings(kind))
+    request = request_of(exported()[0], settings(kind))
     changed = next(
         each for each in request["weights"] if each["key"] == ("scales/2" if kind == "int8" else "weights/2")
     )
@@ -112,12 +111,15 @@ def test_the_layers_have_their_variables_back():
 
 def test_another_way_to_store_is_another_version(smaller):
     kind, version = smaller
-    assert export.export(exported()[0], version.parent, settings=settings(kind), progress=QUIET) == version
-    assert export._exported(exported()[0], version.parent, settings("float32")) is None
+    assert build.export(exported()[0], version.parent, settings=settings(kind), progress=QUIET) == version
+    run = exported()[0]
+    for stored_as, finished in (kind, version), ("float32", None):
+        settings_, evaluation = settings(stored_as), held_out_evaluation(run)
+        assert build._finished_version(run, version.parent, settings_, evaluation) == finished
 
 
 def test_nobody_to_measure_it_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "difference", lambda *_, **__: None)
+    monkeypatch.setattr(build, "measure_weight_change", lambda *_, **__: None)
     with pytest.raises(ExportError, match=r'export\.weights is "int8", but no client is held out.*Set prepare\.splits'):
-        export.export(exported()[0], tmp_path, settings=settings("int8"), progress=QUIET)
+        build.export(exported()[0], tmp_path, settings=settings("int8"), progress=QUIET)
     assert list(tmp_path.iterdir()) == []

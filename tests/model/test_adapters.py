@@ -6,7 +6,7 @@ from builders.tiny import prepared, quiet
 
 from tff_pipeline.artifacts import is_complete
 from tff_pipeline.model.adapters import Adapters
-from tff_pipeline.training.job import train
+from tff_pipeline.training.run import train
 from tff_pipeline.training.store import load_arrays, load_trained
 
 LABELS, HIDDEN = 3, 16
@@ -61,9 +61,9 @@ ROWS = {
 
 
 def test_a_run_with_adapters_sends_little_and_exports_like_any_other(tmp_path):
-    from tff_pipeline.commands import predict as prediction
-    from tff_pipeline.evaluation import evaluate as evaluation
-    from tff_pipeline.export import build as export
+    from tff_pipeline.evaluation.evaluate import evaluate
+    from tff_pipeline.export.build import export
+    from tff_pipeline.export.exported_model import ExportedModel
 
     changes = [
         "model.trainable=lora",
@@ -96,9 +96,9 @@ def test_a_run_with_adapters_sends_little_and_exports_like_any_other(tmp_path):
     assert not (run / "frozen").exists()
 
     assert is_complete(run)
-    assert evaluation.evaluate(run, progress=quiet())["overall"]["accuracy"] == 1.0
+    assert evaluate(run, progress=quiet())["overall"]["accuracy"] == 1.0
     model = load_trained(run)
-    version = export.export(run, tmp_path / "models", progress=quiet())
-    (answer,) = prediction.Model(version).ask(["where is my parcel"])
+    version = export(run, tmp_path / "models", progress=quiet())
+    (answer,) = ExportedModel(version).ask(["where is my parcel"])
     assert answer["label"] == "parcel"
     assert not model.network.adapter_variables

@@ -12,6 +12,7 @@ from scipy import optimize, stats
 
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy import accounting, randomness, sampling, statement
+from tff_pipeline.privacy.mechanisms import NoPrivacy, Tree
 
 EVENT = {"kind": "poisson_gaussian", "sampling_probability": 0.1, "noise_multiplier": 1.2}
 
@@ -31,7 +32,7 @@ def test_without_sampling_epsilon_is_the_analytic_gaussians(noise_multiplier, ro
 def test_an_absurd_epsilon_is_bounded_in_bounded_memory():
     """Hardly any noise: in steps of 1e-4 these distributions would take tens of gigabytes."""
     for noise_multiplier, rounds in ((0.01, 30), (0.1, 10_000)):
-        event = accounting.gaussian_event(noise_multiplier, sampling_probability=1.0)
+        event = {"kind": "poisson_gaussian", "sampling_probability": 1.0, "noise_multiplier": noise_multiplier}
         mu = math.sqrt(rounds) / noise_multiplier
         # Theorem 8 without its second term, which is next to nothing here.
         exact = mu**2 / 2 + mu * stats.norm.ppf(1 - 1e-3)
@@ -57,8 +58,9 @@ def test_one_sampled_round_is_the_integral():
 
 @pytest.mark.parametrize(("target", "q", "rounds"), [(1.0, 0.01, 50), (4.0, 0.1, 10), (8.0, 0.5, 5)])
 def test_calibration_never_exceeds_the_target_and_wastes_little(target, q, rounds):
-    noise = accounting.calibrate(target, 1e-5, sampling_probability=q, rounds=rounds)
-    event = {"kind": "poisson_gaussian", "sampling_probability": q, "noise_multiplier": noise}
+    event = {"kind": "poisson_gaussian", "sampling_probability": q}
+    noise = accounting.calibrate(target, 1e-5, event=lambda z: {**event, "noise_multiplier": z}, rounds=rounds)
+    event["noise_multiplier"] = noise
 
     assert accounting.epsilon([(event, rounds)], 1e-5) <= target
     assert accounting.epsilon([({**event, "noise_multiplier": noise - 0.001}, rounds)], 1e-5) > target
@@ -70,8 +72,10 @@ def test_calibration_is_at_or_under_the_target_everywhere():
     for _ in range(40):
         target, delta = float(np.exp(random.uniform(-1.6, 1.6))), float(10 ** random.uniform(-7, -3))
         q, rounds = float(10 ** random.uniform(-3, 0)), int(10 ** random.uniform(0, 2))
-        noise = accounting.calibrate(target, delta, sampling_probability=q, rounds=rounds, step=0.005)
-        event = {"kind": "poisson_gaussian", "sampling_probability": q, "noise_multiplier": noise}
+        event = {"kind": "poisson_gaussian", "sampling_probability": q}
+        event["noise_multiplier"] = accounting.calibrate(
+            target, delta, event=lambda z, event=event: {**event, "noise_multiplier": z}, rounds=rounds, step=0.005
+        )
 
         assert accounting.epsilon([(event, rounds)], delta, step=0.005) <= target
 
@@ -123,13 +127,13 @@ def test_what_cannot_be_accounted_for_is_refused():
 
 
 def test_sensitivity_is_the_clip_and_what_float32_may_add():
-    assert plan(clip_norm=3.0, value_range=3.0).sensitivity == 3.0 * (1 + 2**-16)
+    assert plan(clip_norm=3.0).sensitivity == 3.0 * (1 + 2**-16)
     assert plan().noise_stddev == 1.2 * plan().sensitivity
 
 
-def test_the_grain_is_a_power_of_two_about_a_thousandth_of_the_noise():
-    assert math.log2(plan().grain).is_integer()
-    assert 2**-11 <= plan().grain / plan().noise_stddev <= 2**-10
+def test_the_rounding_step_is_a_power_of_two_about_a_thousandth_of_the_noise():
+    assert math.log2(plan().rounding_step).is_integer()
+    assert 2**-11 <= plan().rounding_step / plan().noise_stddev <= 2**-10
 
 
 def test_everything_follows_from_one_number():
@@ -137,15 +141,15 @@ def test_everything_follows_from_one_number():
     assert more.noise_stddev == 2 * plan().noise_stddev
     assert more.round_event["noise_multiplier"] == 2.4
     assert more.epsilon() < plan().epsilon()
-    assert "2.4 times the sensitivity" in " ".join(statement.sentences(more, seeded=False, silos=3))
+    assert "2.4 times the sensitivity" in " ".join(statement.sentences(more, seeded=False))
 
 
 def test_the_statement_says_who_is_trusted_and_what_is_not_covered():
-    said = " ".join(statement.sentences(plan(), seeded=True, silos=3))
+    said = " ".join(statement.sentences(plan(), seeded=True))
     for words in (
         "differentially private for the client",
         "Poisson sampling",
-        "probability 0.1 ",
+        "probability 0.1, ",
         "trusted to add the noise",
         "client of two silos",
         "treated as public",
@@ -153,15 +157,13 @@ def test_the_statement_says_who_is_trusted_and_what_is_not_covered():
         "Seed: pipeline.seed is set",
     ):
         assert words in said
-    assert "Seed:" not in " ".join(statement.sentences(plan(), seeded=False, silos=3))
-    assert "no exported version has them" in said
-    released = " ".join(statement.sentences(plan(), seeded=False, silos=3, metrics="released"))
+    assert "Seed:" not in " ".join(statement.sentences(plan(), seeded=False))
+    assert "no exported version contains them" in said
+    released = " ".join(statement.sentences(plan(), seeded=False, metrics="released"))
     assert "released with every exported version" in released
-    assert "no exported version has them" not in released
-    assert "The server sees it" in " ".join(statement.sentences(plan(), seeded=False, silos=1))
-    none = " ".join(
-        statement.sentences(plan(mechanism="none", noise_multiplier=0.0, delta=None), seeded=False, silos=3)
-    )
+    assert "no exported version contains them" not in released
+    assert "The server sees it" in " ".join(statement.sentences(plan(silos=1), seeded=False))
+    none = " ".join(statement.sentences(plan(NoPrivacy, delta=None), seeded=False))
     assert "No guarantee" in none
     assert "Epsilon is infinite" in none
 
@@ -236,28 +238,31 @@ def test_a_cohort_larger_than_there_is_room_for_does_not_happen(clients, cohort)
     from scipy.stats import binom
 
     made = plan(clients=clients, expected_cohort=float(cohort), sampling_probability=cohort / clients)
-    largest = made.largest_cohort
+    largest = made.quantization.largest_cohort
     assert binom.logsf(largest - 1, clients, cohort / clients) <= -128 * math.log(2) or largest == clients
     assert largest <= cohort + 15 * math.sqrt(cohort) + 30
     # All that such a cohort may send is within 31 bits, or within what float64 counts exactly.
-    most = 2 * made.largest_whole_number * largest
+    most = 2 * made.quantization.largest_summand * largest
     assert most < 2**31 or 2**31 < most < 2**53
 
 
 def test_everybody_has_room_where_the_guarantee_counts_on_no_sampling():
-    assert plan(mechanism="tree", rounds_per_tree=20).largest_cohort == 1000
-    assert plan(sampling_probability=1.0, expected_cohort=1000.0).largest_cohort == 1000
+    assert plan(Tree, rounds_per_tree=20).quantization.largest_cohort == 1000
+    assert plan(sampling_probability=1.0, expected_cohort=1000.0).quantization.largest_cohort == 1000
 
 
-def test_quanta_are_as_many_as_31_bits_hold_where_that_is_fine_enough():
-    assert plan(dimension=1000).quanta == pytest.approx(2**30 / plan().largest_cohort, rel=1e-4)
+def test_levels_are_as_many_as_31_bits_hold_where_that_is_fine_enough():
+    assert plan(dimension=1000).quantization.levels == pytest.approx(
+        2**30 / plan().quantization.largest_cohort, rel=1e-4
+    )
     large = plan(dimension=10**10)
-    assert large.quanta == 2**30  # sums of 64 bits
+    assert large.quantization.levels == 2**30  # sums of 64 bits
 
 
 @pytest.mark.parametrize("clients", [3, 10, 37, 1000, 2**22 + 1])
-def test_half_a_clip_is_a_whole_number_that_float32_holds(clients):
+def test_half_a_clip_is_an_integer_that_float32_holds(clients):
     """An adaptive clip counts with it, and its sensitivity is a half exactly."""
-    for mechanism in ("tree", "none"):
-        half = plan(mechanism=mechanism, rounds_per_tree=5, clients=clients, dimension=1000).quanta / 2
+    numbers = {"clients": clients, "dimension": 1000}
+    for made in (plan(Tree, rounds_per_tree=5, **numbers), plan(NoPrivacy, **numbers)):
+        half = made.quantization.levels / 2
         assert half == int(half) == np.float32(half)

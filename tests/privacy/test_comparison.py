@@ -140,7 +140,7 @@ def test_a_silos_ledger_that_was_written_anew_is_refused(folder, capsys):
 
 def test_a_charge_that_was_made_weaker_in_a_silos_ledger_is_refused(folder, capsys):
     """The line and its hash are forged, and the head too; the last line has no successor that would tell."""
-    from tff_pipeline.privacy.ledger import _hash
+    from tff_pipeline.privacy.hash_chain import _hash
 
     config = folder.config("bank", "shop")
     folder.charge(config, 1)
@@ -736,7 +736,7 @@ def test_an_anchor_is_printed_and_its_key_is_kept(folder, capsys):
 
 def rechained(path: Path, lines: list[dict[str, Any]]) -> bytes:
     """Lines with hashes that fit again: what somebody writes who can compute them."""
-    from tff_pipeline.privacy.ledger import _hash
+    from tff_pipeline.privacy.hash_chain import _hash
 
     previous = "0" * 64
     for line in lines:

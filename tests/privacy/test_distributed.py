@@ -4,7 +4,6 @@ Keys are fixed, so nothing here can flake.
 """
 
 import csv
-import dataclasses
 import io
 import json
 import math
@@ -18,6 +17,7 @@ import pytest
 from builders.cases import COHORT, Case, head_case, started
 from builders.cases import DISTRIBUTED as PLAN
 from builders.cases import plan as a_runtime_plan
+from builders.plans import changed, discretization
 from builders.plans import plan as a_plan
 from builders.tiny import ROWS, prepared, quiet, trained_weights
 from scipy import optimize, special, stats
@@ -30,11 +30,13 @@ from tff_pipeline.privacy import accounting, distributed, statement
 from tff_pipeline.privacy import discrete_gaussian as discrete
 from tff_pipeline.privacy import plan as planning
 from tff_pipeline.privacy.discrete_gaussian import discrete_gaussian
-from tff_pipeline.privacy.distributed import Integers, integers
+from tff_pipeline.privacy.distributed import Discretization, finest_discretization
+from tff_pipeline.privacy.mechanisms import DistributedDiscreteGaussian
 from tff_pipeline.privacy.plan import PrivacyPlan
 from tff_pipeline.progress import Progress
-from tff_pipeline.runtime.local import LocalRuntime
-from tff_pipeline.training.job import train
+from tff_pipeline.runtime.scripted import ScriptedRuntime
+from tff_pipeline.runtime.silo import Silo
+from tff_pipeline.training.run import train
 from tff_pipeline.training.store import StateStore
 
 KEY = b"k" * 32
@@ -49,7 +51,7 @@ KIND = "poisson_distributed_discrete_gaussian"
 
 
 def plan(**changes: Any) -> PrivacyPlan:
-    return a_plan(**{"mechanism": "distributed_discrete_gaussian", "silos": 3, "tolerated_silos": 1, **changes})
+    return a_plan(DistributedDiscreteGaussian, **{"silos": 3, "tolerated_silos": 1, **changes})
 
 
 # -- the sampler
@@ -234,13 +236,11 @@ def test_the_error_is_counted(monkeypatch):
 
 def test_everything_follows_from_one_number():
     less, more = plan(), plan(noise_multiplier=2.4)
-    assert less.integers is not None
-    assert more.integers is not None
     # Twice the noise over the sensitivity.
     assert more.noise_stddev / more.sensitivity == pytest.approx(2 * less.noise_stddev / less.sensitivity, rel=1e-3)
-    assert more.round_event["sensitivity_squared"] == more.integers.sensitivity_squared
+    assert more.round_event["sensitivity_squared"] == discretization(more).sensitivity_squared
     assert more.curve() < less.curve()
-    assert "2.4 times the sensitivity" in " ".join(statement.sentences(more, seeded=False, silos=3))
+    assert "2.4 times the sensitivity" in " ".join(statement.sentences(more, seeded=False))
     # Two honest shares of three: the noise is sqrt(3 / 2) times what counts.
     assert less.noise_stddev == pytest.approx(1.2 * less.sensitivity * math.sqrt(3 / 2), rel=1e-6)
     assert less.round_event["honest_silos"] == 2
@@ -262,19 +262,22 @@ def test_everywhere_the_noise_is_at_least_as_planned_and_the_sum_fits():
             "tolerated": int(random.integers(0, silos)),
             "bits": int(random.choice([16, 32])),
         }
-        made = integers(**given)
+        made = finest_discretization(**given)
         if made is None:
             assert given["bits"] == 16
             continue
         found += 1
-        event = {key: getattr(made, key) for key in ("sensitivity_squared", "log2_share", "honest")}
+        event = {key: getattr(made, key) for key in ("sensitivity_squared", "log2_scale", "honest_silos")}
         assert distributed.noise_multiplier(**event) >= given["noise_multiplier"]
-        assert made.clip * made.quantum == pytest.approx(given["clip_norm"])
+        assert made.clip_in_steps * made.step == pytest.approx(given["clip_norm"])
         # Five deviations of the noise and a cohort that all point one way are far from the ring's edge.
-        aligned = given["expected_cohort"] * made.clip / math.sqrt(made.length)
-        assert 5 * math.hypot(aligned, 2**made.log2_share * math.sqrt(silos)) < 2 ** (made.bits - 1)
+        aligned = given["expected_cohort"] * made.clip_in_steps / math.sqrt(made.length)
+        assert 5 * math.hypot(aligned, 2**made.log2_scale * math.sqrt(silos)) < 2 ** (made.bits - 1)
         assert 1 <= made.rounding_costs <= 1.25
-        assert distributed.log_error(log2_share=made.log2_share, honest=made.honest, length=made.length) < 1e-24
+        assert (
+            distributed.log_error(log2_scale=made.log2_scale, honest_silos=made.honest_silos, length=made.length)
+            < 1e-24
+        )
     assert found > 200
 
 
@@ -283,21 +286,19 @@ def test_a_sum_that_does_not_fit_says_what_to_change():
         PrivacyError,
         match=r"secure_sum.bits is 16: the sum of about 100 updates of 20000000 .* Set secure_sum.bits = 32",
     ):
-        _ = plan(ring_bits=16, dimension=20_000_000).round_event
+        _ = plan(bits=16, dimension=20_000_000).round_event
 
 
 # -- a client's integers
 
 
 @pytest.fixture(scope="module")
-def coarse() -> Integers:
+def coarse() -> Discretization:
     """16 bits and 1,000 coordinates: rounding matters."""
-    found = plan(ring_bits=16, dimension=1000, clip_norm=0.5).integers
-    assert found is not None
-    return found
+    return discretization(plan(bits=16, dimension=1000, clip_norm=0.5))
 
 
-def sent(update: np.ndarray, made: Integers, seed: tuple[int, int] = (3, 4)) -> np.ndarray:
+def sent(update: np.ndarray, made: Discretization, seed: tuple[int, int] = (3, 4)) -> np.ndarray:
     """Centred integers."""
     import tensorflow as tf
 
@@ -363,7 +364,7 @@ def test_rounding_is_unbiased_and_independent_between_clients(coarse):
     # Clients that differ in the last digits, so that their fingerprints do.
     totals = sum(sent(update * (1 + 1e-9 * client), coarse) for client in range(400))
     back = integer_aggregation.decode(tf.constant(totals % coarse.modulus), seed, coarse).numpy()
-    error = np.linalg.norm(back / 400 - update) / (coarse.quantum * math.sqrt(coarse.length / 12 / 400))
+    error = np.linalg.norm(back / 400 - update) / (coarse.step * math.sqrt(coarse.length / 12 / 400))
     assert 0.8 < error < math.sqrt(3) * 1.2  # uniform fractions give 1 / 6 for 1 / 12 and the wrap none
 
 
@@ -377,13 +378,14 @@ def test_a_sum_beyond_the_ring_wraps_and_one_inside_does_not(coarse):
     for value, read in ((5, 5), (-5, -5), (2**15 - 1, 2**15 - 1), (2**15, -(2**15))):
         rotated[0] = value
         back = integer_aggregation.decode(tf.constant(rotated.astype(np.int64)), seed, coarse)
-        expected = coarse.quantum * integer_aggregation.turned_back(tf.constant(rotated / value * read), seed, coarse)
+        expected = coarse.step * integer_aggregation.rotated_back(tf.constant(rotated / value * read), seed, coarse)
         np.testing.assert_allclose(back, expected, rtol=1e-12, atol=1e-15)
 
 
 # -- a round, in every runtime
 
 SEED = np.array([11, 12], np.int64)
+INTEGERS = discretization(PLAN)
 
 
 @pytest.fixture(scope="module")
@@ -395,7 +397,7 @@ def case() -> Case:
 def local(case: Case) -> Iterator[Any]:
     from tff_pipeline.runtime.local import LocalRuntime
 
-    with LocalRuntime(case.compiled, case.silos, session="test") as runtime:
+    with ScriptedRuntime(LocalRuntime, case.compiled, case.silos, session="test") as runtime:
         yield runtime
 
 
@@ -403,13 +405,12 @@ def local(case: Case) -> Iterator[Any]:
 def reference(case: Case) -> Iterator[Any]:
     from tff_pipeline.runtime.reference import ReferenceRuntime
 
-    with ReferenceRuntime(case.compiled, case.silos) as runtime:
+    with ScriptedRuntime(ReferenceRuntime, case.compiled, case.silos) as runtime:
         yield runtime
 
 
 def share(silo: str) -> np.ndarray:
-    assert PLAN.integers is not None
-    return discrete_gaussian(silo.encode().ljust(32), PLAN.integers.log2_share, PLAN.integers.length)
+    return discrete_gaussian(silo.encode().ljust(32), INTEGERS.log2_scale, INTEGERS.length)
 
 
 def silence(silo: str) -> np.ndarray:
@@ -417,9 +418,8 @@ def silence(silo: str) -> np.ndarray:
 
 
 def begun(case: Case, runtime: Any) -> list[np.ndarray]:
-    from tff_pipeline.runtime.base import with_rotation
 
-    return with_rotation(case.compiled, started(case, runtime), SEED)
+    return started(case, runtime).with_rotation(SEED)
 
 
 def modular(sums: list[np.ndarray]) -> np.ndarray:
@@ -445,7 +445,6 @@ def test_a_report_is_the_noised_sum_alone_whatever_the_cohort(case, monkeypatch)
     from tff_pipeline.runtime.local import LocalRuntime
     from tff_pipeline.secagg.masking import Party
 
-    assert PLAN.integers is not None
     sent, mask = [], Party.mask
 
     def watched(party: Party, *arguments: Any) -> list[np.ndarray]:
@@ -454,13 +453,13 @@ def test_a_report_is_the_noised_sum_alone_whatever_the_cohort(case, monkeypatch)
 
     monkeypatch.setattr(Party, "mask", watched)
     metrics = []
-    with LocalRuntime(case.compiled, case.silos) as runtime:
+    with ScriptedRuntime(LocalRuntime, case.compiled, case.silos) as runtime:
         for number, cohort in enumerate(({}, COHORT, {"bank": [3]})):
             result = runtime.run_round(begun(case, runtime), cohort, round_number=number, shares=share)
             metrics.append((result.metrics, result.bytes_up, result.bytes_down))
     assert len(sent) == 3 * len(case.silos)
     assert {tuple((part.shape, part.dtype) for part in report) for report in sent} == {
-        (((PLAN.integers.length,), np.dtype(np.uint32)),)
+        (((INTEGERS.length,), np.dtype(np.uint32)),)
     }
     # Nor does anything that the runtime gives back tell one cohort from another but the noised sum.
     assert metrics[0] == metrics[1] == metrics[2]
@@ -475,7 +474,7 @@ def test_an_update_that_is_not_finite_counts_as_zero_and_nobody_is_told(case):
     broken = FeatureClients(
         "bank", np.full((2, 16), np.nan, np.float32), np.zeros(2, np.int32), np.array([0, 2]), batch_size=8, epochs=1
     )
-    with LocalRuntime(case.compiled, [broken, case.silos[1]]) as runtime:
+    with ScriptedRuntime(LocalRuntime, case.compiled, [broken, case.silos[1]]) as runtime:
         state, ends = begun(case, runtime), []
         (total,) = runtime.secure_sums(state, {"bank": [0]})
         for number, cohort in enumerate(({"bank": [0], "shop": [1]}, {"shop": [1]})):
@@ -491,7 +490,7 @@ def test_a_sum_beside_the_noised_one_is_refused(planted):
     """Each would tell the server how many clients took part; all are secure sums, so nothing else would refuse them."""
     import tensorflow_federated as tff
 
-    from tff_pipeline.aggregators import dp_sum as aggregation
+    from tff_pipeline.aggregators.factory import aggregator_for
     from tff_pipeline.learning import process as learning
     from tff_pipeline.model.learner import FeatureLearner
 
@@ -511,7 +510,7 @@ def test_a_sum_beside_the_noised_one_is_refused(planted):
         lambda: FeatureLearner(hidden_size=16, labels=3),
         client_optimizer_fn=tff.learning.optimizers.build_sgdm(0.1),
         server_optimizer_fn=tff.learning.optimizers.build_sgdm(1.0),
-        model_aggregator=aggregation.unweighted(PLAN, shapes),
+        model_aggregator=aggregator_for(PLAN, shapes),
         metrics_aggregator=tff.learning.metrics.secure_sum_then_finalize if planted == "metrics" else counted,
     )
     seen = (0, 2) if planted == "another modular sum" else (r"\d+" if planted == "metrics" else 1, 1)
@@ -523,15 +522,14 @@ def test_a_sum_beside_the_noised_one_is_refused(planted):
 
 
 def test_three_rounds_with_the_same_shares_end_in_the_oracles_weights(case, local, reference):
-    from tff_pipeline.runtime.base import weights_of, with_rotation
 
     ends = []
     for runtime in (local, reference):
         state = begun(case, runtime)
         for number in range(3):
-            state = with_rotation(case.compiled, state, SEED + number)
+            state = state.with_rotation(SEED + number)
             state = runtime.run_round(state, COHORT, round_number=number, shares=share).state
-        ends.append(weights_of(case.compiled, state))
+        ends.append(state.weights)
     for one, other, before in zip(*ends, case.weights, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-6)
         assert not np.array_equal(one, before)
@@ -539,17 +537,15 @@ def test_three_rounds_with_the_same_shares_end_in_the_oracles_weights(case, loca
 
 def test_without_noise_the_update_is_the_gaussian_mechanisms(case, local):
     """Clip, rotation, rounding, sum and back: the mean of the clipped updates, but for the rounding."""
-    from tff_pipeline.runtime.base import weights_of, with_noise
     from tff_pipeline.runtime.local import LocalRuntime
 
     ours = local.run_round(begun(case, local), COHORT, round_number=50, shares=silence)
     plain = head_case()
-    with LocalRuntime(plain.compiled, plain.silos) as runtime:
+    with ScriptedRuntime(LocalRuntime, plain.compiled, plain.silos) as runtime:
         quiet = [np.zeros(shape) for shape in plain.compiled.shapes]
-        theirs = runtime.run_round(with_noise(plain.compiled, started(plain, runtime), quiet), COHORT, round_number=0)
-    assert PLAN.integers is not None
-    for one, other in zip(weights_of(case.compiled, ours.state), weights_of(plain.compiled, theirs.state), strict=True):
-        np.testing.assert_allclose(one, other, atol=20 * PLAN.integers.quantum + a_runtime_plan().grain)
+        theirs = runtime.run_round(started(plain, runtime).with_noise(quiet), COHORT, round_number=0)
+    for one, other in zip(ours.state.weights, theirs.state.weights, strict=True):
+        np.testing.assert_allclose(one, other, atol=20 * INTEGERS.step + a_runtime_plan().rounding_step)
 
 
 def test_a_silo_with_nobody_sampled_adds_its_share_too(case, local):
@@ -557,32 +553,25 @@ def test_a_silo_with_nobody_sampled_adds_its_share_too(case, local):
     import tensorflow as tf
 
     from tff_pipeline.aggregators.distributed_discrete_gaussian import decode
-    from tff_pipeline.runtime.base import weights_of
 
-    assert PLAN.integers is not None
     result = local.run_round(begun(case, local), {}, round_number=60, shares=share)
-    noise = (share("bank") + share("shop")) % PLAN.integers.modulus
-    shown = decode(tf.constant(noise), tf.constant(SEED), PLAN.integers).numpy() / PLAN.denominator
-    moved = [
-        (before - after).ravel()
-        for before, after in zip(case.weights, weights_of(case.compiled, result.state), strict=True)
-    ]
+    noise = (share("bank") + share("shop")) % INTEGERS.modulus
+    shown = decode(tf.constant(noise), tf.constant(SEED), INTEGERS).numpy() / PLAN.denominator
+    moved = [(before - after).ravel() for before, after in zip(case.weights, result.state.weights, strict=True)]
     np.testing.assert_allclose(np.concatenate(moved), shown, atol=1e-6)
 
 
 def test_noise_that_was_forgotten_releases_nothing(case, local, reference):
-    from tff_pipeline.runtime.base import share_places, weights_of
-
     with pytest.raises(PrivacyError, match=r"silo bank: round 70 came with noise for 0 of its 1 sums"):
         local.run_round(begun(case, local), COHORT, round_number=70)
     result = reference.run_round(begun(case, reference), COHORT, round_number=70)
     assert result.metrics["update_non_finite"] == 1
-    for after, before in zip(weights_of(case.compiled, result.state), case.weights, strict=True):
+    for after, before in zip(result.state.weights, case.weights, strict=True):
         np.testing.assert_array_equal(after, before)
     # And after a round the state has forgotten it again.
     after = local.run_round(begun(case, local), COHORT, round_number=71, shares=share).state
-    (place,) = share_places(case.compiled)
-    assert (after[place] == np.iinfo(np.int64).min).all()
+    assert after.layout.noise_shares is not None
+    assert (after.arrays[after.layout.noise_shares] == np.iinfo(np.int64).min).all()
 
 
 def test_any_client_moves_the_integers_by_at_most_the_plans_bound(case, local):
@@ -592,53 +581,50 @@ def test_any_client_moves_the_integers_by_at_most_the_plans_bound(case, local):
     for silo, other in (("bank", 1), ("bank", 3), ("shop", 0), ("shop", 2)):
         more = modular(local.secure_sums(state, {**COHORT, silo: sorted([*COHORT[silo], other])}))
         moved.append(int(((more - base) ** 2).sum()))
-    assert PLAN.integers is not None
-    assert max(moved) <= PLAN.integers.sensitivity_squared
-    assert max(moved) > 0.01 * PLAN.integers.sensitivity_squared
+    assert max(moved) <= INTEGERS.sensitivity_squared
+    assert max(moved) > 0.01 * INTEGERS.sensitivity_squared
 
 
 def test_with_16_bits_a_silo_sends_half_and_the_round_is_the_same(case, local):
     """Two bytes for each of 64 coordinates in place of four; the update is that of 32 bits, but for coarser rounding."""
-    from tff_pipeline.runtime.base import weights_of
     from tff_pipeline.runtime.local import LocalRuntime
 
-    made = dataclasses.replace(PLAN, ring_bits=16)
+    made = changed(PLAN, bits=16)
     small = head_case(made)
-    with LocalRuntime(small.compiled, small.silos) as runtime:
+    with ScriptedRuntime(LocalRuntime, small.compiled, small.silos) as runtime:
         ours = runtime.run_round(begun(small, runtime), COHORT, round_number=0, shares=silence)
     theirs = local.run_round(begun(case, local), COHORT, round_number=80, shares=silence)
 
     assert (theirs.bytes_up or 0) - (ours.bytes_up or 0) == 64 * 2
-    assert made.integers is not None
-    for one, other in zip(weights_of(small.compiled, ours.state), weights_of(case.compiled, theirs.state), strict=True):
-        np.testing.assert_allclose(one, other, atol=4 * made.integers.quantum)
+    for one, other in zip(ours.state.weights, theirs.state.weights, strict=True):
+        np.testing.assert_allclose(one, other, atol=4 * discretization(made).step)
 
 
 # -- what is said
 
 
 def test_the_statement_says_who_adds_the_noise_and_against_whom_it_holds():
-    said = " ".join(statement.sentences(plan(), seeded=False, silos=3))
+    said = " ".join(statement.sentences(plan(), seeded=False))
     for words in (
-        "Each of 3 silos adds to its sum, before it is masked, discrete Gaussian noise",
-        "counts on 2 of these shares",
+        "Each of 3 silos adds its noise share to its sum before the sum is masked: discrete Gaussian noise",
+        "counts on 2 of these noise shares",
         "never a sum of updates without noise",
         "the server together with any one of the silos",
-        "trusts 2 of the 3 to add their shares",
+        "trusts 2 of the 3 silos to add their noise shares",
         "modulo 2^32",
     ):
         assert words in said
     assert "server is trusted to add" not in said
     # Rounded up: 20 rounds of 16,384 coordinates, each within 2 e of the Gaussian, e = 2 exp(-8 pi**2).
     exact = 20 * 2**14 * 2 * 2 * math.exp(-8 * math.pi**2)
-    assert f"a factor of 1 + 10^{math.ceil(math.log10(2 * exact))} over" in said
+    assert f"a factor of 1 + 10^{math.ceil(math.log10(2 * exact))}, which" in said
     assert "no loss, no accuracy and no number of clients" in said
     assert "Training metrics: there are none" in said
-    none = " ".join(statement.sentences(plan(tolerated_silos=0), seeded=False, silos=3))
+    none = " ".join(statement.sentences(plan(tolerated_silos=0), seeded=False))
     assert "holds against the server. It does not hold against a silo" in none
-    alone = " ".join(statement.sentences(plan(silos=1, tolerated_silos=0), seeded=False, silos=1))
+    alone = " ".join(statement.sentences(plan(silos=1, tolerated_silos=0), seeded=False))
     assert "has the noise in it already" in alone
-    two = " ".join(statement.sentences(plan(tolerated_silos=2), seeded=False, silos=3))
+    two = " ".join(statement.sentences(plan(tolerated_silos=2), seeded=False))
     assert "any 2 of the silos" in two
 
 
@@ -646,22 +632,11 @@ def test_the_statement_says_who_adds_the_noise_and_against_whom_it_holds():
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Two silos, prepared; the process is compiled once for all runs on copies of the folder."""
-    from tff_pipeline.learning import process as learning
-
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two silos, prepared."""
     folder = tmp_path_factory.mktemp("tiny")
     prepared(folder, ROWS, changes=SETTINGS)
-    made, build = {}, learning.build
-
-    def cached(model_fn: Any, training: Any, plan: PrivacyPlan, shapes: Any, **options: Any) -> Any:
-        if plan not in made:
-            made[plan] = build(model_fn, training, plan, shapes, **options)
-        return made[plan]
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(learning, "build", cached)
-        yield folder
+    return folder
 
 
 def trained(folder: Path, *changes: str) -> tuple[Path, list[np.ndarray]]:
@@ -749,13 +724,13 @@ def test_a_run_whose_repeated_round_has_another_sum_sends_nothing(tiny, tmp_path
     folder = tmp_path / "tiny"
     shutil.copytree(tiny, folder)
     (folder / "config.toml").write_text((folder / "config.toml").read_text().replace("seed = 3", ""))
-    summed = LocalRuntime._silo_sum
+    summed = Silo.sum
 
     def killed(store: StateStore, *rest: Any) -> None:
         raise KeyboardInterrupt
 
-    def other(runtime: LocalRuntime, *rest: Any) -> list[np.ndarray]:
-        sums = summed(runtime, *rest)
+    def other(silo: Silo, *rest: Any) -> list[np.ndarray]:
+        sums = summed(silo, *rest)
         sums[-1][0] += 1
         return sums
 
@@ -764,7 +739,7 @@ def test_a_run_whose_repeated_round_has_another_sum_sends_nothing(tiny, tmp_path
         with pytest.raises(KeyboardInterrupt):
             trained(folder)
         patched.undo()
-        patched.setattr(LocalRuntime, "_silo_sum", other)
+        patched.setattr(Silo, "sum", other)
         with pytest.raises(
             PrivacyError, match=r"silo bank: round 1 is repeated, .* Nothing was sent\. .*tff-pipeline abandon"
         ):

@@ -1,6 +1,5 @@
 """What a run draws: bound to every key and to what it starts from; and what a silo remembers having reported."""
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,15 +10,18 @@ from builders.plans import plan as a_plan
 
 from tff_pipeline.errors import ArtifactError, PrivacyError
 from tff_pipeline.privacy import randomness
-from tff_pipeline.privacy.draws import Draws, RoundDraws
+from tff_pipeline.privacy.draws import Draws
 from tff_pipeline.privacy.keys import PartyKey
+from tff_pipeline.privacy.mechanisms import DistributedDiscreteGaussian, NoisedMetrics, Tree
 from tff_pipeline.privacy.round import digest_of
+from tff_pipeline.privacy.server_draws import ServerDraws
+from tff_pipeline.privacy.silo_draws import SiloDraws
 
-GAUSSIAN = a_plan(clients=1000, sampling_probability=0.5, expected_cohort=500.0)
+GAUSSIAN = a_plan(clients=1000, sampling_probability=0.5, expected_cohort=500.0, metrics=NoisedMetrics(stddev=10.0))
 DISTRIBUTED = a_plan(
-    mechanism="distributed_discrete_gaussian", clients=1000, sampling_probability=0.5, expected_cohort=500.0, silos=2
+    DistributedDiscreteGaussian, clients=1000, sampling_probability=0.5, expected_cohort=500.0, silos=2
 )
-TREE = a_plan(mechanism="tree", clients=1000, sampling_probability=0.125, expected_cohort=125.0, rounds_per_tree=8)
+TREE = a_plan(Tree, clients=1000, sampling_probability=0.125, expected_cohort=125.0, rounds_per_tree=8)
 STARTS = ("a" * 64, "b" * 64, "c" * 64)
 
 
@@ -29,40 +31,40 @@ def keys(folder: Path) -> dict[str, PartyKey]:
 
 def draws(folder: Path, plan=GAUSSIAN, origin: str = "origin") -> Draws:
     made = keys(folder)
-    return Draws(plan, made.pop("server"), made, origin)
+    server = ServerDraws(plan, made.pop("server"))
+    return Draws(server, {silo: SiloDraws(silo, plan, key) for silo, key in made.items()}, origin)
 
 
-def drawn(made: RoundDraws) -> dict[str, bytes]:
+def drawn(made: Draws, starts: Sequence[str] = STARTS) -> dict[str, bytes]:
     """Everything that is drawn in a round, by name."""
-    plan = made.draws.plan
-    parts = {f"cohort of {silo}": made.cohort(silo, 1000) for silo in made.draws.silos}
-    if plan.integers:
-        parts |= {f"share of {silo}": made.noise_share(silo) for silo in made.draws.silos}
-        parts["rotation"] = made.rotation()
+    at, plan = made.round(starts), made.plan
+    parts = {f"cohort of {silo}": own.cohort(at, 1000) for silo, own in made.silos.items()}
+    if plan.mechanism.silos_add_noise:
+        parts |= {f"share of {silo}": own.noise_share(at) for silo, own in made.silos.items()}
+        parts["rotation"] = made.server.rotation(at)
     else:
-        parts["noise"] = made.noise([(3,)])[0]
-        parts["metrics noise"] = np.array(made.metrics_noise())
+        parts["noise"] = made.server.noise(at, [(3,)])[0]
+        parts["metrics noise"] = np.array(made.server.metrics_noise(at))
     return {name: part.tobytes() for name, part in parts.items()}
 
 
 @pytest.mark.parametrize("plan", [GAUSSIAN, DISTRIBUTED], ids=["gaussian", "distributed"])
 def test_whatever_is_lost_or_changed_everything_is_drawn_anew(tmp_path, plan):
     """By everybody: no cohort and no noise of the old draw comes back. The same files draw the same again."""
-    plan = dataclasses.replace(plan, metrics_stddev=10.0) if not plan.integers else plan
-    before = drawn(draws(tmp_path, plan).round(STARTS))
-    assert drawn(draws(tmp_path, plan).round(STARTS)) == before
+    before = drawn(draws(tmp_path, plan))
+    assert drawn(draws(tmp_path, plan)) == before
 
     changed = [
-        draws(tmp_path, plan, origin="another").round(STARTS),
-        draws(tmp_path, plan).round((*STARTS[:-1], "d" * 64)),
-        draws(tmp_path, plan).round(STARTS[:-1]),
+        drawn(draws(tmp_path, plan, origin="another")),
+        drawn(draws(tmp_path, plan), (*STARTS[:-1], "d" * 64)),
+        drawn(draws(tmp_path, plan), STARTS[:-1]),
     ]
     names = {draws(tmp_path, plan).name}
     for party in ("server", "bank", "shop"):
         (tmp_path / f"{party}.key").unlink()
-        changed.append(draws(tmp_path, plan).round(STARTS))
+        changed.append(drawn(draws(tmp_path, plan)))
         names.add(draws(tmp_path, plan).name)
-    seen = [before, *map(drawn, changed)]
+    seen = [before, *changed]
     assert len(names) == 4
     for name in before:
         assert len({one[name] for one in seen}) == len(seen), name
@@ -71,8 +73,8 @@ def test_whatever_is_lost_or_changed_everything_is_drawn_anew(tmp_path, plan):
 def test_a_clients_turn_is_the_same_in_all_rounds_of_a_tree(tmp_path):
     """Whatever the rounds start from: at most one turn in a tree holds for a run that starts a round from something else too."""
     made = draws(tmp_path, TREE)
-    turns = [made.round([f"{number}"] * (number + 1)).cohort("bank", 1000) for number in range(8)]
-    other = [made.round([f"other {number}"] * (number + 1)).cohort("bank", 1000) for number in range(8)]
+    turns = [made.silos["bank"].cohort(made.round([f"{number}"] * (number + 1)), 1000) for number in range(8)]
+    other = [made.silos["bank"].cohort(made.round([f"other {number}"] * (number + 1)), 1000) for number in range(8)]
     for one, two in zip(turns, other, strict=True):
         np.testing.assert_array_equal(one, two)
     assert len(np.concatenate(turns)) == len(np.unique(np.concatenate(turns)))

@@ -163,7 +163,7 @@ def test_ten_thousand_charges_are_checked_in_seconds_and_the_next_costs_what_the
     ledger.path.parent.mkdir()
     lines, previous = [], "0" * 64
     from tff_pipeline.artifacts import canonical_json
-    from tff_pipeline.privacy.ledger import _hash
+    from tff_pipeline.privacy.hash_chain import _hash
 
     for number in range(1, 10_001):
         entry = {"population": "people", "run": f"r{number % 50}", "round": number, "event": EVENT, "draw": "d"}
@@ -344,7 +344,7 @@ def again(config: Config, folder: Path, *changes: str) -> Config:
 
 
 def test_every_round_is_in_the_populations_ledger_and_in_each_silos(tiny, tmp_path):
-    from tff_pipeline.training.job import train
+    from tff_pipeline.training.run import train
 
     config = again(tiny, tmp_path)
     train(config, progress=quiet())
@@ -355,7 +355,7 @@ def test_every_round_is_in_the_populations_ledger_and_in_each_silos(tiny, tmp_pa
 
 
 def test_a_silo_refuses_by_itself(tiny, tmp_path):
-    from tff_pipeline.training.job import train
+    from tff_pipeline.training.run import train
 
     config = again(tiny, tmp_path, "silos.1.budget_epsilon=0.1")
     with pytest.raises(PrivacyError, match=r"shop.ledger\.jsonl: .* would bring silo 'shop' to epsilon"):
@@ -369,7 +369,7 @@ def test_a_run_stops_before_the_round_that_would_pass_the_budget_and_goes_on_whe
     tiny, tmp_path, monkeypatch
 ):
     """Somebody charges the population while the run is under way, as a run on another machine would."""
-    from tff_pipeline.training import job as training
+    from tff_pipeline.training import run as training
 
     event = {"kind": "poisson_gaussian", "sampling_probability": 1.0, "noise_multiplier": 1.0}
     two = accounting.epsilon([(event, 2)], 1e-3)
@@ -396,7 +396,7 @@ def test_a_run_stops_before_the_round_that_would_pass_the_budget_and_goes_on_whe
 
 
 def test_a_run_without_privacy_uses_up_its_population(tiny, tmp_path):
-    from tff_pipeline.training.job import train
+    from tff_pipeline.training.run import train
 
     config = again(tiny, tmp_path)
     train(load(config.path), progress=quiet())

@@ -11,11 +11,12 @@ from builders.tiny import Row, prepared, quiet
 from scipy import stats
 
 from tff_pipeline.errors import PrivacyError
-from tff_pipeline.privacy import randomness
+from tff_pipeline.privacy.mechanisms import AdaptiveGaussian, NoisedMetrics
+from tff_pipeline.privacy.round import Round
 from tff_pipeline.privacy.statement import sentences
 
 BANK: list[Row] = [("a", "lost my card", "card"), ("a", "send money", "money"), ("b", "send money", "money")]
-NOISED = {"metrics_stddev": 20.0, "noise_multiplier": 2.0}
+NOISED = {"metrics": NoisedMetrics(stddev=20.0), "noise_multiplier": 2.0}
 
 
 def test_updates_and_metrics_together_are_one_mechanism_with_the_plans_noise():
@@ -23,29 +24,29 @@ def test_updates_and_metrics_together_are_one_mechanism_with_the_plans_noise():
     update = made.sensitivity / made.noise_stddev
     assert math.hypot(update, math.sqrt(2) / 20.0) == pytest.approx(1 / 2.0, rel=1e-12)
     assert made.epsilon() == a_plan(noise_multiplier=2.0).epsilon()
-    three = a_plan(**NOISED, clip_quantile=0.5, clip_count_stddev=9.0, value_range=1.0)
+    three = a_plan(AdaptiveGaussian, **NOISED, quantile=0.5, count_stddev=9.0)
     count = 0.5 / 9.0
     assert math.hypot(three.sensitivity / three.noise_stddev, count, math.sqrt(2) / 20.0) == pytest.approx(
         0.5, rel=1e-12
     )
     with pytest.raises(PrivacyError, match=r"too small for metrics with noise .* expected more than 2.828"):
-        _ = a_plan(metrics_stddev=2.0, noise_multiplier=2.0).noise_stddev
+        _ = a_plan(metrics=NoisedMetrics(stddev=2.0), noise_multiplier=2.0).noise_stddev
     # What the metrics tell is not there for the clip: of 1 / 4 they leave 1 / 4 - 2 / 9.
-    both = {"metrics_stddev": 3.0, "clip_quantile": 0.5, "clip_count_stddev": 2.0, "value_range": 1.0}
+    both = {"metrics": NoisedMetrics(stddev=3.0), "quantile": 0.5, "count_stddev": 2.0}
     with pytest.raises(PrivacyError, match=r"too small for adaptive clipping .* expected more than 3\."):
-        _ = a_plan(noise_multiplier=2.0, **both).noise_stddev
+        _ = a_plan(AdaptiveGaussian, noise_multiplier=2.0, **both).noise_stddev
 
 
 def test_one_client_adds_its_accuracy_and_itself_and_no_more():
     """Clients of 3, 1, 20 and 7 examples: the sum is of shares, whatever their number."""
     from tff_pipeline.model.learner import MILLION
-    from tff_pipeline.runtime.base import with_noise
     from tff_pipeline.runtime.local import LocalRuntime
+    from tff_pipeline.runtime.scripted import ScriptedRuntime
 
     case = head_case()
     silence = [np.zeros(shape) for shape in case.compiled.shapes]
-    with LocalRuntime(case.compiled, case.silos) as runtime:
-        state = with_noise(case.compiled, started(case, runtime), silence)
+    with ScriptedRuntime(LocalRuntime, case.compiled, case.silos) as runtime:
+        state = started(case, runtime).with_noise(silence)
 
         def metrics(cohorts, number):
             return runtime.run_round(state, cohorts, round_number=number).metrics
@@ -64,10 +65,11 @@ def test_one_client_adds_its_accuracy_and_itself_and_no_more():
 
 def test_the_noise_is_normal_and_of_each_round():
     """Fixed secrets: nothing here can flake."""
-    drawn = np.array([randomness.metrics_noise(b"m" * 32, round_number=number, stddev=3.0) for number in range(2000)])
+    metrics, rounds = NoisedMetrics(stddev=3.0), [Round("d" * 64, ("s",) * (number + 1)) for number in range(2000)]
+    drawn = np.array([metrics.noise(b"m" * 32, round=one) for one in rounds])
     assert stats.kstest(drawn.ravel() / 3.0, "norm").pvalue > 1e-3
     assert abs(np.corrcoef(drawn.T)[0, 1]) < 4 / math.sqrt(2000)
-    assert drawn.tolist()[0] == randomness.metrics_noise(b"m" * 32, round_number=0, stddev=3.0)
+    assert drawn.tolist()[0] == metrics.noise(b"m" * 32, round=rounds[0])
 
 
 def test_a_run_releases_the_mean_of_noised_sums(tmp_path):
@@ -75,7 +77,7 @@ def test_a_run_releases_the_mean_of_noised_sums(tmp_path):
         "privacy.mechanism=gaussian", "privacy.clip_norm=1.0", "privacy.noise_multiplier=0.3", "privacy.delta=1e-3",
         "privacy.metrics=noised", "privacy.metrics_stddev=0.5", "training.clients_per_round=2", "training.rounds=3",
     ]  # fmt: skip
-    from tff_pipeline.training.job import train
+    from tff_pipeline.training.run import train
 
     run = train(prepared(tmp_path, {"bank": BANK}, changes=changes), progress=quiet())
 
@@ -88,19 +90,19 @@ def test_a_run_releases_the_mean_of_noised_sums(tmp_path):
 
 
 def test_they_are_one_number_of_the_noise_and_the_sums():
-    from tff_pipeline.training.job import _released_accuracy
+    from tff_pipeline.training.releases import _released_accuracy
 
-    made = a_plan(**NOISED)
+    noised = NOISED["metrics"]
     sums = {"client_accuracy": 300_000_000.0, "finite_clients": 400.0}
-    assert _released_accuracy(sums, [0.0, 0.0], made) == 0.75
-    assert _released_accuracy(sums, [20.0, -20.0], made) == pytest.approx(320 / 380, abs=1e-3)
-    assert _released_accuracy(sums, [1000.0, 0.0], made) == 1.0
-    assert _released_accuracy(sums, [-1000.0, -1000.0], made) == 0.0
-    # Neighbours cannot be told by low-order bits: what comes out lies on a grain.
-    assert made.on_metrics_grain(1 / 3) * 2**6 == round(made.on_metrics_grain(1 / 3) * 2**6)
+    assert _released_accuracy(sums, [0.0, 0.0], noised) == 0.75
+    assert _released_accuracy(sums, [20.0, -20.0], noised) == pytest.approx(320 / 380, abs=1e-3)
+    assert _released_accuracy(sums, [1000.0, 0.0], noised) == 1.0
+    assert _released_accuracy(sums, [-1000.0, -1000.0], noised) == 0.0
+    # Neighbours cannot be told by low-order bits: what is released is a multiple of the rounding step.
+    assert noised.released(1 / 3) * 2**6 == round(noised.released(1 / 3) * 2**6)
 
 
 def test_the_statement_says_what_is_released():
-    said = " ".join(sentences(a_plan(**NOISED), seeded=False, silos=2, metrics="noised"))
+    said = " ".join(sentences(a_plan(**NOISED), seeded=False, metrics="noised"))
     assert "two sums with Gaussian noise of standard deviation 20, which epsilon covers" in said
-    assert "the metrics, whose two sums have noise of standard deviation 20, a round is a Gaussian mechanism" in said
+    assert "the released training metrics are computed from has Gaussian noise of standard deviation 20." in said

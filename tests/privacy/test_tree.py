@@ -20,29 +20,14 @@ from tff_pipeline.commands import plot
 from tff_pipeline.config import load
 from tff_pipeline.privacy import accounting, sampling, statement
 from tff_pipeline.privacy.ledger import Ledger
-
-
-@pytest.fixture(scope="module")
-def compiled_once():
-    from tff_pipeline.learning import process as learning
-
-    made, build = {}, learning.build
-
-    def cached(model_fn, training, plan, shapes, **options):
-        if plan not in made:
-            made[plan] = build(model_fn, training, plan, shapes, **options)
-        return made[plan]
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(learning, "build", cached)
-        yield
-
+from tff_pipeline.privacy.mechanisms import Tree
+from tff_pipeline.privacy.mechanisms.tree import TreeEvent
 
 TREE = {"kind": "tree", "noise_multiplier": 5.0, "rounds_per_tree": 10}
 
 
 def plan(**changes):
-    return a_plan(**{"mechanism": "tree", "noise_multiplier": 5.0, "rounds_per_tree": 10, **changes})
+    return a_plan(Tree, **{"noise_multiplier": 5.0, "rounds_per_tree": 10, **changes})
 
 
 def levels_by_hand(rounds: int) -> int:
@@ -58,7 +43,7 @@ def levels_by_hand(rounds: int) -> int:
 
 @pytest.mark.parametrize("rounds", [1, 2, 3, 4, 7, 8, 9, 10, 16, 31, 32, 33])
 def test_a_tree_has_as_many_levels_as_a_round_has_nodes(rounds):
-    assert accounting.tree_levels({**TREE, "rounds_per_tree": 33}, rounds) == levels_by_hand(rounds)
+    assert TreeEvent(noise_multiplier=5.0, rounds_per_tree=33).gaussians(rounds) == levels_by_hand(rounds)
 
 
 @pytest.mark.parametrize(("rounds", "mechanisms"), [(1, 1), (4, 3), (10, 4), (13, 4 + 2), (30, 12)])
@@ -89,7 +74,7 @@ def test_calibration_never_exceeds_the_target_and_wastes_nothing():
     def spent(noise):
         return accounting.epsilon([({**TREE, "noise_multiplier": noise}, 25)], 1e-5)
 
-    found = accounting.calibrate(4.0, 1e-5, sampling_probability=0.1, rounds=25, rounds_per_tree=10)
+    found = accounting.calibrate(4.0, 1e-5, event=lambda z: {**TREE, "noise_multiplier": z}, rounds=25)
     assert spent(found) <= 4.0 < spent(found - 0.001)
 
 
@@ -156,12 +141,12 @@ def test_every_round_expects_the_same_cohort_and_trees_draw_anew():
 
 
 def test_the_statement_says_trees_and_turns_and_no_sampling():
-    said = " ".join(statement.sentences(plan(rounds=25), seeded=False, silos=3))
+    said = " ".join(statement.sentences(plan(rounds=25), seeded=False))
     for words in (
         "A tree spans 10 rounds",
         "takes part at most 3 time(s), in 3 tree(s) of at most 4 level(s)",
-        "No sampling is counted on",
-        "replaced by zero",
+        "does not rely on sampling",
+        "replacing its updates by zero",
     ):
         assert words in said
     assert "Poisson" not in said
@@ -171,12 +156,10 @@ def test_the_statement_says_trees_and_turns_and_no_sampling():
 # -- a run
 
 
-def test_a_run_that_was_killed_goes_on_with_the_same_tree_and_charges_nothing_twice(
-    tmp_path, monkeypatch, compiled_once
-):
+def test_a_run_that_was_killed_goes_on_with_the_same_tree_and_charges_nothing_twice(tmp_path, monkeypatch):
     """Four clients, two a round: trees of two rounds. Killed in the fourth round, after its charge."""
     from tff_pipeline.runtime.local import LocalRuntime
-    from tff_pipeline.training import job as training
+    from tff_pipeline.training import run as training
 
     changes = [*PRIVATE, "privacy.mechanism=tree", "training.clients_per_round=2", "training.rounds=5"]
     (tmp_path / "whole").mkdir()
@@ -190,10 +173,10 @@ def test_a_run_that_was_killed_goes_on_with_the_same_tree_and_charges_nothing_tw
 
     run_round = LocalRuntime.run_round
 
-    def killing(self, *arguments, round_number, **keywords):
-        if round_number == 3:
+    def killing(self, state, at, **keywords):
+        if at.number == 3:
             raise Killed
-        return run_round(self, *arguments, round_number=round_number, **keywords)
+        return run_round(self, state, at, **keywords)
 
     with monkeypatch.context() as patched:
         patched.setattr(LocalRuntime, "run_round", killing)
@@ -211,4 +194,4 @@ def test_a_run_that_was_killed_goes_on_with_the_same_tree_and_charges_nothing_tw
     # Two whole trees of two levels, and one of one.
     assert ledger.epsilon(1e-3) == accounting.epsilon([(event, 5)], 1e-3)
     assert audit.uncharged(run) == []
-    assert audit.plan_of_run(run).rounds_per_tree == 2
+    assert audit.plan_of_run(run).mechanism.rounds_per_tree == 2

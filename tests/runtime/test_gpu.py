@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import TESTS, cases, environment
+from builders.plans import discretization
 from builders.tiny import Row, prepared, quiet, trained_weights
 
 from tff_pipeline.errors import TrainingError
@@ -34,6 +35,7 @@ _PLACED = """
     from tff_pipeline.runtime import graphs
     from tff_pipeline.runtime.determinism import deterministic_operations
     from tff_pipeline.runtime.local import LocalRuntime, choose_devices
+    from tff_pipeline.runtime.scripted import ScriptedRuntime
 
     options, make = graphs.v1.ConfigProto, graphs.SessionGraph.__init__
     logged, seen = {}, []
@@ -139,15 +141,14 @@ def test_nothing_that_bounds_an_update_is_computed_in_tf32():
     import tensorflow as tf
 
     from tff_pipeline.aggregators.distributed_discrete_gaussian import encode
-    from tff_pipeline.aggregators.quantized_sum import in_quanta, norm_at_least
+    from tff_pipeline.aggregators.quantized_sum import clipped_in_steps, norm_at_least
 
-    integers = cases.DISTRIBUTED.integers
-    assert integers is not None
+    made = discretization(cases.DISTRIBUTED)
     with tf.Graph().as_default() as graph:
-        update = tf.compat.v1.placeholder(tf.float32, [integers.dimension])
-        in_quanta([update], norm=norm_at_least([update]), clip=tf.constant(1.0, tf.float64), quanta=2**20)
+        update = tf.compat.v1.placeholder(tf.float32, [made.dimension])
+        clipped_in_steps([update], norm=norm_at_least([update]), clip=tf.constant(1.0, tf.float64), levels=2**20)
         assert not [op.type for op in graph.get_operations() if "MatMul" in op.type or "Einsum" in op.type]
-        encode([update], tf.constant([1, 2], tf.int64), integers)
+        encode([update], tf.constant([1, 2], tf.int64), made)
     products = [op for op in graph.get_operations() if "MatMul" in op.type or "Einsum" in op.type]
     assert {tensor.dtype for op in products for tensor in op.inputs} == {tf.float64}
 
@@ -237,9 +238,10 @@ def test_deterministic_work_is_the_same_work(monkeypatch, make):
     from tff_pipeline.runtime.determinism import deterministic_operations
     from tff_pipeline.runtime.graphs import operation_types
     from tff_pipeline.runtime.local import LocalRuntime
+    from tff_pipeline.runtime.scripted import ScriptedRuntime
 
     def sums(case: Any) -> list[np.ndarray]:
-        with LocalRuntime(case.compiled, case.silos, devices="CPU") as runtime:
+        with ScriptedRuntime(LocalRuntime, case.compiled, case.silos, devices="CPU") as runtime:
             return runtime.secure_sums(cases.started(case, runtime), cases.COHORT)
 
     usual = getattr(cases, make)()
@@ -260,7 +262,7 @@ def test_deterministic_work_is_the_same_work(monkeypatch, make):
 def test_training_is_deterministic_from_building_to_the_last_round(tmp_path, monkeypatch, trainable):
     """Operations are from before the process is built until the last round, and not after it; a round's sums can be repeated."""
     from tff_pipeline.runtime.local import LocalRuntime
-    from tff_pipeline.training import job as training
+    from tff_pipeline.training import run as training
 
     rows: dict[str, list[Row]] = {
         "bank": [("a", "lost my card", "card"), ("b", "send money", "money")],
@@ -269,10 +271,11 @@ def test_training_is_deterministic_from_building_to_the_last_round(tmp_path, mon
     config = prepared(tmp_path, rows, changes=[f"model.trainable={trainable}"])
     run_round, sums = LocalRuntime.run_round, []
 
-    def twice(self: Any, state: Any, cohorts: Any, **kwargs: Any) -> Any:
+    def twice(self: LocalRuntime, state: Any, at: Any, **options: Any) -> Any:
         assert enabled()
-        sums.append([self.secure_sums(state, cohorts) for _ in range(2)])
-        return run_round(self, state, cohorts, **kwargs)
+        cohorts = {silo.name: silo._draws.cohort(at, len(silo._clients)) for silo in self.silos}
+        sums.append([self.secure_sums(state, at, cohorts) for _ in range(2)])
+        return run_round(self, state, at, **options)
 
     monkeypatch.setattr(LocalRuntime, "run_round", twice)
     monkeypatch.setattr("tff_pipeline.runtime.determinism._any_gpu", lambda devices: True)  # the CPU stands for one

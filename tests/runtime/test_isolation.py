@@ -217,11 +217,14 @@ def shared(make: Callable[[], Case]) -> Case:
 def test_an_update_is_the_same_bits_without_each_other_client(make: Callable[[], Case], workers, monkeypatch):
     """The integers that a client's work returns: with everybody, without each other client, in another order, and alone."""
     from tff_pipeline.runtime.local import LocalRuntime
+    from tff_pipeline.runtime.scripted import ScriptedRuntime
 
     case = shared(make)
     everybody = {silo.name: list(range(len(silo))) for silo in case.silos}
     reports = Reports(monkeypatch)
-    with LocalRuntime(case.compiled, case.silos, clients_in_parallel=workers, session="test") as runtime:
+    with ScriptedRuntime(
+        LocalRuntime, case.compiled, case.silos, clients_in_parallel=workers, session="test"
+    ) as runtime:
         state = started(case, runtime)
         runtime.secure_sums(state, everybody)
         runtime.secure_sums(state, {name: rows[::-1] for name, rows in everybody.items()})
@@ -240,6 +243,7 @@ def test_an_update_is_the_same_bits_without_each_other_client(make: Callable[[],
 def test_where_features_lie_in_memory_changes_no_bit(shift, monkeypatch):
     """How many examples come before a client decides where its features lie, and processors have other code for odd addresses."""
     from tff_pipeline.runtime.local import LocalRuntime
+    from tff_pipeline.runtime.scripted import ScriptedRuntime
 
     case = head_case()
     moved = []
@@ -249,7 +253,7 @@ def test_where_features_lie_in_memory_changes_no_bit(shift, monkeypatch):
         moved.append(kind(silo.name, at_address(features, shift), labels, starts, batch_size=8, epochs=2))
     reports = Reports(monkeypatch)
     for silos in (case.silos, moved):
-        with LocalRuntime(case.compiled, silos, clients_in_parallel=1, session="test") as runtime:
+        with ScriptedRuntime(LocalRuntime, case.compiled, silos, clients_in_parallel=1, session="test") as runtime:
             runtime.secure_sums(started(case, runtime), {silo.name: range(len(silo)) for silo in silos})
     assert reports.count == 2 * len(reports.of) == 16
     assert all(len(answer) == 1 for answer in reports.of.values())

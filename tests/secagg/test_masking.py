@@ -69,6 +69,21 @@ def test_a_party_refuses_a_list_without_its_own_key():
         silo.agree({"a": stranger.public_key})
 
 
+def test_nothing_is_masked_before_keys_are_exchanged():
+    """Without the others' keys there is no mask, and the sum would leave as it is."""
+    with pytest.raises(PrivacyError, match=r"silo a: round 1 was to be masked before public keys .*Nothing was sent\."):
+        Party("a", "run").mask(values(0), 1)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_only_unsigned_integers_are_masked(dtype):
+    """A mask is uniform in a ring of unsigned integers; there is none that hides a float."""
+    silo, _ = parties("a", "b")
+    with pytest.raises(PrivacyError, match=rf"round 1 came with sums of {np.dtype(dtype).name}; expected unsigned"):
+        silo.mask([np.zeros(2, np.uint64), np.zeros(2, dtype)], 1)
+    silo.mask([np.zeros(2, np.uint64)], 1)
+
+
 def test_a_single_silo_has_nothing_to_hide_in():
     (alone,) = parties("a")
     np.testing.assert_array_equal(alone.mask(values(3), 1)[0], values(3)[0])

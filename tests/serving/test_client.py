@@ -18,8 +18,8 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from serving import golden
 from serving.client import GrpcClient, RestClient, ServerError, ServerTimeout, ServerUnavailable
-from serving.local_server.config import ModelConfig
-from serving.local_server.server import Double, Options
+from serving.local_server.server import LocalModelServer, Options
+from serving.model_server.models_config import ModelConfig
 from tff_pipeline.artifacts import read_manifest, seal
 from tff_pipeline.training.store import load_trained
 
@@ -27,19 +27,19 @@ WORDS = "my card is lost why the fee charged close account help please doctor vi
 
 
 @pytest.fixture(scope="module")
-def double():
+def server():
     version = exported()[1]
-    with Double([ModelConfig("desk", version.parent)], Options(port=0, rest_port=0)) as running:
+    with LocalModelServer([ModelConfig("desk", version.parent)], Options(port=0, rest_port=0)) as running:
         yield running
 
 
 @pytest.fixture(scope="module", params=["rest", "grpc"])
-def client(request, double):
+def client(request, server):
     """Both clients: the same calls, the same answers."""
     opened = (
-        RestClient(f"http://127.0.0.1:{double.rest_port}", "desk")
+        RestClient(f"http://127.0.0.1:{server.rest_port}", "desk")
         if request.param == "rest"
-        else GrpcClient(f"127.0.0.1:{double.port}", "desk")
+        else GrpcClient(f"127.0.0.1:{server.port}", "desk")
     )
     with opened:
         yield opened
@@ -86,9 +86,9 @@ def test_our_clients_get_what_the_model_in_memory_says(client, texts, expected):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_the_stock_client_gets_what_the_model_in_memory_says(double, texts, expected):
+def test_the_stock_client_gets_what_the_model_in_memory_says(server, texts, expected):
     found = []
-    with grpc.insecure_channel(f"127.0.0.1:{double.port}") as channel:
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
         for batch in batches(texts):
             request = predict_pb2.PredictRequest()
@@ -98,13 +98,13 @@ def test_the_stock_client_gets_what_the_model_in_memory_says(double, texts, expe
     np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-5)
 
 
-def test_plain_http_gets_what_the_model_in_memory_says(double, texts, expected):
+def test_plain_http_gets_what_the_model_in_memory_says(server, texts, expected):
     """As curl asks, also with the bytes that are no UTF-8 as they are."""
     found = []
     for batch in batches(texts):
         body = json.dumps({"instances": [text.decode(errors="surrogateescape") for text in batch]}, ensure_ascii=False)
         status, answer = fetch(
-            f"http://127.0.0.1:{double.rest_port}/v1/models/desk:predict", body.encode(errors="surrogateescape")
+            f"http://127.0.0.1:{server.rest_port}/v1/models/desk:predict", body.encode(errors="surrogateescape")
         )
         assert status == 200
         found += [row["probabilities"] for row in json.loads(answer)["predictions"]]
@@ -144,11 +144,11 @@ def test_a_refusal_says_what_the_server_said(client):
     assert refused.value.code in ("HTTP 400", "INVALID_ARGUMENT")
 
 
-def test_a_version_that_is_not_there(double):
-    with RestClient(f"http://127.0.0.1:{double.rest_port}", "desk", version=9) as client:
+def test_a_version_that_is_not_there(server):
+    with RestClient(f"http://127.0.0.1:{server.rest_port}", "desk", version=9) as client:
         with pytest.raises(ServerError, match=r"HTTP 404: Servable not found for request: Specific\(desk, 9\)"):
             client.predict(["a"])
-    with GrpcClient(f"127.0.0.1:{double.port}", "desk", label="gone") as client:
+    with GrpcClient(f"127.0.0.1:{server.port}", "desk", label="gone") as client:
         with pytest.raises(ServerError, match="INVALID_ARGUMENT: Unrecognized servable version label: gone"):
             client.predict(["a"])
     with pytest.raises(ValueError, match="give one of them"):
@@ -258,13 +258,13 @@ def test_an_address_without_a_scheme():
 @pytest.mark.parametrize("task", ["sequence_classification", "token_classification"])
 def test_a_server_gives_the_golden_answers(task, capsys):
     version = exported(task)[1]
-    with Double([ModelConfig("desk", version.parent)], Options(port=0, rest_port=0)) as running:
+    with LocalModelServer([ModelConfig("desk", version.parent)], Options(port=0, rest_port=0)) as running:
         addresses = ["--rest", f"http://127.0.0.1:{running.rest_port}", "--grpc", f"127.0.0.1:{running.port}"]
         assert golden.main([str(version), *addresses]) == 0
     assert capsys.readouterr().out == "every golden pair got its answer\n"
 
 
-def test_a_server_with_another_model_does_not(double, tmp_path):
+def test_a_server_with_another_model_does_not(server, tmp_path):
     """Version 1 serves; the pairs are of a version 1 that has learnt something else, and of a version 2 that is not there."""
     other = shutil.copytree(exported()[1], tmp_path / "other")
     manifest = read_manifest(other)
@@ -274,7 +274,7 @@ def test_a_server_with_another_model_does_not(double, tmp_path):
     pairs["pairs"][0]["rest"]["response"]["predictions"][0]["score"] += 1e-3
     (other / golden.GOLDEN).write_text(json.dumps(pairs))
     seal(other, manifest)
-    rest = f"http://127.0.0.1:{double.rest_port}"
+    rest = f"http://127.0.0.1:{server.rest_port}"
     (difference,) = golden.check(other, rest=rest)
     assert re.match(
         r"pair 0 \(serving_default\) over REST, answer\.predictions\[0\]\.score is 0\.\d+; expected", difference

@@ -16,8 +16,8 @@ import pytest
 from builders import environment
 
 from serving import lock
-from serving.lock import LockedError, LockLostError
-from serving.publish import publish
+from serving.base_path.folder import publish
+from serving.lock import LockedError, LockLostError, acquire, lease, records
 from tff_pipeline.artifacts import read_manifest, staged, version_numbers
 from tff_pipeline.errors import ArtifactError
 from tff_pipeline.progress import Progress
@@ -34,24 +34,24 @@ def base(tmp_path):
 @pytest.fixture
 def short(monkeypatch):
     """A lease of half a second, which nobody renews: what a holder is that is paused."""
-    monkeypatch.setattr(lock, "LEASE_S", 0.5)
-    monkeypatch.setattr(lock, "RENEW_S", 1000.0)
+    monkeypatch.setattr(lease, "LEASE_S", 0.5)
+    monkeypatch.setattr(lease, "RENEW_S", 1000.0)
 
 
 def changing(base, command="publish", wait_s=0.0):
-    return lock.changing(base, command=command, wait_s=wait_s, progress=QUIET)
+    return lock.lock_base_path(base, command=command, wait_s=wait_s, progress=QUIET)
 
 
 def forged(base, **changes):
     """A lock that is held by a process with other properties than this one's."""
     holder = dataclasses.replace(lock.this_process("tff-pipeline publish --to here"), **changes)
     (base / lock.FOLDER).mkdir()
-    assert lock._create(base / lock.FOLDER, 5, holder)
+    assert records.create(base / lock.FOLDER, 5, holder)
     return holder
 
 
 def numbers(base):
-    return lock._numbers(base / lock.FOLDER)
+    return records.numbers(base / lock.FOLDER)
 
 
 def version(folder: Path, number: int, content: bytes = b"weights") -> Path:
@@ -88,7 +88,7 @@ def test_a_waiter_says_for_whom_it_waits(base):
     forged(base)
     said = io.StringIO()
     progress = Progress(said, interactive=False)
-    with pytest.raises(LockedError), lock.changing(base, command="publish", wait_s=0.1, progress=progress):
+    with pytest.raises(LockedError), lock.lock_base_path(base, command="publish", wait_s=0.1, progress=progress):
         pass
     assert "waiting up to 0 s for `tff-pipeline publish --to here`, process" in said.getvalue()
 
@@ -128,7 +128,7 @@ import os, signal, sys
 from pathlib import Path
 from serving import lock
 from tff_pipeline.progress import Progress
-with lock.changing(Path(sys.argv[1]), command="publish", progress=Progress()):
+with lock.lock_base_path(Path(sys.argv[1]), command="publish", progress=Progress()):
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -163,7 +163,7 @@ def test_a_holder_that_renews_keeps_it(base, short, monkeypatch):
 
 
 def test_the_holder_renews_by_itself(base, monkeypatch):
-    monkeypatch.setattr(lock, "RENEW_S", 0.01)
+    monkeypatch.setattr(lease, "RENEW_S", 0.01)
     with changing(base):
         while max(numbers(base)) < 4:
             time.sleep(0.01)
@@ -274,7 +274,7 @@ def test_a_winner_that_was_paused_before_it_clears_up_leaves_what_the_next_holde
     folder = base / lock.FOLDER
     forged(base, released=True)
     (folder / "new-000000000004-dead").touch()
-    create = lock._create
+    create = records.create
 
     def paused(folder, number, holder):
         created = create(folder, number, holder)
@@ -282,8 +282,8 @@ def test_a_winner_that_was_paused_before_it_clears_up_leaves_what_the_next_holde
         return created
 
     with monkeypatch.context() as patched:
-        patched.setattr(lock, "_create", paused)
-        lock._acquire(folder, lock.this_process("paused"), 0.0, QUIET)
+        patched.setattr(records, "create", paused)
+        acquire._acquire(folder, lock.this_process("paused"), 0.0, QUIET)
     assert [path.name for path in folder.glob("new-*")] == ["new-000000000007-next"]
 
 
@@ -321,7 +321,7 @@ def test_a_late_number_below_the_largest_takes_nothing(base):
     with changing(base) as held:
         for _ in range(3):
             held.confirm()
-        assert not lock._create(base / lock.FOLDER, 2, lock.this_process("late"))
+        assert not records.create(base / lock.FOLDER, 2, lock.this_process("late"))
         held.confirm()
         assert max(numbers(base)) == 5
 
@@ -386,7 +386,8 @@ def test_of_many_waiters_that_see_a_dead_holder_one_at_a_time_gets_it(base):
 PAUSED = """
 import os, signal, sys
 from pathlib import Path
-from serving import lock, publish
+from serving import lock
+from serving.base_path.folder import publish
 source, base, step = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 function = getattr(os, step)
 
@@ -398,7 +399,7 @@ def pausing(path, *arguments, **settings):
 
 setattr(os, step, pausing)
 try:
-    publish.publish(source, base)
+    publish(source, base)
 except lock.LockLostError:
     sys.exit(9)
 """

@@ -15,10 +15,15 @@ import tensorflow_text  # noqa: F401  registers the ops of the tokenizer
 from builders import ROOT, TESTS, environment
 from builders.serving_fixtures import exported, write_config
 
-from serving import lock, rollout
-from serving import publish as publishing
+from serving import lock
+from serving.base_path import folder as publishing
+from serving.base_path import object_store
+from serving.base_path.folder import publish
+from serving.base_path.object_store import ObjectStore, upload
+from serving.commands import list as list_command
+from serving.commands.publish import main
 from serving.lock import LockedError, LockLostError
-from serving.publish import main, publish
+from serving.rollout import Rollout
 from tff_pipeline.artifacts import COMPLETE, MANIFEST, read_manifest, seal
 from tff_pipeline.errors import ArtifactError, GateError
 from tff_pipeline.progress import Progress
@@ -59,7 +64,7 @@ def test_a_published_version_is_the_exported_one(version, base):
 
 def test_an_existing_number_is_refused(version, base):
     (base / "1").mkdir(parents=True)
-    with pytest.raises(ArtifactError, match="served/desk/1: is there already, and is not whole"):
+    with pytest.raises(ArtifactError, match="served/desk/1: exists already and is not complete"):
         publish(version, base)
     assert list((base / "1").iterdir()) == []
 
@@ -75,11 +80,11 @@ def test_the_same_version_again_is_there_and_another_one_under_its_number_is_ref
     (altered / COMPLETE).unlink()
     seal(altered, {**read_manifest(version), "name": "other"})
     with pytest.raises(
-        ArtifactError, match=r"desk/1: is there already, with other contents than .*; a published version"
+        ArtifactError, match=r"desk/1: exists already, with other contents than .*; a published version"
     ):
         publish(altered, base)
     (final / "saved_model.pb").write_bytes(b"")
-    with pytest.raises(ArtifactError, match=r"is not whole: .*saved_model\.pb: has changed .* Move it away"):
+    with pytest.raises(ArtifactError, match=r"is not complete: .*saved_model\.pb: has changed .* Move it away"):
         publish(version, base)
 
 
@@ -192,7 +197,7 @@ def test_the_number_appears_with_everything_in_it(version, base, monkeypatch):
 KILLED = """
 import os, sys
 from pathlib import Path
-from serving.publish import publish
+from serving.base_path.folder import publish
 from tff_pipeline.artifacts import staged, read_manifest, version_numbers
 
 version, place, what = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
@@ -316,22 +321,22 @@ def test_an_upload_is_the_exported_version_with_the_model_last(version, store, m
         return opened(path, mode)
 
     monkeypatch.setattr(tf.io.gfile, "GFile", noted)
-    assert publishing.upload(version, store) == f"{store}/1"
+    assert upload(version, store) == f"{store}/1"
 
     assert sorted(written) == every_file(version)
     assert written[-1] == "saved_model.pb"
-    with publishing._newest_there(store) as copy:
+    with ObjectStore(store).newest_copy() as copy:
         assert read_manifest(copy, check_files=True) == read_manifest(version)
     assert tf.io.gfile.listdir(store) == ["1"], "the claim is withdrawn"
 
 
 def test_an_uploaded_version_is_never_overwritten(version, altered, store):
-    assert publishing.upload(version, store) == publishing.upload(version, f"{store}/")
+    assert upload(version, store) == upload(version, f"{store}/")
     (altered / MANIFEST).unlink()
     (altered / COMPLETE).unlink()
     seal(altered, {**read_manifest(version), "name": "other"})
-    with pytest.raises(ArtifactError, match=r"desk/1: is there already, with other contents than .* never overwritten"):
-        publishing.upload(altered, store)
+    with pytest.raises(ArtifactError, match=r"desk/1: exists already, with other contents than .* never overwritten"):
+        upload(altered, store)
 
 
 def claim(store, holder):
@@ -348,17 +353,17 @@ def test_an_upload_waits_for_another_and_names_its_claim(version, store):
     with pytest.raises(
         LockedError, match=r"another upload of it has not finished within 0 s; its claim is .*/\.uploading-1-"
     ):
-        publishing.upload(version, store, wait_s=0)
+        upload(version, store, wait_s=0)
     assert tf.io.gfile.listdir(store) == [own.rpartition("/")[2]]
     tf.io.gfile.remove(own)
     ended = dataclasses.replace(lock.this_process("another upload"), started=1)
     claim(store, ended)
-    publishing.upload(version, store, wait_s=0)
+    upload(version, store, wait_s=0)
     assert tf.io.gfile.listdir(store) == ["1"]
 
 
 def test_an_upload_whose_claim_was_removed_stops(version, store, monkeypatch):
-    send = publishing._send
+    send = object_store._send
 
     def sending(data, target):
         send(data, target)
@@ -366,9 +371,9 @@ def test_an_upload_whose_claim_was_removed_stops(version, store, monkeypatch):
             if name.startswith(".uploading"):
                 tf.io.gfile.remove(f"{store}/{name}")
 
-    monkeypatch.setattr(publishing, "_send", sending)
+    monkeypatch.setattr(object_store, "_send", sending)
     with pytest.raises(LockLostError, match="was removed while this upload was at work"):
-        publishing.upload(version, store)
+        upload(version, store)
     assert not tf.io.gfile.exists(f"{store}/1/saved_model.pb")
 
 
@@ -385,13 +390,13 @@ def test_an_upload_interrupted_at_any_file_has_no_model_and_is_begun_again(versi
             return opened(path, mode)
 
         monkeypatch.setattr(tf.io.gfile, "GFile", failing)
-        with pytest.raises(OSError, match="the network is gone"):
-            publishing.upload(version, store)
+        with pytest.raises(ArtifactError, match=r"desk/1: could not be uploaded, .* \(the network is gone\); expected"):
+            upload(version, store)
         assert not tf.io.gfile.exists(f"{store}/1/saved_model.pb")
-        with publishing._newest_there(store) as newest:
+        with ObjectStore(store).newest_copy() as newest:
             assert newest is None
     monkeypatch.setattr(tf.io.gfile, "GFile", opened)
-    publishing.upload(version, store)
+    upload(version, store)
 
 
 def test_the_command_uploads_behind_the_same_gates(version, store, tmp_path, capsys):
@@ -406,7 +411,7 @@ def test_the_command_uploads_behind_the_same_gates(version, store, tmp_path, cap
 
 
 def test_the_list_of_a_store(version, store, tmp_path, capsys):
-    publishing.upload(version, store)
+    upload(version, store)
     tf.io.gfile.makedirs(f"{store}/2")
     tf.io.gfile.copy(f"{store}/1/saved_model.pb", f"{store}/2/saved_model.pb")  # and no manifest
     file = tmp_path / "models.config"
@@ -415,7 +420,7 @@ def test_the_list_of_a_store(version, store, tmp_path, capsys):
         'model_version_policy { specific { versions: 1 } } version_labels { key: "stable" value: 1 } } }'
     )
     for arguments, label in ((["--to", store], "-"), (["--name", "desk", "--models-config", str(file)], "stable")):
-        assert rollout.list_main(arguments) == 0
+        assert list_command.main(arguments) == 0
         first, second = capsys.readouterr().out.splitlines()
         assert first.startswith(f"1\t{label}\taccuracy 0.")
         assert second.startswith("2\t-\taccuracy -\tepsilon -\tincomplete")
@@ -423,20 +428,20 @@ def test_the_list_of_a_store(version, store, tmp_path, capsys):
 
 def test_a_store_that_cannot_be_listed_is_an_error():
     with pytest.raises(ArtifactError, match=r"nosuch://bucket/desk: cannot be listed \(.*nosuch.*\)"):
-        rollout.list_main(["--to", "nosuch://bucket/desk"])
+        list_command.main(["--to", "nosuch://bucket/desk"])
 
 
 def test_labels_of_a_store_too(version, store, tmp_path):
     """Its lock lies beside models.config, since a store has none."""
-    publishing.upload(version, store)
+    upload(version, store)
     file = tmp_path / "models.config"
     file.write_text(
         f'model_config_list {{ config {{ name: "desk" base_path: "{store}" model_platform: "tensorflow" }} }}'
     )
-    following = rollout.Rollout(file, "desk", progress=Progress(interactive=False))
+    following = Rollout(file, "desk", progress=Progress(interactive=False))
     following.pin()
     assert following.promote(1).labels == {"stable": 1}
     with pytest.raises(ArtifactError, match=r"desk/2: is not published; expected one of the versions there \(1\)"):
         following.promote(2)
-    with following.changing(), pytest.raises(LockedError, match="another command is changing it"):
-        rollout.Rollout(file, "desk", lock_wait_s=0.0, progress=Progress(interactive=False)).pin()
+    with following.locked(), pytest.raises(LockedError, match="another command is changing it"):
+        Rollout(file, "desk", lock_wait_s=0.0, progress=Progress(interactive=False)).pin()

@@ -1,4 +1,4 @@
-"""Gates, canary, promotion, rollback, retention and the list: on versions like exported ones, and a double that follows."""
+"""Gates, canary, promotion, rollback, retention and the list: on versions like exported ones, and a local model server that follows."""
 
 import contextlib
 import json
@@ -11,13 +11,16 @@ import tensorflow as tf
 from builders.serving_fixtures import exported, write_config
 from builders.serving_models import fetch
 
-from serving import gates, rollout
+from serving.base_path.folder import retain
 from serving.client import RestClient, ServerError
-from serving.local_server.config import parse
+from serving.commands import list as list_command
+from serving.commands.publish import main as publish_main
+from serving.commands.rollout import promote_main, rollback_main
 from serving.local_server.manager import Loading
-from serving.local_server.server import Double, Options, follow
+from serving.local_server.server import ConfigFile, LocalModelServer, Options, follow
 from serving.lock import LockedError
-from serving.publish import main as publish_main
+from serving.model_server.models_config import parse
+from serving.publishing import gates
 from serving.rollout import Rollout, Served
 from tff_pipeline import cli
 from tff_pipeline.artifacts import COMPLETE, MANIFEST, read_manifest, seal, version_numbers
@@ -55,21 +58,21 @@ def place(tmp_path):
 
 @contextlib.contextmanager
 def following(file: Path):
-    """A double that follows a models.config; yields its REST address."""
-    held = file.read_bytes()
+    """A local model server that follows a models.config; yields its REST address."""
+    config = ConfigFile.read(file)
     options = Options(port=0, rest_port=0, loading=Loading(poll_s=0.05, retries=0))
-    with Double(parse(held.decode()), options) as double:
+    with LocalModelServer(config.models(), options) as server:
         stop = threading.Event()
 
         def watch():
-            now = (file, held)
+            now = config
             while not stop.wait(0.05):
-                now = follow(now, double, QUIET)
+                now = follow(now, server, QUIET)
 
         watching = threading.Thread(target=watch)
         watching.start()
         try:
-            yield f"http://127.0.0.1:{double.rest_port}"
+            yield f"http://127.0.0.1:{server.rest_port}"
         finally:
             stop.set()
             watching.join()
@@ -126,17 +129,17 @@ def test_a_version_on_its_way_to_production_and_back(place, capsys):
             assert labels(place) == {"stable": 1, "canary": 2}
             assert (answering(address, "stable"), answering(address, "canary")) == (1, 2)
 
-            assert cli.main(["promote", *change, "--server", address]) == 0
+            assert promote_main([*change, "--server", address]) == 0
             assert labels(place) == {"stable": 2, "previous": 1}
             assert answering(address, "stable") == 2
 
-            assert cli.main(["rollback", *change, "--server", address]) == 0
+            assert rollback_main([*change, "--server", address]) == 0
             assert labels(place) == {"stable": 1}
             assert answering(address, "stable") == 1
 
             assert canary(place, 3, address) == 0
             assert labels(place) == {"stable": 1, "canary": 3}
-            assert cli.main(["rollback", *change, "--server", address, "--json"]) == 0
+            assert rollback_main([*change, "--server", address, "--json"]) == 0
             assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"versions": [1], "labels": {"stable": 1}}
         finally:
             stop.set()
@@ -190,7 +193,7 @@ def test_one_rollout_at_a_time(place):
     following_it = Rollout(place / "models.config", "desk", progress=QUIET)
     other = Rollout(place / "models.config", "desk", lock_wait_s=0.1, progress=QUIET)
     with (
-        following_it.changing(),
+        following_it.locked(),
         pytest.raises(LockedError, match="served/desk: another command is changing it: `a roll"),
     ):
         other.pin()
@@ -280,7 +283,7 @@ def test_too_many_changed_labels(tmp_path, by_word, counts):
     assert gates.check_changes(new, old, passes) == [f"{counts} labels changed against version 1, scores by up to 0.03"]
     fails = GatesSection(max_changed=share - 0.01, texts=str(tmp_path / "texts"))
     with pytest.raises(
-        GateError, match=rf"version 2: share of changed labels is {share:.4f}; expected at most .*{counts}"
+        GateError, match=rf"version 2: proportion of changed labels is {share:.4f}; expected at most .*{counts}"
     ):
         gates.check_changes(new, old, fails)
     assert gates.check_changes(new, None, fails) == gates.check_changes(new, old, GatesSection()) == []
@@ -288,8 +291,9 @@ def test_too_many_changed_labels(tmp_path, by_word, counts):
         gates.check_changes(new, old, GatesSection(max_changed=0.1, texts=str(tmp_path / "none")))
 
 
-def test_a_version_that_fails_a_gate_is_not_published(tmp_path, capsys):
+def test_a_version_that_fails_a_gate_is_not_published(tmp_path, capsys, monkeypatch):
     """Exit code 8; the version stays where it was exported, and nothing appears."""
+    monkeypatch.setattr(cli, "command", {"publish": publish_main}.__getitem__)  # whatever is installed
     run, version = exported()
     file = write_config(config_of(run), tmp_path / "config.toml")
     arguments = ["publish", "--config", str(file), "--to", str(tmp_path / "served")]
@@ -323,9 +327,9 @@ def test_old_versions_go_and_labelled_ones_stay(tmp_path):
         (tmp_path / str(number)).mkdir()
         for name in (MANIFEST, COMPLETE) if number != 9 else ():
             (tmp_path / str(number) / name).touch()
-    assert rollout.retain(tmp_path, 2, needed=[2]) == [1, 3]
+    assert retain(tmp_path, 2, needed=[2]) == [1, 3]
     assert sorted(path.name for path in tmp_path.iterdir()) == [".publish", "2", "4", "5", "9"]
-    assert rollout.retain(tmp_path, 9, needed=[]) == []
+    assert retain(tmp_path, 9, needed=[]) == []
 
 
 def test_publishing_can_remove_what_is_too_old(place):
@@ -336,11 +340,11 @@ def test_publishing_can_remove_what_is_too_old(place):
 def test_the_list(place, capsys):
     Rollout(place / "models.config", "desk", progress=QUIET).pin()
     (place / "served" / "desk" / "7").mkdir()
-    arguments = ["list", "--name", "desk", "--models-config", str(place / "models.config")]
-    assert cli.main(arguments) == 0
+    arguments = ["--name", "desk", "--models-config", str(place / "models.config")]
+    assert list_command.main(arguments) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("1\tstable\taccuracy 0.")
     assert "epsilon 3.5" in first
     assert second.startswith("7\t-\taccuracy -\tepsilon -\tincomplete")
-    assert cli.main([*arguments, "--json"]) == 0
+    assert list_command.main([*arguments, "--json"]) == 0
     assert [row["labels"] for row in json.loads(capsys.readouterr().out)] == [["stable"], []]

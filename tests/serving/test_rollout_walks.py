@@ -12,9 +12,10 @@ from builders import TESTS, environment
 from builders.publish_races import make_version
 from builders.rollout_walks import Server
 
-from serving import lock, rollout
-from serving.publish import main as publish_main
-from serving.rollout import Rollout, Served
+from serving import lock
+from serving.commands.publish import main as publish_main
+from serving.commands.rollout import canary_main, promote_main, rollback_main
+from serving.rollout import Rollout, Served, followers, servers
 from tff_pipeline.artifacts import version_numbers
 from tff_pipeline.errors import ArtifactError, ConfigError, PipelineError
 from tff_pipeline.progress import Progress
@@ -114,7 +115,7 @@ def _never_undone(self):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    monkeypatch.setattr(rollout, "_POLL_S", 0.005)
+    monkeypatch.setattr(servers, "_POLL_S", 0.005)
     return Place(tmp_path)
 
 
@@ -252,7 +253,7 @@ def test_errors_say_what_can_be_done(place):
 def test_a_file_that_someone_else_has_changed_is_left_as_it_is(place):
     following = place.rollout()
     following.pin()
-    with following.changing():
+    with following.locked():
         text = place.file.read_text().replace('"tensorflow"', '"tensorflow" logging_config { }')
         place.file.write_text(text)
         with pytest.raises(PipelineError, match="was changed by something else while this command was at work"):
@@ -335,7 +336,7 @@ def test_a_symbolic_link_is_followed_and_its_target_is_what_changes(place, tmp_p
     place.rollout().promote(1)
     assert place.labels() == {"stable": 1, "previous": 2}
     assert place.file.is_symlink()
-    assert rollout.needed(place.base) == {1, 2}
+    assert followers.needed(place.base) == {1, 2}
     assert sorted(path.name for path in target.parent.iterdir()) == [".models.config.writing", "models.config"]
 
 
@@ -379,7 +380,7 @@ def test_a_base_path_that_is_not_here(place):
         place.rollout().promote(1)
 
 
-@pytest.mark.parametrize("main", [rollout.canary_main, rollout.promote_main, rollout.rollback_main, publish_main])
+@pytest.mark.parametrize("main", [canary_main, promote_main, rollback_main, publish_main])
 def test_help_teaches(main, capsys):
     with pytest.raises(SystemExit):
         main(["--help"])

@@ -36,11 +36,15 @@ def test_the_files_here_are_right(path):
         (
             "batching_parameters.txt",
             "max_batch_size { value: 8 } allowed_batch_sizes: 8 allowed_batch_sizes: 1",
-            "expected whole numbers that grow",
+            "expected positive integers in ascending order",
         ),
         ("batching_params.pbtxt", "pad_variable_length_inputs: true", "the answers change"),
         ("monitoring.config", "prometheus_config { path: '/x' }", "enable is not true"),
-        ("monitoring.config", "prometheus_config { enable: true path: 'x' }", "expected one that begins with /"),
+        (
+            "monitoring.config",
+            "prometheus_config { enable: true path: 'x' }",
+            "expected a path that begins with a slash",
+        ),
         ("ssl.config", "server_key: '/etc/key.pem' server_cert: 'x'", "server_key holds no PEM"),
         ("models.config", "", "names no model"),
         ("models.config", 'model_config_list { config { name: "a" base_path: "b" } }', "absolute path"),

@@ -14,8 +14,8 @@ from builders.tiny import PRIVATE, ROWS, prepared, quiet, trained_weights
 
 from tff_pipeline.artifacts import Workdir, is_complete, read_json, read_manifest
 from tff_pipeline.config import Config, load
-from tff_pipeline.training import job as training
-from tff_pipeline.training import secrets as run_keys
+from tff_pipeline.training import run as training
+from tff_pipeline.training import secrets
 
 SETTINGS = (*PRIVATE, "model.trainable=lora", "model.lora_rank=2")
 KILLED = 77
@@ -98,7 +98,7 @@ def test_killed_before_any_system_call_of_finishing_it_is_finished_by_the_next_c
         status = finished_in_a_child(config, profile)
         assert status in (0, KILLED)
         run = training.job(config).folder
-        sealed_with_keys += is_complete(run) and bool(run_keys.unfinished_files(Workdir(config.workdir), run.name))
+        sealed_with_keys += is_complete(run) and bool(secrets.unfinished_files(Workdir(config.workdir), run.name))
 
         assert training.train(config, progress=quiet()) == run
 
@@ -161,7 +161,7 @@ def test_a_run_whose_folder_is_gone_still_has_keys_to_abandon(all_but_finished, 
     config = copied(all_but_finished, tmp_path / "gone")
     run = training.job(config).folder
     shutil.rmtree(run)
-    assert run_keys.unfinished(Workdir(config.workdir)) == [run.name]
-    removed = run_keys.abandon(config, [run.name])[run.name]
+    assert secrets.unfinished(Workdir(config.workdir)) == [run.name]
+    removed = secrets.abandon(config, [run.name])[run.name]
     assert len([path for path in removed if "sampling-" in path]) == 2
-    assert run_keys.unfinished(Workdir(config.workdir)) == []
+    assert secrets.unfinished(Workdir(config.workdir)) == []

@@ -13,7 +13,8 @@ from builders.tiny import Row, configured, prepare_all, prepared, quiet, trained
 from tff_pipeline.artifacts import Workdir, is_complete, read_json
 from tff_pipeline.config import Config
 from tff_pipeline.errors import ArtifactError, PrivacyError, TrainingError
-from tff_pipeline.training.job import job, train
+from tff_pipeline.training.job import job
+from tff_pipeline.training.run import train
 
 BANK: list[Row] = [
     ("a", "lost my card", "card"),
@@ -281,9 +282,9 @@ SENTENCES = {
 @pytest.mark.parametrize("trainable", ["head", "full"])
 def test_entities_are_learnt_through_the_whole_pipeline(tmp_path: Path, trainable: str):
     """Token classification from CoNLL files to answers: on a handful of sentences it has to find every entity."""
-    from tff_pipeline.commands import predict as prediction
-    from tff_pipeline.evaluation import evaluate as evaluation
-    from tff_pipeline.export import build as export
+    from tff_pipeline.evaluation.evaluate import evaluate
+    from tff_pipeline.export.build import export
+    from tff_pipeline.export.exported_model import ExportedModel
 
     tables = ""
     for name, text in SENTENCES.items():
@@ -302,8 +303,8 @@ def test_entities_are_learnt_through_the_whole_pipeline(tmp_path: Path, trainabl
     prepare_all(config)
 
     run = train(config, progress=quiet())
-    scores = evaluation.evaluate(run, progress=quiet())
-    answer = prediction.Model(export.export(run, tmp_path / "models", progress=quiet())).ask(["Anna lives in Paris"])
+    scores = evaluate(run, progress=quiet())
+    answer = ExportedModel(export(run, tmp_path / "models", progress=quiet())).ask(["Anna lives in Paris"])
 
     assert scores["overall"]["accuracy"] == 1.0
     assert scores["overall"]["entity_f1"] == 1.0

@@ -21,13 +21,14 @@ from builders.tiny import Row, prepared, quiet
 from tff_pipeline.artifacts import COMPLETE, MANIFEST, Workdir, is_complete, read_json, seal
 from tff_pipeline.config import Config, load
 from tff_pipeline.errors import ArtifactError, PipelineError, PrivacyError
-from tff_pipeline.learning import process as learning
+from tff_pipeline.learning.state import ServerState
 from tff_pipeline.privacy import charges as account
-from tff_pipeline.privacy.draws import RoundDraws
+from tff_pipeline.privacy.round import Round
+from tff_pipeline.runtime.local import LocalRuntime
 from tff_pipeline.secagg.masking import Party
-from tff_pipeline.training import job as training
-from tff_pipeline.training import loop as rounds
-from tff_pipeline.training import secrets as run_keys
+from tff_pipeline.training import run as training
+from tff_pipeline.training import secrets
+from tff_pipeline.training.store import StateStore
 
 ROUNDS = 4
 WORDS = {"card": "lost my card", "money": "send money", "parcel": "where is the parcel"}
@@ -56,22 +57,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     prepared(folder, {silo: silo_rows(silo, 40) for silo in ("bank", "shop")}, changes=[*SETTINGS, *GAUSSIAN])
     return folder
-
-
-@pytest.fixture(autouse=True)
-def compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TFF compiles the same process once for all runs of this module."""
-    monkeypatch.setattr(learning, "build", _build_once)
-
-
-_BUILD, _BUILT = learning.build, {}
-
-
-def _build_once(model_fn: Any, settings: Any, plan: Any, shapes: Sequence[Any], **options: Any) -> Any:
-    key = (plan, str(settings), str(shapes), str(options))
-    if key not in _BUILT:
-        _BUILT[key] = _BUILD(model_fn, settings, plan, shapes, **options)
-    return _BUILT[key]
 
 
 class Killed(BaseException):
@@ -130,16 +115,18 @@ class Observer:
             raise Killed
 
     def _wrap(self, patch: pytest.MonkeyPatch) -> None:
-        play, mask, save = rounds.play, Party.mask, training.StateStore.save
+        run_round, mask, save = LocalRuntime.run_round, Party.mask, StateStore.save
 
-        def observed_play(
-            compiled: Any, runtime: Any, state: Any, draws: RoundDraws, clients: Mapping[str, int]
-        ) -> Any:
-            self._reached("charged", draws.number)
-            cohorts = {silo: draws.cohort(silo, count).tobytes() for silo, count in clients.items()}
-            noise = b"" if draws.draws.plan.integers else b"".join(n.tobytes() for n in draws.noise(compiled.shapes))
-            self.attempts.append(Attempt(draws.draws.name, draws.number, draws.start, cohorts, noise))
-            return play(compiled, runtime, state, draws, clients)
+        def observed_round(runtime: LocalRuntime, state: ServerState, at: Round, **options: Any) -> Any:
+            self._reached("charged", at.number)
+            cohorts = {silo.name: silo._draws.cohort(at, len(silo._clients)).tobytes() for silo in runtime.silos}
+            server = runtime.server
+            noise = server._draws.noise(at, server._compiled.shapes) if state.layout.noise else []
+            name = at.draw[:16]  # as the ledger names it
+            self.attempts.append(
+                Attempt(name, at.number, at.start, cohorts, b"".join(part.tobytes() for part in noise))
+            )
+            return run_round(runtime, state, at, **options)
 
         def observed_mask(party: Party, values: Any, round_number: int, noise: Any) -> Any:
             self.attempts[-1].sums[party.name] = b"".join(np.asarray(value).tobytes() for value in values)
@@ -153,9 +140,9 @@ class Observer:
             save(store, number, *rest)
             self._reached("saved", number - 1)
 
-        patch.setattr(rounds, "play", observed_play)
+        patch.setattr(LocalRuntime, "run_round", observed_round)
         patch.setattr(Party, "mask", observed_mask)
-        patch.setattr(training.StateStore, "save", observed_save)
+        patch.setattr(StateStore, "save", observed_save)
 
     def check(self) -> None:
         """Every round with the same draw is the same, every other shares nothing with it, and each is charged once."""
@@ -221,7 +208,7 @@ def test_rounds_from_other_weights_have_other_noise_and_are_charged(begun, mecha
     assert not observer.train("saved", 2)
     for name in ("base", "states"):
         shutil.rmtree(observer.run / name)
-    shutil.rmtree(run_keys.features_folder(Workdir(observer.config.workdir), "bank", observer.run.name))
+    shutil.rmtree(secrets.features_folder(Workdir(observer.config.workdir), "bank", observer.run.name))
     assert observer.train()
     observer.check()
     sampled_anew(observer)
@@ -345,8 +332,8 @@ def test_runs_of_one_seed_share_no_noise_unless_they_are_the_same(tiny, tmp_path
 
     def noise(*changes: str) -> list[float]:
         work = training.job(load(folder / "config.toml", [*SETTINGS, *GAUSSIAN, "pipeline.seed=3", *changes]))
-        draws = run_keys.draws_of(work, a_plan(), "network", quiet())
-        return draws.round(["start"]).noise([(3,)])[0].tolist()
+        draws = secrets.draws_of(work, a_plan(), "network", quiet())
+        return draws.server.noise(draws.round(["start"]), [(3,)])[0].tolist()
 
     assert noise() == noise("runtime.kind=reference") == noise("training.keep_states=1")
     assert noise() != noise("training.client_learning_rate=0.4")
@@ -476,7 +463,7 @@ def test_whatever_is_done_to_its_files_a_round_is_the_same_release_or_a_fresh_on
             except PipelineError as error:
                 # Refused: nothing was released. The documented way on is to abandon the keys, or what is damaged.
                 story.append(f"refused ({type(error).__name__})")
-                run_keys.abandon(observer.config, run_keys.unfinished(Workdir(observer.config.workdir)))
+                secrets.abandon(observer.config, secrets.unfinished(Workdir(observer.config.workdir)))
                 shutil.rmtree(observer.run, ignore_errors=True)
             observer.check()
         if step % 3 == 0:

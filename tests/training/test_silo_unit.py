@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders.plans import discretization
 from builders.plans import plan as a_plan
 from builders.tiny import Row, prepared, quiet
 from scipy import optimize, special
@@ -16,7 +17,9 @@ from tff_pipeline.config import load
 from tff_pipeline.data.snapshots import load_snapshot
 from tff_pipeline.errors import ArtifactError, ConfigError, PrivacyError
 from tff_pipeline.privacy import accounting
-from tff_pipeline.privacy.draws import RoundDraws
+from tff_pipeline.privacy.mechanisms import DistributedDiscreteGaussian, Gaussian, Tree
+from tff_pipeline.privacy.round import Round
+from tff_pipeline.privacy.silo_draws import SiloDraws
 from tff_pipeline.privacy.statement import sentences
 
 BANK: list[Row] = [
@@ -53,13 +56,14 @@ def analytic(noise_multiplier: float, rounds: int, delta: float) -> float:
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{}, {"mechanism": "tree", "rounds_per_tree": 1}, {"mechanism": "distributed_discrete_gaussian", "silos": 10}],
+    ("mechanism", "changes"),
+    [(Gaussian, {}), (Tree, {"rounds_per_tree": 1}), (DistributedDiscreteGaussian, {"silos": 10})],
     ids=["gaussian", "tree", "distributed"],
 )
-def test_a_client_is_protected_as_one_whose_silo_may_change_its_mind(changes):
+def test_a_client_is_protected_as_one_whose_silo_may_change_its_mind(mechanism, changes):
     """Another update in place of a silo's moves the sum by twice the clip; its sampling counts for nothing."""
     made = a_plan(
+        mechanism,
         unit="silo",
         clients=10,
         expected_cohort=5.0,
@@ -69,10 +73,9 @@ def test_a_client_is_protected_as_one_whose_silo_may_change_its_mind(changes):
         **changes,
     )
     z = made.noise_multiplier
-    if made.integers:
-        z = math.sqrt(made.integers.honest * 4.0**made.integers.log2_share - 4) / math.sqrt(
-            made.integers.sensitivity_squared
-        )
+    if made.mechanism.silos_add_noise:
+        integers = discretization(made)
+        z = math.sqrt(integers.honest_silos * 4.0**integers.log2_scale - 4) / math.sqrt(integers.sensitivity_squared)
     assert made.client_epsilon == pytest.approx(analytic(z / 2, 4, made.delta), rel=1e-3)
     assert made.client_epsilon >= analytic(z / 2, 4, made.delta)
     assert made.epsilon() < made.client_epsilon
@@ -92,11 +95,11 @@ def test_the_statement_speaks_of_silos_and_says_what_it_costs():
     made = a_plan(
         unit="silo", clients=3, expected_cohort=3.0, sampling_probability=1.0, noise_multiplier=5.0, dimension=10_000
     )
-    said = sentences(made, seeded=False, silos=3)
+    said = sentences(made, seeded=False)
 
     assert said[0].startswith("Guarantee")
-    assert "for the silo: adding or removing all texts of one silo" in said[0]
-    assert "every one of 3 silos takes part independently with probability 1" in said[1]
+    assert "private for the silo. Adding one silo, with all its clients and texts," in said[0]
+    assert "every one of 3 silos takes part with probability 1, independently" in said[1]
     (cost,) = [sentence for sentence in said if sentence.startswith("Cost")]
     # The noise is 5 on each of 10,000 coordinates, of a sum that is divided by 3: 500 / 3 of a clip.
     assert "is about 167 times as long as the clip" in cost
@@ -193,7 +196,7 @@ def test_a_run_is_charged_for_silos(config):
     """A whole run: charged for silos, and refused where a budget for silos meets charges for clients."""
     from tff_pipeline.artifacts import Workdir, read_json
     from tff_pipeline.privacy import charges as account
-    from tff_pipeline.training.job import train
+    from tff_pipeline.training.run import train
 
     run = train(config, progress=quiet())
 
@@ -249,12 +252,12 @@ def test_a_silos_features_go_with_their_labels_once_an_epoch(tmp_path, batch_siz
 @pytest.mark.parametrize("trainable", ["head", "full"])
 def test_a_silo_without_text_takes_its_turn_and_adds_nothing(tmp_path, monkeypatch, trainable):
     """In the second round it is drawn alone."""
-    from tff_pipeline.training.job import train
+    from tff_pipeline.training.run import train
 
-    def drawn_here(draws: RoundDraws, silo: str, clients: int) -> np.ndarray:
-        return np.arange(clients if (silo == "idle") == (draws.number == 1) else 0)
+    def drawn_here(draws: SiloDraws, at: Round, clients: int) -> np.ndarray:
+        return np.arange(clients if (draws.silo == "idle") == (at.number == 1) else 0)
 
-    monkeypatch.setattr(RoundDraws, "cohort", drawn_here)
+    monkeypatch.setattr(SiloDraws, "cohort", drawn_here)
 
     changes = [
         "privacy.unit=silo",

@@ -1,1 +1,1 @@
-"""Mechanisms as TFF aggregators."""
+"""Mechanisms as TFF aggregators; `factory` maps one to the other."""

@@ -3,9 +3,9 @@
 Kairouz, Liu and Steinke 2021 (arXiv:2102.06387), algorithms 1 and 2; `privacy.distributed` has the numbers and the proof.
 
 On the client, in float64: the update is clipped to C, padded to a power of two, its signs are flipped at random, it is
-multiplied by the Hadamard matrix over its root (so that no coordinate stands out), divided by the quantum, and rounded
+multiplied by the Hadamard matrix over its root (so that no coordinate stands out), divided by the quantization step, and rounded
 at random to one of the two neighbouring integers. Then the integers are looked at: if their squared norm is above the
-plan's bound, the coordinates are rounded towards zero instead, which cannot lengthen a vector; and if that is still above
+plan's bound, the coordinates are truncated toward zero instead, which cannot lengthen a vector; and if that is still above
 the bound, which only broken arithmetic could do, the client sends zeros. So the bound holds for what is sent, exactly,
 whatever floating point did before.
 
@@ -17,9 +17,9 @@ The signs follow from a public seed in the state. The rounding follows from that
 numbers, so that clients round independently; how it is drawn is for accuracy, the guarantee holds whatever it is.
 
 The noise is not added here but in the silos, to their sums, before these are masked (secagg.masking). Where the executor
-has no silos (`reference`, a simulation), the shares are an input: the state has a place for their sum. It holds a value
-that no noise has until it is filled (with zeros, where the silos have added their shares themselves), and while it does,
-the result is NaN: TFF's finalizer leaves the weights as they were, and the training loop stops.
+has no silos (`reference`, a simulation), the noise shares are an input: the state has a field for their sum. It holds a
+value that no noise has until it is filled (with zeros, where the silos have added their noise shares themselves), and while
+it does, the result is NaN: TFF's finalizer leaves the weights as they were, and the training loop stops.
 """
 
 import collections
@@ -32,7 +32,8 @@ import tensorflow as tf
 import tensorflow_federated as tff
 from scipy.linalg import hadamard
 
-from tff_pipeline.privacy.distributed import Integers
+from tff_pipeline.errors import PrivacyError
+from tff_pipeline.privacy.distributed import Discretization
 
 ROTATION, SHARES = "public_rotation", "silo_noise"  # fields of the state
 # Its decorators and attrs classes are more than a type checker follows.
@@ -44,24 +45,28 @@ _FACTOR = 6  # log2 of the size of the matrices that a large Hadamard matrix is 
 class DistributedDiscreteGaussianFactory(tff.aggregators.UnweightedAggregationFactory):
     """Sums updates of `shapes` over clients as integers, divides by `denominator`.
 
-    State: `public_rotation`, int64 [2], the seed of the signs; `silo_noise`, int64 [length], the silos' shares if they are
-    not in the sum yet, zeros if they are.
+    State: `public_rotation`, int64 [2], the seed of the signs; `silo_noise`, int64 [length], the silos' noise shares if
+    they are not in the sum yet, zeros if they are.
     """
 
-    def __init__(self, integers: Integers, *, denominator: float, shapes: Sequence[Sequence[int]]):
-        assert sum(math.prod(shape) for shape in shapes) == integers.dimension
-        self._integers, self._denominator = integers, denominator
+    def __init__(self, discretization: Discretization, *, denominator: float, shapes: Sequence[Sequence[int]]):
+        coordinates = sum(math.prod(shape) for shape in shapes)
+        if coordinates != discretization.dimension:
+            raise PrivacyError(
+                f"the weights have {coordinates} coordinates, the plan counts on {discretization.dimension}; expected as many. Was the plan made for another model?"
+            )
+        self._discretization, self._denominator = discretization, denominator
         self._shapes = [tuple(shape) for shape in shapes]
 
     def create(self, value_type: Any) -> tff.templates.AggregationProcess:
-        integers, shapes, denominator = self._integers, self._shapes, self._denominator
+        discretization, shapes, denominator = self._discretization, self._shapes, self._denominator
 
         @_TFF.tensorflow.computation
         def unset() -> Any:
             return collections.OrderedDict(
                 [
                     (ROTATION, tf.zeros([2], tf.int64)),
-                    (SHARES, tf.fill([integers.length], tf.constant(_FORGOTTEN, tf.int64))),
+                    (SHARES, tf.fill([discretization.length], tf.constant(_FORGOTTEN, tf.int64))),
                 ]
             )
 
@@ -71,7 +76,7 @@ class DistributedDiscreteGaussianFactory(tff.aggregators.UnweightedAggregationFa
 
         @_TFF.tensorflow.computation(value_type, seed_of.type_signature.result)
         def sent(value: Any, seed: Any) -> Any:
-            return encode(tf.nest.flatten(value), seed, integers)
+            return encode(tf.nest.flatten(value), seed, discretization)
 
         @_TFF.tensorflow.computation(unset.type_signature.result, sent.type_signature.result)
         def result_of(state: Any, total: Any) -> Any:
@@ -79,7 +84,7 @@ class DistributedDiscreteGaussianFactory(tff.aggregators.UnweightedAggregationFa
             # Not `==`, which in the graphs that TFF makes asks whether they are one object.
             forgotten = tf.reduce_any(tf.equal(noise, _FORGOTTEN))
             noised = total + tf.where(forgotten, tf.zeros_like(noise), noise)
-            update = decode(noised, state[ROTATION], integers) / denominator
+            update = decode(noised, state[ROTATION], discretization) / denominator
             update = tf.where(forgotten, tf.constant(math.nan, tf.float64), update)
             parts = tf.split(tf.cast(update, tf.float32), [math.prod(shape) for shape in shapes])
             return [tf.reshape(part, shape) for part, shape in zip(parts, shapes, strict=True)]
@@ -92,7 +97,7 @@ class DistributedDiscreteGaussianFactory(tff.aggregators.UnweightedAggregationFa
         def following(state: Any, value: Any) -> Any:
             seed = _TFF.federated_broadcast(_TFF.federated_map(seed_of, state))
             total = _TFF.backends.mapreduce.federated_secure_modular_sum(
-                _TFF.federated_map(sent, (value, seed)), integers.modulus
+                _TFF.federated_map(sent, (value, seed)), discretization.modulus
             )
             return _TFF.templates.MeasuredProcessOutput(
                 _TFF.federated_eval(unset, _TFF.SERVER),
@@ -103,41 +108,41 @@ class DistributedDiscreteGaussianFactory(tff.aggregators.UnweightedAggregationFa
         return _TFF.templates.AggregationProcess(initialize, following)
 
 
-def encode(update: Sequence[tf.Tensor], seed: tf.Tensor, integers: Integers) -> tf.Tensor:
+def encode(update: Sequence[tf.Tensor], seed: tf.Tensor, discretization: Discretization) -> tf.Tensor:
     """A client's integers modulo 2**bits, int64 [length], for its update (float tensors)."""
     flat = tf.concat([tf.reshape(tf.cast(part, tf.float64), [-1]) for part in update], axis=0)
-    in_quanta = flat / integers.quantum
-    norm = tf.linalg.norm(in_quanta)
+    in_steps = flat / discretization.step
+    norm = tf.linalg.norm(in_steps)
     # A norm of 0 divides to 0 here, and 0 times the zero vector is the vector.
-    clipped = in_quanta * tf.minimum(
-        tf.constant(1.0, tf.float64), tf.math.divide_no_nan(tf.constant(integers.clip, tf.float64), norm)
+    clipped = in_steps * tf.minimum(
+        tf.constant(1.0, tf.float64), tf.math.divide_no_nan(tf.constant(discretization.clip_in_steps, tf.float64), norm)
     )
-    padded = tf.concat([clipped, tf.zeros([integers.length - integers.dimension], tf.float64)], axis=0)
-    rotated = _hadamard(_signs(seed, integers.length) * padded, integers.length)
-    chosen = _fit(_rounded_at_random(rotated, seed), _towards_zero(rotated), integers)
-    return tf.math.floormod(chosen, integers.modulus)
+    padded = tf.concat([clipped, tf.zeros([discretization.length - discretization.dimension], tf.float64)], axis=0)
+    rotated = _hadamard(_signs(seed, discretization.length) * padded, discretization.length)
+    chosen = _fit(_rounded_at_random(rotated, seed), _truncated(rotated), discretization)
+    return tf.math.floormod(chosen, discretization.modulus)
 
 
-def decode(total: tf.Tensor, seed: tf.Tensor, integers: Integers) -> tf.Tensor:
+def decode(total: tf.Tensor, seed: tf.Tensor, discretization: Discretization) -> tf.Tensor:
     """The sum in units of the update, float64 [dimension], for the integers of a sum modulo 2**bits."""
-    half = integers.modulus // 2
-    centred = tf.cast(tf.math.floormod(total + half, integers.modulus) - half, tf.float64)
-    return integers.quantum * turned_back(centred, seed, integers)
+    half = discretization.modulus // 2
+    centred = tf.cast(tf.math.floormod(total + half, discretization.modulus) - half, tf.float64)
+    return discretization.step * rotated_back(centred, seed, discretization)
 
 
-def turned_back(values: tf.Tensor, seed: tf.Tensor, integers: Integers) -> tf.Tensor:
+def rotated_back(values: tf.Tensor, seed: tf.Tensor, discretization: Discretization) -> tf.Tensor:
     """The coordinates of the update, float64 [dimension], for rotated ones, float64 [length], in the same unit."""
-    return (_signs(seed, integers.length) * _hadamard(values, integers.length))[: integers.dimension]
+    return (_signs(seed, discretization.length) * _hadamard(values, discretization.length))[: discretization.dimension]
 
 
-def _fit(rounded: tf.Tensor, shorter: tf.Tensor, integers: Integers) -> tf.Tensor:
-    """The first of the two float vectors of whole numbers whose squared norm is within the bound, or zeros; int64."""
+def _fit(rounded: tf.Tensor, shorter: tf.Tensor, discretization: Discretization) -> tf.Tensor:
+    """The first of the two float vectors of integers whose squared norm is within the bound, or zeros; int64."""
 
     def within(vector: tf.Tensor) -> tf.Tensor:
         # Float64 first, so that the exact sum of squares cannot overflow. NaN fails it.
-        small = tf.reduce_sum(tf.square(vector)) <= 2.0 * integers.sensitivity_squared
+        small = tf.reduce_sum(tf.square(vector)) <= 2.0 * discretization.sensitivity_squared
         exact = tf.cast(tf.where(small, vector, tf.zeros_like(vector)), tf.int64)
-        return tf.logical_and(small, tf.reduce_sum(tf.square(exact)) <= integers.sensitivity_squared)
+        return tf.logical_and(small, tf.reduce_sum(tf.square(exact)) <= discretization.sensitivity_squared)
 
     best = tf.where(within(rounded), rounded, tf.where(within(shorter), shorter, tf.zeros_like(shorter)))
     return tf.cast(best, tf.int64)
@@ -153,7 +158,7 @@ def _rounded_at_random(values: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     return floor + tf.cast(uniform < values - floor, tf.float64)
 
 
-def _towards_zero(values: tf.Tensor) -> tf.Tensor:
+def _truncated(values: tf.Tensor) -> tf.Tensor:
     return tf.sign(values) * tf.floor(tf.abs(values))
 
 

@@ -1,18 +1,18 @@
-"""A client's update as whole numbers, in few passes over it, and their sum as a `tff.aggregators` factory.
+"""Quantizes a client's update in few passes over it, and sums quantized updates: a `tff.aggregators` factory.
 
 TFF's `SecureSumFactory` does the same in some fifteen passes, in float64: it finds the least and the largest coordinate,
-cuts to a range twice, shifts, scales, rounds, converts; before it the update has to be converted to float64, so that its
+clamps to a range twice, shifts, scales, rounds, converts; before it the update has to be converted to float64, so that its
 norm can be trusted. A client with a handful of short texts spends most of its time on that. Here the update stays float32
-until it is whole, and one multiplication both clips it and expresses it in quanta. What makes that safe:
+until it becomes integers, and one multiplication both clips it and divides it by the quantization step. What makes that safe:
 
 1. `norm_at_least` is a norm with an error bound that holds in whatever order a processor adds.
-2. Numbers are cut towards zero, not rounded, which cannot lengthen a vector. So the quantum has no part in the sensitivity.
+2. Numbers are truncated toward zero, not rounded, which cannot lengthen a vector. So the step has no part in the sensitivity.
 3. Sums are of integers, and exact.
 
-How many quanta a clip makes is the plan's choice (`PrivacyPlan.quanta`): where the sum over all clients still fits 31 bits
-it is int32 on all its way, half of what int64 takes to compute, mask, send and add up.
+How many levels a clip is divided into is the plan's choice (`privacy.mechanisms.Quantization`): where the sum over all clients
+still fits 31 bits it is int32 on all its way, half of what int64 takes to compute, mask, send and add up.
 
-With u = 2**-24, float32's unit roundoff, a client's whole numbers times the quantum have an L2 norm of at most
+With u = 2**-24, float32's unit roundoff, a client's integers times the step have an L2 norm of at most
 
     C (1 - u)**-(B/2 + 4) < C (1 + 2**-16)        for blocks of B = 256 coordinates:                                  (1)
 
@@ -28,6 +28,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
+
+from tff_pipeline.errors import PrivacyError
 
 # Its decorators and attrs classes are more than a type checker follows.
 _TFF: Any = tff
@@ -53,41 +55,47 @@ def norm_at_least(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     return tf.sqrt(2.0 * tf.nn.l2_loss(tf.cast(tf.concat(blocks, axis=0), tf.float64))) + flushed
 
 
-def in_quanta(tensors: Sequence[tf.Tensor], *, norm: tf.Tensor, clip: tf.Tensor, quanta: int) -> list[tf.Tensor]:
-    """float32 `tensors` clipped to an L2 norm of `clip`, in units of clip / quanta; bounded as (1) says.
+def clipped_in_steps(tensors: Sequence[tf.Tensor], *, norm: tf.Tensor, clip: tf.Tensor, levels: int) -> list[tf.Tensor]:
+    """float32 `tensors` clipped to an L2 norm of `clip`, in units of clip / levels; bounded as (1) says.
 
     Args:
       tensors: float32, finite.
       norm: as `norm_at_least` gives it.
       clip: C, float64 scalar.
-      quanta: of which a clip is made, at most 2**30.
+      levels: that a clip is divided into, at most 2**30.
     """
-    factor = tf.minimum(float(quanta) * tf.minimum(1.0 / clip, 1.0 / norm), _LARGEST_FACTOR)
+    factor = tf.minimum(float(levels) * tf.minimum(1.0 / clip, 1.0 / norm), _LARGEST_FACTOR)
     factor = tf.cast(factor, tf.float32)
     return [tensor * factor for tensor in tensors]
 
 
-def cut(tensors: Sequence[tf.Tensor], *, value_range: float, quanta: int) -> list[tf.Tensor]:
-    """float32 `tensors` with coordinates cut to [-value_range, value_range], in units of value_range / quanta."""
-    limit = float(quanta)
+def clamped_in_steps(tensors: Sequence[tf.Tensor], *, value_range: float, levels: int) -> list[tf.Tensor]:
+    """float32 `tensors` with coordinates clamped to [-value_range, value_range], in units of value_range / levels."""
+    limit = float(levels)
     return [tf.clip_by_value(tensor * (limit / value_range), -limit, limit) for tensor in tensors]
 
 
-class WholeNumberSumFactory(tff.aggregators.UnweightedAggregationFactory):
-    """Sums float32 numbers over clients, the digits behind the point cut off. No state, no measurements.
+class QuantizedSumFactory(tff.aggregators.UnweightedAggregationFactory):
+    """Sums float32 numbers over clients, each truncated toward zero. No state, no measurements.
 
     What a client sends for a coordinate is int32 where all sums then are within int32, else int64. The result is float64
-    and exact; of more clients than was said it is NaN.
+    and exact; of more clients than were allowed for it is NaN.
 
     Args:
-      largest: a whole number that no number's magnitude is above, at most 2**31. It is added to what is sent, so that that
+      largest: an integer that no number's magnitude is above, at most 2**31. It is added to what is sent, so that that
         is not negative, as TFF asks of secure sums.
       clients: how many take part at most.
+
+    Raises:
+      PrivacyError: where the sum would not be exact in float64.
     """
 
     def __init__(self, *, largest: int, clients: int):
         most = 2 * largest * clients
-        assert most < 2**53, (largest, clients)
+        if most >= 2**53:
+            raise PrivacyError(
+                f"a secure sum over {clients} clients of integers up to {largest} does not fit float64 exactly; expected fewer quantization levels."
+            )
         self.largest, self._clients = largest, clients
         self.dtype = tf.int32 if most < 2**31 else tf.int64
 
@@ -121,13 +129,13 @@ class WholeNumberSumFactory(tff.aggregators.UnweightedAggregationFactory):
         return _TFF.templates.AggregationProcess(initialize, following)
 
     def centred(self, sums: Any, clients: tf.Tensor) -> Any:
-        """The sums of what some clients (int64 scalar) counted, float64, for those of what they sent."""
+        """What `clients` (int64 scalar) clients summed, float64, from the sums of what they sent."""
 
-        def counted() -> Any:
+        def summed() -> Any:
             zeros = tf.cast(clients * self.largest, self.dtype)
             return tf.nest.map_structure(lambda total: tf.cast(total - zeros, tf.float64), sums)
 
         def nothing() -> Any:
             return tf.nest.map_structure(lambda total: tf.fill(total.shape, tf.constant(math.nan, tf.float64)), sums)
 
-        return tf.cond(clients <= self._clients, counted, nothing)
+        return tf.cond(clients <= self._clients, summed, nothing)

@@ -22,7 +22,7 @@ reason); they are independent because the directions are orthogonal and the nois
 (rotated back, discrete noise is so but for its shape, which after a sum of a hundred is that of a normal).
 
 Where silos add the noise, the attacker is the server together with as many silos as the claim tolerates: it knows their
-shares and subtracts them. Every silo's share is checked by itself too. With trees (DP-FTRL) a round's observation is the
+shares and subtracts them. Every silo's noise share is checked by itself too. With trees (DP-FTRL) a round's observation is the
 noised sum of the node that the round finishes, in which a canary took part at most once.
 """
 

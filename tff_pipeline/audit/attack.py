@@ -3,34 +3,31 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import special
 
 from tff_pipeline.audit import exact
+from tff_pipeline.audit.canaries import GUESSES_A_ROUND
+from tff_pipeline.audit.criteria import Check
 from tff_pipeline.config import TrainingSection
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy import accounting
 from tff_pipeline.privacy.plan import PrivacyPlan
 from tff_pipeline.progress import Bar
 
-if TYPE_CHECKING:
-    from tff_pipeline.audit.checks import Check
-
 GUESSES = 200_000
-GUESSES_A_ROUND = 500  # at least: one for every coordinate of the testbed's model
-# Half of `checks.FALSE_REFUTATIONS` is left for the bound.
+# Half of `criteria.FALSE_REFUTATIONS` is left for the bound.
 CONFIDENCE = 0.9995
 _FEWEST_ROUNDS = 100
-_NO_NOISE = 1e-6  # of the planned variance: what rounding the sum to the grain leaves
+_NO_NOISE = 1e-6  # of the planned variance: what rounding the sum leaves
 # Of a head on an encoder: weights and biases.
 _SHAPES = ((40, 3), (3,))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What an audit found.
+    """The result of an audit.
 
     Attributes:
       claimed: epsilon of the run's rounds at its delta; the next two are what it follows from.
@@ -40,9 +37,9 @@ class Finding:
       rounds: that were played.
       noise_multiplier_at_most: the bound that the guesses gave, infinite if they told nothing.
       sampling_probability_at_least: the bound that the sampler's draws gave.
-      noise_found_again: how the noise was guessed, or "" where it was not.
+      noise_found_again: how an attacker knows the noise, or "" where none does.
       turns_in_a_tree: with trees, the most that a client was drawn in one of them; more than one refutes the claim.
-      checks: what else was looked at (`checks.Check`); one that failed refutes the claim.
+      checks: what else was looked at (`criteria.Check`); one that failed refutes the claim.
     """
 
     claimed: float
@@ -56,7 +53,7 @@ class Finding:
     sampling_probability_at_least: float
     noise_found_again: str
     turns_in_a_tree: int = 0
-    checks: "tuple[Check, ...]" = ()
+    checks: tuple[Check, ...] = ()
 
     @property
     def failed(self) -> list[str]:
@@ -104,7 +101,6 @@ def audit(
     from tff_pipeline.audit import checks
     from tff_pipeline.audit.testbed import Testbed
 
-    assert plan.delta is not None
     training = training or TrainingSection(rounds=plan.rounds, clients_per_round=plan.expected_cohort)
     with Testbed(plan, training, shapes, secret) as testbed:
         count = rounds_for(plan, observations)
@@ -112,30 +108,24 @@ def audit(
         observed = testbed.play(count, bar or Bar(lambda steps, fields: None))
         observed.sensitivities = sensitivities
         table = checks.sampled(testbed, observed)
-        done = (
-            *checks.noise(testbed, observed),
-            *checks.cohorts(testbed, observed, table),
-            *checks.clip(observed),
-            *checks.masks(testbed, observed),
-            *checks.keys(testbed),
-        )
+        done = tuple(checks.everything(testbed, observed, table))
         turns = checks.turns(testbed, observed)
         errors = guess(testbed.plan, observed.released, observed.cohorts, observed.directions)
-    share = (1 - confidence) / 3  # three bounds hold together
-    noise_at_most = noise_multiplier_at_most(*errors, share=share)
-    rate = exact.lower_rate(int(table.sum()), table.size, share)
-    found_again = _found_again(done)
+    failure = (1 - confidence) / 3  # three bounds hold together
+    noise_at_most = noise_multiplier_at_most(*errors, failure=failure)
+    rate = exact.lower_rate(int(table.sum()), table.size, failure)
+    known_noise = _known_noise(done)
     return Finding(
         claimed=plan.epsilon(),
         claimed_noise_multiplier=plan.noise_multiplier,
         claimed_sampling_probability=plan.sampling_probability,
-        at_least=math.inf if found_again else _epsilon(plan, noise_at_most, rate),
+        at_least=math.inf if known_noise else _epsilon(plan, noise_at_most, rate),
         confidence=confidence,
         observations=errors[1] + errors[3],
         rounds=count,
         noise_multiplier_at_most=noise_at_most,
         sampling_probability_at_least=rate,
-        noise_found_again=found_again,
+        noise_found_again=known_noise,
         turns_in_a_tree=turns,
         checks=done,
     )
@@ -144,8 +134,8 @@ def audit(
 def rounds_for(plan: PrivacyPlan, observations: int) -> int:
     """How many rounds are played: enough for the guesses, and for anything that repeats within the plan's rounds to do so."""
     count = max(_FEWEST_ROUNDS, math.ceil(observations / GUESSES_A_ROUND), plan.rounds)
-    # Trees are played to their end.
-    return math.ceil(count / plan.rounds_per_tree) * plan.rounds_per_tree if plan.rounds_per_tree else count
+    period = plan.mechanism.period
+    return math.ceil(count / period) * period  # trees are played to their end
 
 
 def guess(
@@ -157,24 +147,30 @@ def guess(
     it: beyond half the clip or not. Directions of nobody are guessed too, so that somebody is out if all are sampled. With
     trees the sum is that of the node which the round finishes, and a canary was in if it took part in one of its rounds.
     """
-    from tff_pipeline.audit.checks import nodes_of
-
-    sums = nodes_of(released, plan.rounds_per_tree)
-    took_part = nodes_of(cohorts.astype(np.int64), plan.rounds_per_tree) > 0
+    sums = plan.mechanism.own_noise(released)
+    took_part = plan.mechanism.own_noise(cohorts.astype(np.int64)) > 0
     taken = np.abs(directions).max(axis=0) > 0
     along = np.concatenate([sums @ directions.T, sums[:, ~taken]], axis=1)
     inside = np.concatenate([took_part, np.zeros((len(sums), int((~taken).sum())), bool)], axis=1)
-    assert plan.clip_norm is not None
-    said = along > (1.0 if plan.adaptive else plan.clip_norm) / 2
+    said = along > _clip(plan) / 2
     return int((said & ~inside).sum()), int((~inside).sum()), int((~said & inside).sum()), int(inside.sum())
 
 
-def noise_multiplier_at_most(false_positives: int, outs: int, false_negatives: int, ins: int, *, share: float) -> float:
+def _clip(plan: PrivacyPlan) -> float:
+    """In the units of the released sums."""
+    if plan.clip_of_sum is None:
+        raise PrivacyError("the plan has no clip, so nothing tells who took part; expected one with a mechanism.")
+    return plan.clip_of_sum
+
+
+def noise_multiplier_at_most(
+    false_positives: int, outs: int, false_negatives: int, ins: int, *, failure: float
+) -> float:
     """The bound on the noise multiplier: 1 / mu, for the largest mu that such error rates allow."""
     if not ins or not outs:
         return math.inf
-    mu = special.ndtri(1 - exact.upper_rate(false_positives, outs, share)) - special.ndtri(
-        exact.upper_rate(false_negatives, ins, share)
+    mu = special.ndtri(1 - exact.upper_rate(false_positives, outs, failure)) - special.ndtri(
+        exact.upper_rate(false_negatives, ins, failure)
     )
     return 1 / mu if mu > 0 else math.inf
 
@@ -182,13 +178,12 @@ def noise_multiplier_at_most(false_positives: int, outs: int, false_negatives: i
 def _epsilon(plan: PrivacyPlan, noise_at_most: float, rate: float) -> float:
     if math.isinf(noise_at_most) or rate == 0:
         return 0.0
-    event = accounting.gaussian_event(noise_at_most, sampling_probability=rate, rounds_per_tree=plan.rounds_per_tree)
-    assert plan.delta is not None
-    spent = accounting.epsilon([(event, plan.rounds)], plan.delta, step=accounting.COARSE)
+    event = plan.mechanism.gaussian_event(noise_at_most, sampling_probability=rate).as_json()
+    spent = accounting.epsilon([(event, plan.rounds)], plan.stated_delta, step=accounting.COARSE)
     return max(0.0, 0.998 * spent - 1e-3)  # without what the accountant's coarse steps may have added
 
 
-def _found_again(done: "Sequence[Check]") -> str:
+def _known_noise(done: Sequence[Check]) -> str:
     """How an attacker knows the noise, so that there is none for it; or ""."""
     by_name = {check.name: check for check in done}
     if by_name["noise variance"].statistic < _NO_NOISE:
@@ -198,5 +193,5 @@ def _found_again(done: "Sequence[Check]") -> str:
     if by_name["noise between rounds"].statistic > 0.9:
         return "two rounds have the same noise"
     if "noise between shares" in by_name and by_name["noise between shares"].statistic > 0.9:
-        return "two shares are the same"
+        return "two noise shares are the same"
     return ""

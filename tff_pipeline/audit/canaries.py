@@ -15,6 +15,7 @@ import numpy as np
 
 from tff_pipeline.runtime.clients import Clients, FeatureClients, FeatureSilo
 
+GUESSES_A_ROUND = 500  # at least: one for every coordinate of the testbed's model
 BEYOND = 1000.0  # an update's norm over the clip
 _MANY = 1000  # the most examples that a canary has
 # Of a silo's canaries, one after the other.
@@ -35,8 +36,8 @@ def population(
     made: list[Clients] = []
     for number, own in enumerate(np.array_split(coordinates, silos)):
         examples = [
-            np.repeat(scale * np.eye(dimension, dtype=np.float32)[[coordinate]], _EXAMPLES[place % 5], axis=0)
-            for place, coordinate in enumerate(own)
+            np.repeat(scale * np.eye(dimension, dtype=np.float32)[[coordinate]], _EXAMPLES[index % 5], axis=0)
+            for index, coordinate in enumerate(own)
         ]
         name = f"silo-{number:04d}"
         made.append(

@@ -1,52 +1,18 @@
-"""What a sound mechanism's observations satisfy: exact equalities, and statistical tests with a stated error.
+"""What a sound mechanism's observations satisfy: noise, cohorts, clip, masks and keys, by the criteria of `criteria`."""
 
-Each statistical test has a share of the probability with which all of them together refute a sound run. Where a test looks
-at many things at once (clients, coordinates, pairs of rounds) its share is divided by their number (Bonferroni).
-"""
-
-import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import stats
 
 from tff_pipeline.audit import exact
+from tff_pipeline.audit.criteria import Check, at_most, cosines, probable, variance
+from tff_pipeline.audit.observed import Observed
+from tff_pipeline.audit.testbed import Testbed
 from tff_pipeline.privacy.draws import Draws
+from tff_pipeline.privacy.mechanisms import NoisedMetrics
 
-if TYPE_CHECKING:
-    from tff_pipeline.audit.testbed import Observed, Testbed
-
-# How often a sound run is refuted: at most this, half by the tests here and half by the bound on epsilon (`attack`).
-FALSE_REFUTATIONS = 1e-3
-_SHARE = 2e-5
-SHARES = dict.fromkeys(
-    (
-        "noise variance",
-        "noise variance by tensor",
-        "noise variance by coordinate",
-        "noise variance by round",
-        "noise distribution",
-        "noise between rounds",
-        "noise between coordinates",
-        "noise of each silo",
-        "noise between shares",
-        "noise on the count",
-        "noise on the metrics",
-        "sampling rate",
-        "sampling of each client",
-        "sampling of pairs",
-        "cohort sizes",
-        "cohort sizes by silo",
-        "cohorts between rounds",
-        "mask bits",
-        "recorded cohorts",
-        "recorded cohort sizes",
-        "recorded noise",
-    ),
-    _SHARE,
-)
 # Cohorts that are drawn beside those of the rounds played: as a silo draws them, without the work of a round.
 MORE_COHORTS = 1000
 _MOST_STARTS = 100_000  # rounds that their trees may be long together: every round's draws are told of all before it
@@ -54,100 +20,45 @@ _CLOCK_DRAWS = 4
 _CLOCK_NS = ((10**9, 10), (10**6, 100), (10**3, 2000))  # units, and how many of each are tried
 # Noise that correlates so much with a guess was guessed. Independent vectors of 200 numbers do with a probability of 1e-70.
 _SAME = 0.9
-_FEW_VECTORS = 10_000  # whose cosines are all looked at; of more, repetition to the last digit
 _REPEATED_COHORTS = 200
 
 
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """One check of an audit.
-
-    Attributes:
-      name: of the check; a statistical one's share of false refutations is `SHARES[name]`.
-      statistic: what was measured.
-      bound: what it was compared with.
-      passed: whether a sound mechanism could have given that.
-      meaning: what the statistic is, and on which side of the bound it has to be.
-    """
-
-    name: str
-    statistic: float
-    bound: float
-    passed: bool
-    meaning: str
-
-
-def at_least(name: str, statistic: float, bound: float, meaning: str) -> Check:
-    # A NaN passes nothing.
-    return Check(name, float(statistic), float(bound), bool(statistic >= bound), f"{meaning}, at least")
-
-
-def at_most(name: str, statistic: float, bound: float, meaning: str) -> Check:
-    return Check(name, float(statistic), float(bound), bool(statistic <= bound), f"{meaning}, at most")
-
-
-def probable(name: str, pvalue: float, meaning: str) -> Check:
-    """A test by its p-value, already multiplied by the number of things it looked at."""
-    return at_least(name, min(1.0, pvalue), SHARES[name], f"p-value of {meaning}")
-
-
-def variance(name: str, squares: np.ndarray | float, numbers: int, meaning: str) -> Check:
-    """Are sums of `numbers` squares, standard normal if the noise is the plan's, as large as chance makes them?
-
-    More noise than planned refutes nothing.
-    """
-    bound = float(stats.chi2.ppf(SHARES[name] / np.size(squares), numbers)) / numbers
-    return at_least(name, float(np.min(squares)) / numbers, bound, f"{meaning} over the plan's")
+def everything(testbed: Testbed, observed: Observed, table: np.ndarray) -> Iterator[Check]:
+    """Yields all checks of rounds that were played. `table` is of independent cohorts (`sampled`)."""
+    yield from noise(testbed, observed)
+    yield from cohorts(testbed, observed, table)
+    yield from clip(observed)
+    yield from masks(testbed, observed)
+    yield from keys(testbed)
 
 
 # -- noise
 
 
-def noise(testbed: "Testbed", observed: "Observed") -> Iterator[Check]:
+def noise(testbed: Testbed, observed: Observed) -> Iterator[Check]:
     """The noise of every round as the observer of what is released sees it."""
     plan = testbed.plan
-    numbers = nodes_of(observed.noise, plan.rounds_per_tree)
+    numbers = plan.mechanism.own_noise(observed.noise)
     rounds, dimension = numbers.shape
     squares = np.square(numbers)
     yield variance("noise variance", squares.sum(), numbers.size, "variance of the noise")
-    if not plan.integers:
+    if testbed.view.by_tensor:
         yield _by_tensor(testbed, squares)
     yield variance(
         "noise variance by coordinate", squares.sum(axis=0), rounds, "smallest variance of a coordinate's noise"
     )
     yield variance("noise variance by round", squares.sum(axis=1), dimension, "smallest variance of a round's noise")
     yield _distribution(testbed, numbers)
-    yield _cosines("noise between rounds", numbers, "largest correlation of two rounds' noise")
-    yield _cosines("noise between coordinates", numbers.T, "largest correlation of two coordinates' noise")
-    if plan.adaptive:
-        counted = np.square(observed.count_noise).sum()
-        yield variance("noise on the count", counted, rounds, "variance of the noise on the count within the clip")
-    if plan.metrics_stddev:
-        yield _metrics(testbed, rounds)
-    if plan.integers:
-        yield from _shares(testbed, observed)
+    yield cosines("noise between rounds", numbers, "largest correlation of two rounds' noise")
+    yield cosines("noise between coordinates", numbers.T, "largest correlation of two coordinates' noise")
+    yield from testbed.view.checks(observed)
+    if plan.noised_metrics:
+        yield _metrics(testbed, plan.noised_metrics, rounds)
     guessed = clock(observed)
     yield at_most("noise from the clock", float(guessed), 0, "draws that a generator seeded by the clock gives")
 
 
-def nodes_of(table: np.ndarray, rounds_per_tree: int) -> np.ndarray:
-    """Of numbers by round [rounds, ...], those of the tree's node that each round finishes; without trees, the round's own.
-
-    A round ends the node of as many rounds as the lowest set bit of its number in its tree. The prefix sums at both of the
-    node's ends have all other nodes in common, so that their difference has this node's noise alone.
-    """
-    if not rounds_per_tree:
-        return table
-    nodes = np.empty_like(table)
-    for start in range(0, len(table), rounds_per_tree):
-        prefix = np.cumsum(table[start : start + rounds_per_tree], axis=0)
-        for index in range(len(prefix)):
-            before = index + 1 - ((index + 1) & -(index + 1))
-            nodes[start + index] = prefix[index] - (prefix[before - 1] if before else 0)
-    return nodes
-
-
-def _by_tensor(testbed: "Testbed", squares: np.ndarray) -> Check:
+def _by_tensor(testbed: Testbed, squares: np.ndarray) -> Check:
     """The tensors differ in size by no more than two, so that the smallest ratio of all tells."""
     name, sizes = "noise variance by tensor", [math.prod(shape) for shape in testbed.shapes]
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
@@ -155,61 +66,40 @@ def _by_tensor(testbed: "Testbed", squares: np.ndarray) -> Check:
     return variance(name, sums, len(squares) * sizes[0], "smallest variance of a tensor's noise")
 
 
-def _distribution(testbed: "Testbed", numbers: np.ndarray) -> Check:
-    """Kolmogorov and Smirnov's test; whole numbers are spread evenly over their rounding interval."""
-    flat, integers = numbers.ravel(), testbed.plan.integers
-    if integers:
-        step = 1 / (2.0**integers.log2_share * math.sqrt(integers.silos))
+def _distribution(testbed: Testbed, numbers: np.ndarray) -> Check:
+    """Kolmogorov and Smirnov's test; integers are spread evenly over their rounding interval."""
+    flat, step = numbers.ravel(), testbed.view.step_over_noise
+    if step:
         spread = np.random.default_rng(len(flat)).uniform(-0.5, 0.5, flat.size) * step
         flat = (flat + spread) / math.sqrt(1 + step**2 / 12)
     pvalue = stats.kstest(flat, "norm").pvalue if np.isfinite(flat).all() else 0.0
     return probable("noise distribution", pvalue, "the noise's distribution, a normal one with the plan's variance")
 
 
-def _cosines(name: str, vectors: np.ndarray, meaning: str) -> Check:
-    few = vectors[:_FEW_VECTORS]
-    largest, pairs = exact.largest_cosine(few)
-    if len(few) < len(vectors) and len(np.unique(vectors, axis=0)) < len(vectors):
-        largest = 1.0
-    return at_most(name, largest, exact.cosine_bound(vectors.shape[1], SHARES[name] / max(1, pairs)), meaning)
-
-
-def _metrics(testbed: "Testbed", rounds: int) -> Check:
-    starts, stddev = testbed.starts(rounds), testbed.plan.metrics_stddev
-    drawn = np.array([testbed.draws.round(starts[: number + 1]).metrics_noise() for number in range(rounds)]) / stddev
+def _metrics(testbed: Testbed, metrics: NoisedMetrics, rounds: int) -> Check:
+    starts = testbed.starts(rounds)
+    draws = testbed.draws
+    noise = [draws.server.metrics_noise(draws.round(starts[: number + 1])) for number in range(rounds)]
+    drawn = np.array(noise) / metrics.stddev
     # One number that is there twice is noise that repeats.
     squares = np.square(drawn).sum() if len(np.unique(drawn)) == drawn.size else 0.0
     return variance("noise on the metrics", squares, drawn.size, "variance of the noise on metrics")
 
 
-def _shares(testbed: "Testbed", observed: "Observed") -> Iterator[Check]:
-    """Each silo's share by itself: the claim counts on those of any silos but the tolerated ones."""
-    integers = testbed.plan.integers
-    assert integers is not None
-    drawn = np.stack(list(observed.shares.values())) / 2.0**integers.log2_share
-    squares = np.square(drawn).sum(axis=(1, 2))
-    yield variance("noise of each silo", squares, drawn[0].size, "smallest variance of a silo's share")
-    yield _cosines(
-        "noise between shares",
-        drawn.reshape(-1, drawn.shape[-1]),
-        "largest correlation of two shares, of any silos and rounds",
-    )
-
-
-def clock(observed: "Observed") -> int:
-    """How many of some draws are found again with numpy's generators, seeded by the clock at any time while they were drawn."""
-    found = 0
+def clock(observed: Observed) -> int:
+    """How many of some draws are also drawn by numpy's generators, seeded by the clock at any time while they were drawn."""
+    recognized = 0
     for began, ended, drawn in observed.windows[:_CLOCK_DRAWS]:
         length = float(np.linalg.norm(drawn)) or 1.0
         for seed in _seeds(began, ended):
             for guess in _normals(seed, drawn.size):
                 if abs(float(drawn @ guess)) > _SAME * length * float(np.linalg.norm(guess)):
-                    found += 1
+                    recognized += 1
                     break
             else:
                 continue
             break
-    return found
+    return recognized
 
 
 def _seeds(began_ns: int, ended_ns: int) -> Iterator[int]:
@@ -226,7 +116,7 @@ def _normals(seed: int, size: int) -> Iterator[np.ndarray]:
 # -- cohorts
 
 
-def cohorts(testbed: "Testbed", observed: "Observed", table: np.ndarray) -> Iterator[Check]:
+def cohorts(testbed: Testbed, observed: Observed, table: np.ndarray) -> Iterator[Check]:
     """Is every client in every round by itself, with the plan's probability? With trees, in every tree at most once?
 
     `table` is of independent cohorts (`sampled`).
@@ -234,52 +124,57 @@ def cohorts(testbed: "Testbed", observed: "Observed", table: np.ndarray) -> Iter
     plan = testbed.plan
     yield at_most("sum of the cohort", observed.other_sums, 0, "rounds whose sum was not that of the clients drawn")
     q = plan.sampling_probability
-    if plan.rounds_per_tree:
-        yield at_most("turns in a tree", turns(testbed, observed), 1, "rounds of one tree that a client took part in")
+    if plan.mechanism.turns_in_a_period is not None:
+        yield at_most(
+            "turns in a tree",
+            turns(testbed, observed),
+            plan.mechanism.turns_in_a_period,
+            "rounds of one tree that a client took part in",
+        )
     sizes = np.array(list(testbed.clients.values()))
     groups = np.add.reduceat(table.astype(np.int64), np.concatenate([[0], np.cumsum(sizes)[:-1]]), axis=1)
     total = exact.binomial(table.sum(), table.size, q)
     yield probable("sampling rate", float(total), "the number of clients sampled in all")
-    each = exact.binomial(table.sum(axis=0), len(table), q)
-    yield probable("sampling of each client", each.min() * each.size, "how often a client was sampled")
+    by_client = exact.binomial(table.sum(axis=0), len(table), q)
+    yield probable("sampling of each client", by_client.min() * by_client.size, "how often a client was sampled")
     yield probable("sampling of pairs", _pairs(table, q), "how often two clients were sampled together")
-    whole = groups.sum(axis=1, keepdims=True)
-    yield probable("cohort sizes", exact.spread(whole, sizes.sum(keepdims=True), q), "how much cohort sizes vary")
+    all_silos = groups.sum(axis=1, keepdims=True)
+    yield probable("cohort sizes", exact.spread(all_silos, sizes.sum(keepdims=True), q), "how much cohort sizes vary")
     by_silo = exact.spread(groups, sizes, q)
     yield probable("cohort sizes by silo", by_silo, "how much the sizes of silos' cohorts vary")
     yield probable("cohorts between rounds", exact.overlaps(table, q), "how much cohorts overlap, at any lag")
 
 
-def sampled(testbed: "Testbed", observed: "Observed") -> np.ndarray:
+def sampled(testbed: Testbed, observed: Observed) -> np.ndarray:
     """Independent cohorts, bool [count, canaries]: those of all rounds; with trees, one of each tree."""
-    every = max(1, testbed.plan.rounds_per_tree)
-    played = observed.cohorts
-    if testbed.plan.rounds_per_tree:
-        # Of the trees one round each, now an early one, now a late one.
-        played = played[[start + start // every % every for start in range(0, len(played) - every + 1, every)]]
+    every = testbed.plan.mechanism.period
+    starts = range(0, len(observed.cohorts) - every + 1, every)
+    # Of the trees one round each, by turns an early one and a late one.
+    played = observed.cohorts[[start + start // every % every for start in starts]]
     first = math.ceil(len(observed.cohorts) / every)
     more = max(1, min(MORE_COHORTS, _MOST_STARTS // every))
     numbers = [every * tree + (tree % every) for tree in range(first, first + more)]
     return np.concatenate([played, cohorts_of(testbed, testbed.draws, numbers)])
 
 
-def cohorts_of(testbed: "Testbed", draws: Draws, numbers: Sequence[int]) -> np.ndarray:
+def cohorts_of(testbed: Testbed, draws: Draws, numbers: Sequence[int]) -> np.ndarray:
     """The cohorts of some rounds, bool [rounds, canaries], as the silos draw them."""
     starts = testbed.starts(max(numbers) + 1)
     table = np.zeros((len(numbers), testbed.plan.clients), bool)
     offsets = np.cumsum([0, *testbed.clients.values()])
-    for place, number in enumerate(numbers):
-        drawn = draws.round(starts[: number + 1])
+    for index, number in enumerate(numbers):
+        at = draws.round(starts[: number + 1])
         for offset, (silo, clients) in zip(offsets, testbed.clients.items(), strict=False):
-            table[place, offset + drawn.cohort(silo, clients)] = True
+            table[index, offset + draws.silos[silo].cohort(at, clients)] = True
     return table
 
 
-def turns(testbed: "Testbed", observed: "Observed") -> int:
+def turns(testbed: Testbed, observed: Observed) -> int:
     """With trees, the most rounds of one tree that a client took part in; else 0."""
-    every = testbed.plan.rounds_per_tree
-    if not every:
+    mechanism = testbed.plan.mechanism
+    if mechanism.turns_in_a_period is None:
         return 0
+    every = mechanism.period
     trees = np.add.reduceat(observed.cohorts.astype(np.int64), np.arange(0, len(observed.cohorts), every), axis=0)
     return int(trees.max())
 
@@ -297,7 +192,7 @@ def _pairs(table: np.ndarray, q: float) -> float:
 # -- clip, masks, keys: equalities
 
 
-def clip(observed: "Observed") -> Iterator[Check]:
+def clip(observed: Observed) -> Iterator[Check]:
     """No client, whatever it does, moves the noiseless sum by more than the plan's sensitivity."""
     worst = max(observed.sensitivities, key=lambda name: _or_infinite(observed.sensitivities[name]))
     reached = _or_infinite(observed.sensitivities[worst])
@@ -308,7 +203,7 @@ def _or_infinite(value: float) -> float:
     return math.inf if math.isnan(value) else value
 
 
-def masks(testbed: "Testbed", observed: "Observed") -> Iterator[Check]:
+def masks(testbed: Testbed, observed: Observed) -> Iterator[Check]:
     """Does the server learn the sum of all silos, and nothing else? With one silo there is nothing to hide in."""
     rounds = len(observed.cohorts)
     yield at_most(
@@ -325,7 +220,7 @@ def masks(testbed: "Testbed", observed: "Observed") -> Iterator[Check]:
     yield probable("mask bits", float(pvalues.min() * pvalues.size), "the bits of the masks, ones and zeros alike")
 
 
-def keys(testbed: "Testbed") -> Iterator[Check]:
+def keys(testbed: Testbed) -> Iterator[Check]:
     """Is everything new, for everybody, when one key is, or what the run or the round starts from?"""
     base, parties = testbed.draws, ["server", *list(testbed.clients)[:2]]
     others = {
@@ -344,15 +239,12 @@ def keys(testbed: "Testbed") -> Iterator[Check]:
     yield at_most("draws bound to keys", len(same), 0, meaning)
 
 
-def _noise_of(testbed: "Testbed", draws: Draws, starts: Sequence[str]) -> list[np.ndarray]:
+def _noise_of(testbed: Testbed, draws: Draws, starts: Sequence[str]) -> list[np.ndarray]:
     """All noise of a round, by who draws it."""
-    drawn = draws.round(starts)
-    if testbed.plan.integers:
-        return [drawn.noise_share(silo).astype(np.float64) for silo in testbed.clients]
-    return [np.concatenate([part.ravel() for part in drawn.noise(testbed.shapes)])]
+    return testbed.view.draw_noise(draws, draws.round(starts), testbed.shapes)
 
 
-def _same_noise(testbed: "Testbed", base: Draws, other: Draws) -> bool:
+def _same_noise(testbed: Testbed, base: Draws, other: Draws) -> bool:
     starts = testbed.starts(1)
     return _alike(_noise_of(testbed, base, starts), _noise_of(testbed, other, starts))
 
@@ -361,10 +253,10 @@ def _alike(some: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> bool:
     return any(exact.largest_cosine(np.stack(pair))[0] > _SAME for pair in zip(some, others, strict=True))
 
 
-def _same_cohorts(testbed: "Testbed", base: Draws, other: Draws) -> bool:
+def _same_cohorts(testbed: Testbed, base: Draws, other: Draws) -> bool:
     """Told only where chance would hardly make them the same: with sampling of one half of many clients, not of all of two."""
     q, numbers = testbed.plan.sampling_probability, range(_REPEATED_COHORTS)
-    chance = (q**2 + (1 - q) ** 2) ** (testbed.plan.clients * len(numbers) / max(1, testbed.plan.rounds_per_tree))
+    chance = (q**2 + (1 - q) ** 2) ** (testbed.plan.clients * len(numbers) / testbed.plan.mechanism.period)
     if chance > 1e-9:
         return False
     return np.array_equal(cohorts_of(testbed, base, numbers), cohorts_of(testbed, other, numbers))

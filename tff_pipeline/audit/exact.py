@@ -1,4 +1,4 @@
-"""Tail probabilities that the audit's tests rest on: exact ones, so that their shares of false refutations are true."""
+"""Tail probabilities that the audit's tests rest on: exact ones, so that no test refutes a sound run more often than it says."""
 
 import numpy as np
 from scipy import stats
@@ -20,8 +20,8 @@ def binomial(counts: np.ndarray, trials: int | np.ndarray, probability: float) -
 def spread(sizes: np.ndarray, clients: np.ndarray, probability: float) -> float:
     """Two-sided p-value of how much cohort sizes vary, int [rounds, groups], each Binomial(clients of the group, probability).
 
-    The statistic is the sum of squared distances to the whole number nearest to the mean, each in whole steps of a fraction
-    of the variance and cut at 64 variances. Its distribution is that of a sum of independent whole numbers: a product of
+    The statistic is the sum of squared distances to the integer nearest to the mean, each in whole steps of a fraction
+    of the variance and truncated at 64 variances. Its distribution is that of a sum of independent integers: a product of
     discrete Fourier transforms.
     """
     rounds, variances = len(sizes), clients * probability * (1 - probability)
@@ -83,11 +83,11 @@ def largest_cosine(vectors: np.ndarray) -> tuple[float, int]:
     return largest, count * (count - 1) // 2
 
 
-def upper_rate(errors: int, trials: int, share: float) -> float:
-    """Clopper and Pearson's upper bound on an error rate, wrong with a probability of `share`."""
-    return float(stats.beta.ppf(1 - share, errors + 1, trials - errors)) if errors < trials else 1.0
+def upper_rate(errors: int, trials: int, failure: float) -> float:
+    """Clopper and Pearson's upper bound on an error rate, wrong with a probability of `failure`."""
+    return float(stats.beta.ppf(1 - failure, errors + 1, trials - errors)) if errors < trials else 1.0
 
 
-def lower_rate(hits: int, trials: int, share: float) -> float:
-    """Clopper and Pearson's lower bound on a rate, wrong with a probability of `share`."""
-    return float(stats.beta.ppf(share, hits, trials - hits + 1)) if hits else 0.0
+def lower_rate(hits: int, trials: int, failure: float) -> float:
+    """Clopper and Pearson's lower bound on a rate, wrong with a probability of `failure`."""
+    return float(stats.beta.ppf(failure, hits, trials - hits + 1)) if hits else 0.0

@@ -4,7 +4,6 @@ Its keys are gone. But the states of its last rounds are kept, and what an updat
 longer: an update that is shorter than the noise alone should be was not noised as planned. So is a tensor of it.
 """
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from scipy import stats
 
 from tff_pipeline.artifacts import is_complete, read_json, read_manifest
 from tff_pipeline.audit import exact
-from tff_pipeline.audit.checks import SHARES, Check, at_least, at_most, probable
+from tff_pipeline.audit.criteria import SIGNIFICANCE, Check, at_least, at_most, probable
 from tff_pipeline.config import Config
 from tff_pipeline.privacy import charges as account
 from tff_pipeline.privacy.plan import PrivacyPlan
@@ -26,9 +25,7 @@ _RESOLVED = 8  # float32 steps that the noise on a weight must be worth, so that
 
 def plan_of_run(run: Path) -> PrivacyPlan:
     """The plan a run was trained with."""
-    stored = read_json(run / "run.json")["plan"]
-    known = {field.name: stored[field.name] for field in dataclasses.fields(PrivacyPlan) if field.name in stored}
-    return PrivacyPlan(**known)
+    return PrivacyPlan.from_json(read_json(run / "run.json")["plan"])
 
 
 def uncharged(run: Path) -> list[int]:
@@ -53,8 +50,8 @@ def checks(run: Path, plan: PrivacyPlan, config: Config) -> Iterator[Check]:
     starts = [start for start in manifest.get("starts", []) if start]
     repeated = len(starts) - len(set(starts))
     yield at_most("recorded starts", repeated, 0, "rounds of the run that started from where another one had")
-    # With trees one round of each: within a tree a client's turn in one is none in another.
-    entries = history[:: max(1, plan.rounds_per_tree)]
+    # One round of each tree: within a tree a client that has its turn in one round has none in another.
+    entries = history[:: plan.mechanism.period]
     sizes = [
         entry["clients"] for entry in entries if entry.get("clients") is not None
     ]  # none where silos add the noise
@@ -87,7 +84,8 @@ def _noise(
         update = _update(weights, number, training.server_momentum)
         if update is None:
             continue
-        clip = history[number - 1].get("clip_norm", 1.0) if plan.adaptive else 1.0
+        # The sum is in units of the round's clip where that is adaptive; the history has the clip of such runs only.
+        clip = history[number - 1].get("clip_norm", 1.0)
         expected = plan.noise_stddev * clip / plan.denominator * training.server_learning_rate
         for step, weight in zip(update, weights[number], strict=True):
             # What float32 cannot hold beside the weight was never added.
@@ -97,7 +95,7 @@ def _noise(
     if not ratios:
         return
     # Every tensor has as many degrees of freedom as coordinates, and so a bound of its own.
-    bounds = stats.chi2.ppf(SHARES["recorded noise"] / len(ratios), numbers)
+    bounds = stats.chi2.ppf(SIGNIFICANCE["recorded noise"] / len(ratios), numbers)
     over = np.array(ratios) / bounds
     yield at_least(
         "recorded noise",

@@ -1,154 +1,45 @@
 """Plays a plan's rounds with canaries, as training plays them, and observes what each party sees.
 
-The objects are training's: party keys in files, `Draws`, the compiled process, the local runtime, `rounds.play`. Only the
+The objects are training's: party keys in files, `Draws`, the compiled process, the local runtime. Only the
 clients are canaries and the model is small. What is observed: the cohorts; each silo's sums before noise and masks; its
-share of the noise, where silos add it; the reports that the server is given; the weights that it releases.
+noise share, where silos add the noise; the reports that the server is given; the weights that it releases.
 """
 
 import dataclasses
 import hashlib
 import math
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
-from tff_pipeline.aggregators import distributed_discrete_gaussian as integer_aggregation
-from tff_pipeline.aggregators.dp_sum import CLIP, CLIP_LEARNING_RATE
 from tff_pipeline.audit import canaries
-from tff_pipeline.audit.attack import GUESSES_A_ROUND
+from tff_pipeline.audit.canaries import GUESSES_A_ROUND
+from tff_pipeline.audit.observed import Observed, Watched
+from tff_pipeline.audit.views import view_of
 from tff_pipeline.config import TrainingSection
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.learning import process as learning
+from tff_pipeline.learning.state import ServerState
 from tff_pipeline.model.learner import CanaryLearner
 from tff_pipeline.privacy import randomness
-from tff_pipeline.privacy.draws import Draws, RoundDraws
+from tff_pipeline.privacy.draws import Draws
 from tff_pipeline.privacy.keys import PartyKey
 from tff_pipeline.privacy.plan import PrivacyPlan
-from tff_pipeline.privacy.round import digest_of
+from tff_pipeline.privacy.round import Round, digest_of
+from tff_pipeline.privacy.server_draws import ServerDraws
+from tff_pipeline.privacy.silo_draws import SiloDraws
 from tff_pipeline.progress import Bar
-from tff_pipeline.runtime.base import (
-    OnSum,
-    RoundResult,
-    Shares,
-    State,
-    noise_places,
-    rotation_places,
-    share_places,
-    weights_of,
-    with_rotation,
-)
 from tff_pipeline.runtime.local import LocalRuntime
-from tff_pipeline.training import loop as rounds
+from tff_pipeline.runtime.scripted import ScriptedRuntime
 
 _COHORT = 16  # expected, where there are enough canaries
 _FEWEST, _MOST = 40, 400  # canaries
 _SILOS = 8  # at most, unless every silo's noise counts
 _SILOS_AS_CLIENTS = 12
-_CLIPS = (1e-3, 1.0, 1e3)  # times the first round's, where the clip is adaptive
-_ROTATIONS = 3
 _SHOWN_EVERY = 25  # rounds between two lines of progress
-# Where a round's rotation changes what a client sends, each works a second time to be compared: in the first rounds, and
-# then now and then.
-_COMPARED, _COMPARED_EVERY = 50, 5
-
-Sums = Mapping[str, list[np.ndarray]]
-
-
-@dataclasses.dataclass
-class Observed:
-    """What was observed over all rounds. Units are those of the sum of updates; of the clip, where that is adaptive.
-
-    Attributes:
-      directions: float [canaries, dimension], the unit vector along which each canary's update lies.
-      norms: float [canaries], of the canaries' own updates after the clip, without noise.
-      sensitivities: the largest norm over the plan's sensitivity that a client reached, by what the client does.
-      cohorts: bool [rounds, canaries].
-      released: float [rounds, dimension], the sum that the server releases. Where silos add the noise, without the shares
-        of those that the claim tolerates on the attacker's side.
-      noise: float [rounds, coordinates], the noise on the sum over its standard deviation; of the integers, where silos
-        add it.
-      shares: by silo int64 [rounds, coordinates], where silos add the noise.
-      count_noise: float [rounds], on the number of clients within an adaptive clip, over its standard deviation.
-      windows: of every draw of noise: between which two times it was drawn, in ns, and the first numbers of it.
-      other_sums: in how many of the rounds compared a silo's sum was not that of the cohort's clients, each worked on by itself.
-      unseen_reports: in how many rounds the server was not given one report from each silo.
-      other_totals: in how many rounds the reports' sum was not that of the silos' sums and shares: masks are left over, or
-        noise is not where it should be.
-      mask_bits: int [silos, slots, 2], how many bits of masks were set, and how many there were.
-      masks: a digest of every silo's mask in every round.
-    """
-
-    directions: np.ndarray
-    norms: np.ndarray
-    sensitivities: dict[str, float]
-    cohorts: np.ndarray
-    released: np.ndarray
-    noise: np.ndarray
-    shares: dict[str, np.ndarray]
-    count_noise: np.ndarray
-    windows: list[tuple[int, int, np.ndarray]]
-    other_sums: int = 0
-    unseen_reports: int = 0
-    other_totals: int = 0
-    mask_bits: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0, 2), np.int64))
-    masks: list[bytes] = dataclasses.field(default_factory=list)
-
-
-class _Watched(LocalRuntime):
-    """The local runtime with an observer in every place: beside each silo, and beside the server."""
-
-    state: State
-    entered_ns: int
-    sums: dict[str, list[np.ndarray]]
-    shares: dict[str, tuple[int, int, np.ndarray]]
-    reports: list[list[np.ndarray]]
-
-    def run_round(
-        self,
-        state: State,
-        cohorts: Any,
-        *,
-        round_number: int,
-        shares: Shares | None = None,
-        on_sum: OnSum | None = None,
-        on_client: Callable[[], None] = lambda: None,
-    ) -> RoundResult:
-        self.entered_ns = time.time_ns()
-        self.state, self.sums, self.shares, self.reports = state, {}, {}, []
-
-        def observed_sum(silo: str, sums: Sequence[np.ndarray]) -> None:
-            self.sums[silo] = [np.array(part) for part in sums]
-            if on_sum:
-                on_sum(silo, sums)
-
-        def observed_share(silo: str) -> np.ndarray:
-            assert shares is not None
-            began = time.time_ns()
-            share = shares(silo)
-            self.shares[silo] = began, time.time_ns(), np.array(share)
-            return share
-
-        return super().run_round(
-            state,
-            cohorts,
-            round_number=round_number,
-            shares=observed_share if shares else None,
-            on_sum=observed_sum,
-            on_client=on_client,
-        )
-
-    def receive(self, reports: Iterable[list[np.ndarray]]) -> list[np.ndarray]:
-        def observed() -> Iterator[list[np.ndarray]]:
-            for report in reports:
-                self.reports.append([np.array(part) for part in report])
-                yield report
-
-        return super().receive(observed())
 
 
 class Testbed:
@@ -169,7 +60,10 @@ class Testbed:
         self.shapes = _small(shapes)
         self.plan = _with_canaries(plan, sum(math.prod(shape) for shape in self.shapes))
         self._training, self._secret = training, secret
-        assert plan.clip_norm is not None
+        if plan.clip_norm is None:
+            raise PrivacyError(
+                "the plan has no clip, so canaries cannot be made to pass it; expected one with a mechanism."
+            )
         self._clip = plan.clip_norm
 
     def __enter__(self) -> "Testbed":
@@ -206,9 +100,10 @@ class Testbed:
         )
         shapes = self.shapes
         self.compiled = learning.build(lambda: CanaryLearner(shapes), training, plan, shapes)
-        self._runtime = _Watched(self.compiled, self._silos, devices="CPU", session="audit")
-        self._initial = self._runtime.initial_state()
+        self.view = view_of(plan, shapes)
         self.draws = self.fresh_draws("played")
+        self._runtime = Watched(self.compiled, self._silos, self.draws, devices="CPU", session="audit")
+        self._initial = self._runtime.initial_state()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -218,7 +113,7 @@ class Testbed:
     @staticmethod
     def silos_of(plan: PrivacyPlan) -> int:
         """How many silos the canaries are in: the plan's, where each has a part in the guarantee."""
-        if plan.integers:
+        if plan.mechanism.silos_add_noise:
             return plan.silos
         return plan.clients if plan.unit == "silo" else min(_SILOS, max(2, plan.silos))
 
@@ -233,116 +128,92 @@ class Testbed:
 
         def key(party: str) -> PartyKey:
             if like is not None and party != renewed:
-                return like.server if party == "server" else like.silos[party]
+                return like.server.key if party == "server" else like.silos[party].key
             secret = self._secret
             seeded = None if secret is None else lambda: randomness.derive(secret, f"key/{name}/{party}")
             return PartyKey(folder / f"{party}.key", seeded)
 
-        return Draws(self.plan, key("server"), {silo: key(silo) for silo in self.clients}, origin)
+        silos = {silo: SiloDraws(silo, self.plan, key(silo)) for silo in self.clients}
+        return Draws(ServerDraws(self.plan, key("server")), silos, origin)
 
     def starts(self, count: int) -> list[str]:
         """What some rounds start from: the weights are set back, so a counter stands for how they would differ."""
-        kept = [place for place in range(len(self.compiled.state_names)) if place not in self._hidden]
-        common = digest_of([self._initial[place] for place in kept], *self.compiled.state_names)
+        common = digest_of(self._initial.kept, *self._initial.layout.names)
         return [digest_of([], common, str(number)) for number in range(count)]
-
-    @property
-    def _hidden(self) -> set[int]:
-        return {*noise_places(self.compiled), *rotation_places(self.compiled), *share_places(self.compiled)}
 
     # -- the clip
 
     def sensitivities(self) -> dict[str, float]:
         """The norm over the plan's sensitivity that each extreme client reaches in the noiseless sum."""
         largest: dict[str, float] = {}
-        with LocalRuntime(self.compiled, self._extremes, devices="CPU", session="audit extremes") as runtime:
-            for state in self._states():
+        with ScriptedRuntime(
+            LocalRuntime, self.compiled, self._extremes, devices="CPU", session="audit extremes"
+        ) as runtime:
+            for state, at in self.view.states(self._initial, self._round):
+                if state.layout.rotation is not None:
+                    state = state.with_rotation(self.draws.server.rotation(at))
                 for name, (silo, row) in self._tried.items():
                     slots = runtime.secure_sums(state, {silo: [row]})
-                    largest[name] = max(largest.get(name, 0.0), self._over_sensitivity(slots))
-                for silo in self._silos:
-                    for row in range(len(silo)):
-                        slots = self._runtime.secure_sums(state, {silo.name: [row]})
-                        name = "a canary"
-                        largest[name] = max(largest.get(name, 0.0), self._over_sensitivity(slots))
+                    largest[name] = max(largest.get(name, 0.0), self.view.over_sensitivity(slots))
+                for slots in self._alone(state, at).values():
+                    name = "a canary"
+                    largest[name] = max(largest.get(name, 0.0), self.view.over_sensitivity(slots))
         return largest
 
-    def _states(self) -> Iterator[State]:
-        """States that the clip could depend on: rotations, and clips."""
-        if self.plan.integers:
-            for number in range(_ROTATIONS):
-                seed = self.draws.round(self.starts(number + 1)).rotation()
-                yield with_rotation(self.compiled, self._initial, seed)
-        elif self.plan.adaptive:
-            for times in _CLIPS:
-                state = list(self._initial)
-                state[self._clip_place] = np.array(times * self._clip)
-                yield state
-        else:
-            yield self._initial
-
-    def _over_sensitivity(self, slots: Sequence[np.ndarray]) -> float:
-        """Of one client's secure slots: the norm of its whole numbers, and where it counts itself, over what is allowed."""
-        plan = self.plan
-        if plan.integers:
-            numbers = _centred(slots[-1], plan.integers.modulus).astype(np.float64)
-            return float(np.linalg.norm(numbers) / math.sqrt(plan.integers.sensitivity_squared))
-        update = float(np.linalg.norm(self._update_of(slots, clients=1)) / plan.sensitivity)
-        if not plan.adaptive:
-            return update
-        return max(update, abs(self._count_of(slots, clients=1)) / 0.5)
+    def _round(self, number: int) -> Round:
+        return self.draws.round(self.starts(number + 1))
 
     # -- rounds
 
     def play(self, count: int, bar: Bar) -> Observed:
         """Plays `count` rounds, each from the initial state."""
-        plan, compiled = self.plan, self.compiled
         starts, clients = self.starts(count), self.clients
         offsets = dict(zip(clients, np.cumsum([0, *clients.values()]), strict=False))
         observed = self._nothing_observed(count)
-        alone = self._alone(self._initial) if not plan.integers else {}
-        slots = len(self._runtime.secure_sums(self._initial, {}))
-        observed.mask_bits = np.zeros((len(clients), slots, 2), np.int64)
+        alone = self._alone(self._initial, self._round(0)) if self.view.clients_send_alike else {}
+        observed.mask_bits = np.zeros((len(clients), len(self.compiled.slots), 2), np.int64)
         for number in range(count):
-            draws: RoundDraws = self.draws.round(starts[: number + 1])
-            began = time.time_ns()
-            result, cohorts = rounds.play(compiled, self._runtime, self._initial, draws, clients)
+            at = self.draws.round(starts[: number + 1])
+            result = self._runtime.run_round(self._initial, at)
+            cohorts = result.cohorts
             for silo, rows in cohorts.items():
                 observed.cohorts[number, offsets[silo] + self._members(silo, rows)] = True
-            if alone or number < _COMPARED or number % _COMPARED_EVERY == 0:
-                self._compare_sums(observed, alone, cohorts)
+            if self.view.compared(number):
+                self._compare_sums(observed, alone, cohorts, at)
             if self._seen():
                 self._look_at_reports(observed)
-                self._measure(observed, number, result, began)
+                released = self._released(result.state)
+                self.view.measure(observed, at, released, result.state, self._runtime, self.draws)
             else:
                 observed.unseen_reports += 1
             shown = {"round": number + 1, "rounds": count} if (number + 1) % _SHOWN_EVERY == 0 else {}
             bar.advance(**shown)
         return observed
 
+    @property
+    def _noising_silos(self) -> list[str]:
+        return list(self.clients) if self.plan.mechanism.silos_add_noise else []
+
     def _nothing_observed(self, count: int) -> Observed:
-        plan = self.plan
-        dimension = plan.dimension
-        length = plan.integers.length if plan.integers else dimension
-        directions = np.zeros((plan.clients, dimension))
+        plan, coordinates = self.plan, self.view.coordinates
+        directions = np.zeros((plan.clients, plan.dimension))
         directions[np.arange(plan.clients), self._coordinates] = 1.0
-        shares = {silo: np.zeros((count, length), np.int64) for silo in self.clients} if plan.integers else {}
         return Observed(
             directions=directions,
             norms=np.zeros(0),
             sensitivities={},
             cohorts=np.zeros((count, plan.clients), bool),
-            released=np.zeros((count, dimension)),
-            noise=np.zeros((count, length)),
-            shares=shares,
-            count_noise=np.zeros(count if plan.adaptive else 0),
+            released=np.zeros((count, plan.dimension)),
+            noise=np.zeros((count, coordinates)),
+            noise_shares={silo: np.zeros((count, coordinates), np.int64) for silo in self._noising_silos},
+            count_noise=np.zeros(count),
             windows=[],
         )
 
-    def _alone(self, state: State) -> dict[tuple[str, int], list[np.ndarray]]:
+    def _alone(self, state: ServerState, at: Round) -> dict[tuple[str, int], list[np.ndarray]]:
         """Every canary's own secure slots."""
         return {
-            (silo.name, row): self._runtime.secure_sums(state, {silo.name: [row]})
+            (silo.name, row): self._runtime.secure_sums(state, at, {silo.name: [row]})
             for silo in self._silos
             for row in range(len(silo))
         }
@@ -354,19 +225,22 @@ class Testbed:
 
     def _seen(self) -> bool:
         """Whether every silo's sum and report went where the runtime says it goes."""
-        return set(self._runtime.sums) == set(self.clients) and len(self._runtime.reports) == len(self.clients)
+        return set(self._runtime.sums) == set(self.clients) and len(self._runtime.given) == len(self.clients)
 
     def _compare_sums(
-        self, observed: Observed, alone: Mapping[tuple[str, int], list[np.ndarray]], cohorts: Mapping[str, np.ndarray]
+        self,
+        observed: Observed,
+        alone: Mapping[tuple[str, int], list[np.ndarray]],
+        cohorts: Mapping[str, np.ndarray],
+        at: Round,
     ) -> None:
-        """Is each silo's sum that of its cohort's clients? Whole numbers: to the last digit."""
-        runtime = self._runtime
-        sums, state = runtime.sums, runtime.state
+        """Is each silo's sum that of its cohort's clients? Integers: to the last digit."""
+        sums = self._runtime.sums
         agree = set(sums) == set(self.clients)
         for silo, rows in cohorts.items():
             expected = [np.zeros_like(part) for part in sums.get(silo, ())]
             for row in self._members(silo, rows).tolist():
-                slots = alone.get((silo, row)) or runtime.secure_sums(state, {silo: [row]})
+                slots = alone.get((silo, row)) or self._runtime.secure_sums(self._initial, at, {silo: [row]})
                 for total, part in zip(expected, slots, strict=False):
                     total += part
             agree &= all(np.array_equal(one, other) for one, other in zip(expected, sums.get(silo, ()), strict=False))
@@ -375,119 +249,39 @@ class Testbed:
     def _look_at_reports(self, observed: Observed) -> None:
         """What the server is given, against what each silo summed and drew."""
         runtime = self._runtime
-        left = [np.zeros_like(part) for part in runtime.reports[0]]
-        for place, (silo, report) in enumerate(zip(runtime.sums, runtime.reports, strict=True)):
+        left = [np.zeros_like(part) for part in runtime.given[0]]
+        for index, (silo, report) in enumerate(zip(runtime.sums, runtime.given, strict=True)):
             unmasked = [np.array(part) for part in runtime.sums[silo]]
-            if silo in runtime.shares:
-                unmasked[-1] += runtime.shares[silo][2].astype(unmasked[-1].dtype)
+            if silo in runtime.noise_shares:
+                unmasked[-1] += runtime.noise_shares[silo][2].astype(unmasked[-1].dtype)
             masks = [np.subtract(given, known) for given, known in zip(report, unmasked, strict=True)]
             digest = hashlib.sha256()
             for slot, mask in enumerate(masks):
                 left[slot] += mask
                 bits = np.unpackbits(mask.reshape(-1).view(np.uint8))
-                observed.mask_bits[place, slot] += (int(bits.sum()), bits.size)
+                observed.mask_bits[index, slot] += (int(bits.sum()), bits.size)
                 digest.update(np.ascontiguousarray(mask).tobytes())
             observed.masks.append(digest.digest())
         observed.other_totals += any(part.any() for part in left)
 
-    def _measure(self, observed: Observed, number: int, result: RoundResult, began_ns: int) -> None:
-        """The noise of a round: what is released without what its clients add."""
-        plan, runtime = self.plan, self._runtime
-        weights = [np.asarray(weight, np.float64).ravel() for weight in weights_of(self.compiled, result.state)]
-        # The weights were zero. TFF sums how far clients went back, and the server takes the mean away: a step of length one.
-        released = -np.concatenate(weights) * plan.denominator
-        total = [np.sum([sums[slot] for sums in runtime.sums.values()], axis=0) for slot in range(self._slots)]
-        total = [part.astype(sent.dtype) for part, sent in zip(total, next(iter(runtime.sums.values())), strict=True)]
-        if plan.integers:
-            self._measure_shares(observed, number, released, total)
-            return
-        clients = int(observed.cohorts[number].sum())
-        if plan.adaptive:
-            released /= self._clip
-            after = float(result.state[self._clip_place])
-            share = math.log(self._clip / after) / CLIP_LEARNING_RATE + plan.clip_quantile
-            counted = (share - 0.5) * plan.denominator
-            observed.count_noise[number] = (counted - self._count_of(total, clients)) / plan.clip_count_stddev
-        observed.released[number] = released
-        observed.noise[number] = (released - self._update_of(total, clients)) / plan.noise_stddev
-        observed.windows.append((began_ns, runtime.entered_ns, observed.noise[number]))
-
-    def _measure_shares(
-        self, observed: Observed, number: int, released: np.ndarray, total: Sequence[np.ndarray]
-    ) -> None:
-        plan, runtime = self.plan, self._runtime
-        assert plan.integers is not None
-        seed = tf.constant(runtime.state[rotation_places(self.compiled)[0]])
-        given = np.sum([report[-1] for report in runtime.reports], axis=0).astype(total[-1].dtype)
-        noise = _centred(given - total[-1], plan.integers.modulus)
-        observed.noise[number] = noise / (2.0**plan.integers.log2_share * math.sqrt(plan.integers.silos))
-        known = np.zeros(plan.integers.length)
-        for place, (silo, (began, ended, share)) in enumerate(runtime.shares.items()):
-            observed.shares[silo][number] = share
-            observed.windows.append((began, ended, share))
-            known += share if place >= plan.integers.honest else 0
-        known = integer_aggregation.turned_back(tf.constant(known), seed, plan.integers).numpy()
-        observed.released[number] = released - plan.integers.quantum * known
-
-    # -- what the secure slots hold
-
-    @property
-    def _slots(self) -> int:
-        return len(next(iter(self._runtime.sums.values())))
-
-    def _update_places(self, slots: Sequence[np.ndarray]) -> list[int]:
-        """Which slots an update is in: they alone are no scalars."""
-        places = [place for place, slot in enumerate(slots) if slot.ndim]
-        if [slots[place].shape for place in places] != self.shapes:
-            raise PrivacyError(
-                f"the process sums arrays of other shapes than its weights'; expected those of {len(self.shapes)} weights, and scalars. The audit does not know this process."
-            )
-        return places
-
-    def _update_of(self, slots: Sequence[np.ndarray], clients: int) -> np.ndarray:
-        """The sum of some clients' updates, flat, from the integers of the secure slots."""
-        plan = self.plan
-        numbers = np.concatenate(
-            [_counted(slots[place], clients, plan).ravel() for place in self._update_places(slots)]
-        )
-        return numbers * (plan.value_range / plan.quanta)
-
-    def _count_of(self, slots: Sequence[np.ndarray], clients: int) -> float:
-        """Of an adaptive clip: those within it less those beyond it, halved. The slot after the update's."""
-        place = self._update_places(slots)[-1] + 1
-        return float(_counted(slots[place], clients, self.plan) / self.plan.quanta)
-
-    @property
-    def _clip_place(self) -> int:
-        (place,) = [place for place, name in enumerate(self.compiled.state_names) if name.endswith(f"/{CLIP}")]
-        return place
-
-
-def _counted(slot: np.ndarray, clients: int, plan: PrivacyPlan) -> np.ndarray:
-    """What clients counted, for what they sent: `WholeNumberSumFactory` adds its largest number to each."""
-    signed = np.dtype(f"i{slot.dtype.itemsize}")
-    zero = np.array(clients * plan.largest_whole_number).astype(slot.dtype)
-    return (slot - zero).view(signed).astype(np.float64)
-
-
-def _centred(numbers: np.ndarray, modulus: int) -> np.ndarray:
-    """Integers modulo `modulus` as those around zero, int64."""
-    half = modulus // 2
-    return (numbers.astype(np.int64) + half) % modulus - half
+    def _released(self, state: ServerState) -> np.ndarray:
+        """The sum that a round released. The weights were zero, and the server took one step of length one, against the mean."""
+        weights = [np.asarray(weight, np.float64).ravel() for weight in state.weights]
+        return -np.concatenate(weights) * self.plan.denominator
 
 
 def _small(shapes: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
     """As many tensors as `shapes`, of their ranks but at least one, some hundred coordinates together."""
-    each = max(2, math.ceil(GUESSES_A_ROUND / len(shapes) / 2) * 2)
-    return [(each,) if len(shape) < 2 else (each // 2, 2, *[1] * (len(shape) - 2)) for shape in shapes]
+    size = max(2, math.ceil(GUESSES_A_ROUND / len(shapes) / 2) * 2)
+    return [(size,) if len(shape) < 2 else (size // 2, 2, *[1] * (len(shape) - 2)) for shape in shapes]
 
 
 def _with_canaries(plan: PrivacyPlan, dimension: int) -> PrivacyPlan:
     """The plan for canaries in place of the population: its noise, clip and sampling; fewer clients, a small model."""
     if plan.unit == "silo":
-        clients = plan.silos if plan.integers else min(_SILOS_AS_CLIENTS, plan.clients)
+        clients = plan.silos if plan.mechanism.silos_add_noise else min(_SILOS_AS_CLIENTS, plan.clients)
     else:
-        fewest = max(_FEWEST, 2 * plan.silos if plan.integers else 0)
+        fewest = max(_FEWEST, 2 * plan.silos if plan.mechanism.silos_add_noise else 0)
         clients = min(_MOST, max(fewest, math.ceil(_COHORT / plan.sampling_probability)))
     clients = min(clients, dimension * 4 // 5)
     return dataclasses.replace(

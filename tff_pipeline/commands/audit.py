@@ -40,7 +40,7 @@ It takes some minutes; rounds are played without the run's texts, its silos and 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`tff-pipeline audit`; exit code 5 where the claim is refuted or a round was not charged."""
-    from tff_pipeline.evaluation.evaluate import add_run_arguments, chosen_run
+    from tff_pipeline.commands.choose_run import add_run_arguments, chosen_run
 
     parser = argparse.ArgumentParser(
         prog="tff-pipeline audit",
@@ -137,7 +137,7 @@ def _sentences(run: Path, plan: PrivacyPlan, finding: Finding, missing: Sequence
     ]
     said = [claim, attacked, "checks:", *table]
     if finding.noise_found_again:
-        said.append(f"the noise was found out: {finding.noise_found_again}.")
+        said.append(f"an attacker knows the noise: {finding.noise_found_again}.")
     if finding.turns_in_a_tree > 1:
         said.append(f"the sampler drew a client {finding.turns_in_a_tree} times in one tree; the claim assumes once.")
     if missing:

@@ -1,6 +1,6 @@
-"""Is this machine fit: `tff-pipeline doctor` looks at everything a run will need, and says what to do where it lacks.
+"""`tff-pipeline doctor`: checks everything on this machine that a run will need, and says what to do where it is missing.
 
-Nothing is changed, except that a file is written to the working folder and taken away again, and that a checkpoint on
+Nothing is changed, except that a file is written to the work directory and removed again, and that a checkpoint on
 the hub is fetched into the hub's cache. Beam and TFF are looked for, not imported: the doctor must also answer where
 they are broken.
 """
@@ -22,7 +22,8 @@ from typing import Any
 
 from tff_pipeline import config as configuration
 from tff_pipeline.config import Config
-from tff_pipeline.errors import ConfigError
+from tff_pipeline.data.input_files import local_files
+from tff_pipeline.errors import ConfigError, InputError
 
 PYTHON = (3, 11)
 # What the quickstart needs. A pretrained encoder under TFF's own executor takes up to 7 GB.
@@ -33,7 +34,7 @@ _SHOWN = 5  # of a list of things that do not fit
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One thing that was looked at. `todo` says what to do, and is empty where `fit`."""
+    """What one check found. `todo` says what to do, and is empty where the machine is `fit`."""
 
     name: str
     fit: bool
@@ -41,16 +42,8 @@ class Check:
     todo: str = ""
 
 
-def checks(config: Config | None) -> list[Check]:
-    """Everything about this machine and, where a configuration is given, about what it names."""
-    found = [_python(), *_pinned_versions(), _crc(), _worker(), *_devices(config), _memory(), _disk(config)]
-    if config is not None:
-        found += [_workdir_writable(config), *_inputs(config), _checkpoint(config), *_labels(config)]
-    return found
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """`tff-pipeline doctor`: prints a table, or JSON; 0 where all is fit, 1 where something is not."""
+    """Prints a table, or JSON; returns 0 where everything is fit, 1 where something is not."""
     parser = argparse.ArgumentParser(
         prog="tff-pipeline doctor",
         description="Says what on this machine is fit for a run, and what to do where it is not.",
@@ -63,16 +56,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.set and not arguments.config:
         raise ConfigError("--set changes a configuration; expected --config FILE with it.")
     config = configuration.load(arguments.config, arguments.set) if arguments.config else None
-    found = checks(config)
-    fit = all(check.fit for check in found)
+    results = checks(config)
+    fit = all(check.fit for check in results)
     if arguments.json:
-        print(json.dumps({"fit": fit, "checks": [dataclasses.asdict(check) for check in found]}, indent=2))
+        print(json.dumps({"fit": fit, "checks": [dataclasses.asdict(check) for check in results]}, indent=2))
     else:
-        _print_table(found)
+        _print_table(results)
     return 0 if fit else 1
 
 
-def _print_table(found: Sequence[Check]) -> None:
+def checks(config: Config | None) -> list[Check]:
+    """Checks this machine and, where a configuration is given, what it names."""
+    results = [_python(), _pinned_versions(), _crc(), _worker(), _devices(config), _memory(), _disk(config)]
+    if config is not None:
+        results += [_workdir_writable(config), *_inputs(config), _checkpoint(config), *_labels(config)]
+    return results
+
+
+def _print_table(results: Sequence[Check]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -82,7 +83,7 @@ def _print_table(found: Sequence[Check]) -> None:
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for check in found:
+    for check in results:
         mark = Text("fit", style="green") if check.fit else Text("UNFIT", style="bold red")
         said = Text(check.found)
         if check.todo:
@@ -90,8 +91,9 @@ def _print_table(found: Sequence[Check]) -> None:
         table.add_row(mark, Text(check.name), said)
     console = Console()
     console.print(table)
-    unfit = sum(not check.fit for check in found)
-    console.print(f"{unfit} of {len(found)} are not fit." if unfit else f"All {len(found)} are fit.", highlight=False)
+    unfit = sum(not check.fit for check in results)
+    summary = f"{unfit} of {len(results)} are not fit." if unfit else f"All {len(results)} are fit."
+    console.print(summary, highlight=False)
 
 
 # -- the machine -------------------------------------------------------------------------------------------------------
@@ -113,13 +115,13 @@ def find_lock() -> Path | None:
 
 def pins(lock: str) -> dict[str, str]:
     """The version of each distribution that the text of a lock pins for this Python; names as in the lock."""
-    found = {}
+    pinned = {}
     for line in lock.splitlines():
         if match := re.match(r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^\s;\\]+)\s*(?:;\s*([^\\]*))?", line):
             name, version, condition = match.groups()
             if not condition or _applies(condition.strip()):
-                found[name] = version
-    return found
+                pinned[name] = version
+    return pinned
 
 
 def _applies(condition: str) -> bool:
@@ -133,13 +135,13 @@ def _applies(condition: str) -> bool:
         return True
 
 
-def _pinned_versions() -> list[Check]:
+def _pinned_versions() -> Check:
     name = "pinned versions"
     lock = find_lock()
     if lock is None:
-        return [
-            Check(name, True, "not compared: there is no requirements.lock beside the package, so this is no checkout")
-        ]
+        return Check(
+            name, True, "not compared: there is no requirements.lock beside the package, so this is no checkout"
+        )
     wanted = pins(lock.read_text(encoding="utf-8"))
     wrong = []
     for distribution, version in wanted.items():
@@ -151,9 +153,9 @@ def _pinned_versions() -> list[Check]:
         if installed != version:
             wrong.append(f"{distribution} is {installed}, pinned {version}")
     if not wrong:
-        return [Check(name, True, f"all {len(wanted)} of {lock.name} are installed")]
+        return Check(name, True, f"all {len(wanted)} of {lock.name} are installed")
     todo = f"Install the lock again: `{Path(sys.executable).name} -m pip install --no-deps --require-hashes -r {lock.name}`."
-    return [Check(name, False, f"{len(wrong)} of {len(wanted)} differ: {_listed(wrong)}", todo)]
+    return Check(name, False, f"{len(wrong)} of {len(wanted)} differ: {_listed(wrong)}", todo)
 
 
 def _crc() -> Check:
@@ -194,39 +196,43 @@ def _worker() -> Check:
     return Check(name, True, str(binary))
 
 
-def _devices(config: Config | None) -> list[Check]:
+def _devices(config: Config | None) -> Check:
     from tff_pipeline.progress import silence_libraries
 
+    name = "devices"
     silence_libraries()
     try:
         import tensorflow as tf
     except ImportError as error:
-        return [
-            Check(
-                "devices", False, f"TensorFlow cannot be imported ({type(error).__name__})", "Install the lock again."
-            )
-        ]
+        return Check(name, False, f"TensorFlow cannot be imported ({type(error).__name__})", "Install the lock again.")
     graphics = tf.config.list_physical_devices("GPU")
-    names = [device.name.removeprefix("/physical_device:") for device in graphics]
+    gpus = [device.name.removeprefix("/physical_device:") for device in graphics]
     details = [tf.config.experimental.get_device_details(device) for device in graphics]
-    kinds = [str(detail.get("device_name", "?")) for detail in details]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    shown = ", ".join(f"{name} ({kind})" for name, kind in zip(names, kinds, strict=True)) or "no GPU"
-    found = f"{cores} CPU core{'' if cores == 1 else 's'}, {shown}"
+    available = f"{_cores()}, {_shown_gpus(gpus, details)}"
     asked = () if config is None or isinstance(config.runtime.devices, str) else config.runtime.devices
-    missing = [name for name in asked if name not in (*names, "CPU:0")]
+    missing = [device for device in asked if device not in (*gpus, "CPU:0")]
     if missing:
         todo = 'Install the `gpu` extra and a driver for CUDA 11.8, or set runtime.devices = "auto".'
-        return [Check("devices", False, f"{found}; runtime.devices asks for {', '.join(missing)}", todo)]
+        return Check(name, False, f"{available}; runtime.devices asks for {', '.join(missing)}", todo)
     if not graphics and Path("/proc/driver/nvidia/version").exists():
-        todo = "Install the `gpu` extra (CUDA 11.8 wheels); or hide the GPU with CUDA_VISIBLE_DEVICES=-1 if it is not for this."
+        todo = "Install the `gpu` extra (CUDA 11.8 wheels); or hide the GPU with CUDA_VISIBLE_DEVICES=-1 if runs are not to use it."
         fit = os.environ.get("CUDA_VISIBLE_DEVICES") is not None
-        return [Check("devices", fit, f"{found}, though the machine has an NVIDIA driver", "" if fit else todo)]
+        return Check(name, fit, f"{available}, though the machine has an NVIDIA driver", "" if fit else todo)
     built = tf.sysconfig.get_build_info().get("cuda_compute_capabilities", ())
-    unbuilt = [name for name, detail in zip(names, details, strict=True) if not _has_binaries(detail, built)]
+    unbuilt = [gpu for gpu, detail in zip(gpus, details, strict=True) if not _has_binaries(detail, built)]
     if unbuilt:
-        found += f"; TensorFlow has no binaries for {', '.join(unbuilt)} and compiles its kernels when they are first used, which may take half an hour; CUDA_CACHE_MAXSIZE=4294967296 has all of them kept in CUDA_CACHE_PATH"
-    return [Check("devices", True, found)]
+        available += f"; TensorFlow has no binaries for {', '.join(unbuilt)} and compiles its kernels when they are first used, which may take half an hour; CUDA_CACHE_MAXSIZE=4294967296 has all of them kept in CUDA_CACHE_PATH"
+    return Check(name, True, available)
+
+
+def _cores() -> str:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return f"{cores} CPU core{'' if cores == 1 else 's'}"
+
+
+def _shown_gpus(gpus: Sequence[str], details: Sequence[Mapping[str, Any]]) -> str:
+    kinds = [str(detail.get("device_name", "?")) for detail in details]
+    return ", ".join(f"{gpu} ({kind})" for gpu, kind in zip(gpus, kinds, strict=True)) or "no GPU"
 
 
 def _has_binaries(detail: Mapping[str, Any], built: Sequence[str]) -> bool:
@@ -289,10 +295,9 @@ def _inputs(config: Config) -> Iterator[Check]:
         files, missing = 0, []
         for patterns in silo.inputs_by_split.values():
             for pattern in patterns:
-                count, trouble = _matches(pattern)
+                count, trouble = _matches(pattern, silo.name)
                 files += count
-                if trouble:
-                    missing.append(f"{pattern}: {trouble}")
+                missing += [trouble] if trouble else []
         name = f"input of {silo.name}"
         if missing:
             todo = "Check the path (a relative one starts at the configuration file's folder), or set it with --set."
@@ -301,21 +306,27 @@ def _inputs(config: Config) -> Iterator[Check]:
             yield Check(name, True, f"{files} file{'' if files == 1 else 's'}")
 
 
-def _matches(pattern: str) -> tuple[int, str]:
-    """How many files a glob matches, and what is wrong where it is none or one that cannot be read."""
+def _matches(pattern: str, silo: str) -> tuple[int, str]:
+    """How many files a pattern matches; and what is wrong where it matches none, or one that this account may not read."""
+    is_address = "://" in pattern
     try:
-        import tensorflow as tf
-
-        if "://" in pattern:
-            found = tf.io.gfile.glob(pattern)
-        else:
-            found = [path for path in tf.io.gfile.glob(pattern) if Path(path).is_file()]
+        paths = _addressed_files(pattern) if is_address else local_files(pattern, silo=silo).files
+    except InputError as error:
+        return 0, str(error)
     except Exception as error:  # every file system has errors of its own
-        return 0, f"cannot be listed ({type(error).__name__})"
-    if not found:
-        return 0, "no file matches"
-    closed = [path for path in found if "://" not in path and not os.access(path, os.R_OK)]
-    return len(found), f"{len(closed)} of {len(found)} files may not be read by this account" if closed else ""
+        return 0, f"{pattern}: cannot be listed ({type(error).__name__})"
+    if not paths:
+        return 0, f"{pattern}: no file matches"
+    closed = [] if is_address else [path for path in paths if not os.access(path, os.R_OK)]
+    trouble = f"{pattern}: {len(closed)} of {len(paths)} files may not be read by this account" if closed else ""
+    return len(paths), trouble
+
+
+def _addressed_files(pattern: str) -> list[str]:
+    """Files of an object store, as TensorFlow lists them: `prepare` asks Beam, which may be what is broken here."""
+    import tensorflow as tf
+
+    return tf.io.gfile.glob(pattern)
 
 
 def _checkpoint(config: Config) -> Check:
@@ -348,7 +359,7 @@ def _labels(config: Config) -> Iterator[Check]:
 
 def _existing(path: Path) -> Path:
     """The path itself, or the nearest folder above it that is there."""
-    return next(place for place in (path, *path.parents) if place.is_dir())
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 
 def _listed(items: Sequence[str], *, between: str = "; ") -> str:

@@ -37,17 +37,12 @@ def svg(plan: PrivacyPlan, epsilon: float) -> str:
       plan: of a mechanism with a finite epsilon.
       epsilon: the plan's own, at its delta.
     """
-    found = curves(plan)
-    part = (
-        f"at most once in {plan.rounds_per_tree} rounds"
-        if plan.trees
-        else f"in a round with probability {plan.sampling_probability:.4g}"
-    )
-    title = f"epsilon at delta {plan.delta!r}: {plan.clients} {plan.unit}s, each {part}"
+    points = curves(plan)
+    title = f"epsilon at delta {plan.delta!r}: {plan.clients} {plan.unit}s, each {plan.mechanism.participation(plan)}"
     panels = [
-        _panel(found["rounds"], (plan.rounds, epsilon), "rounds", f"at noise multiplier {plan.noise_multiplier:g}", 0),
+        _panel(points["rounds"], (plan.rounds, epsilon), "rounds", f"at noise multiplier {plan.noise_multiplier:g}", 0),
         _panel(
-            found["noise_multiplier"],
+            points["noise_multiplier"],
             (plan.noise_multiplier, epsilon),
             "noise multiplier",
             f"after {plan.rounds} rounds",
@@ -67,21 +62,21 @@ def _panel(
 ) -> str:
     widest, highest = max(x for x, _ in points), max(y for _, y in points)
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def pixel(x: float, y: float) -> tuple[float, float]:
         across = left + _MARGIN + x / widest * (_WIDTH - 2 * _MARGIN)
         return across, 30 + _HEIGHT - _MARGIN - y / highest * (_HEIGHT - 2 * _MARGIN)
 
     parts = []
     for value in _ticks(highest):
-        x, y = place(0, value)
+        x, y = pixel(0, value)
         parts.append(
-            f'<line x1="{x:.1f}" y1="{y:.1f}" x2="{place(widest, 0)[0]:.1f}" y2="{y:.1f}" stroke="#ddd"/><text x="{x - 6:.1f}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>'
+            f'<line x1="{x:.1f}" y1="{y:.1f}" x2="{pixel(widest, 0)[0]:.1f}" y2="{y:.1f}" stroke="#ddd"/><text x="{x - 6:.1f}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>'
         )
     for value in _ticks(widest):
-        x, y = place(value, 0)
+        x, y = pixel(value, 0)
         parts.append(f'<text x="{x:.1f}" y="{y + 16:.1f}" text-anchor="middle">{value:g}</text>')
-    line = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in points)
-    mark_x, mark_y = place(*here)
+    line = " ".join("{:.1f},{:.1f}".format(*pixel(x, y)) for x, y in points)
+    mark_x, mark_y = pixel(*here)
     centre = left + _WIDTH / 2
     parts += [
         f'<polyline points="{line}" fill="none" stroke="#1f6fb2" stroke-width="2"/>',

@@ -1,7 +1,6 @@
-"""Asks an exported model: texts from arguments, a file or standard input, an answer a line.
+"""`tff-pipeline predict`: asks an exported model about texts from arguments, a file or standard input, an answer a line.
 
-It loads what a model server would load, with TensorFlow and TensorFlow Text alone, after comparing every file with the
-version's manifest. Answers come as soon as lines do, so that it can stand at the end of a pipe.
+Answers come as soon as lines do, so that it can stand at the end of a pipe.
 """
 
 import argparse
@@ -14,144 +13,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-
 from tff_pipeline import config as configuration
-from tff_pipeline.artifacts import model_base, newest_version, read_manifest
-from tff_pipeline.errors import ArtifactError, InputError
+from tff_pipeline.artifacts import model_base, newest_version
+from tff_pipeline.errors import InputError
+from tff_pipeline.export.exported_model import ExportedModel
 
 BATCH_SIZE = 64
 EXPLAIN_BATCH_SIZE = 8  # an explanation takes about a hundred predictions, and more memory than one
-TOP = 3
 
 
-class Model:
-    """A version of a model, loaded. `manifest` says what it is."""
-
-    def __init__(self, version: Path):
-        """Raises ArtifactError if the version is incomplete or a file has changed."""
-        self.manifest = read_manifest(version, check_files=True)
-        if self.manifest.get("kind") != "model":
-            raise ArtifactError(
-                f"{version}: holds {self.manifest.get('kind')!r}; expected a version that `tff-pipeline export` made."
-            )
-        import tensorflow as tf
-        import tensorflow_text  # noqa: F401  registers the ops of the tokenizer
-
-        self._loaded = tf.saved_model.load(str(version))
-        self.labels: tuple[str, ...] = tuple(self.manifest["labels"])
-
-    def ask(self, texts: Sequence[str | bytes]) -> list[dict[str, Any]]:
-        """The answers to at least one text, in order.
-
-        Returns:
-          Classification of texts: label, score, and in `top` the three best of them. Classification of words: tokens,
-          a list of {token, label, score}; label is None for a word beyond the model's length.
-        """
-        import tensorflow as tf
-
-        answer = {
-            name: value.numpy()
-            for name, value in self._loaded.signatures["serving_default"](text=tf.constant(list(texts))).items()
-        }
-        read = _text_answer if self.manifest["task"] == "sequence_classification" else _word_answer
-        return [read({name: value[row] for name, value in answer.items()}, self.labels) for row in range(len(texts))]
-
-    def explain(self, texts: Sequence[str | bytes], *, label: str = "") -> list[dict[str, Any]]:
-        """Which pieces of each text made its predicted label, or `label`.
-
-        Returns:
-          For each text label, score, baseline_score, gap and pieces, a list of {text, start, end, attribution}: bytes
-          `start` to `end` of the text. The attributions add up to score - baseline_score + gap (explanation.py).
-
-        Raises:
-          ArtifactError: if the version has no signature `explain`.
-          InputError: if the model has no such label.
-        """
-        import tensorflow as tf
-
-        if "explain" not in self._loaded.signatures:
-            raise ArtifactError(
-                f"version {self.manifest['version']} of {self.manifest['name']}: has no signature `explain`; expected one of a sequence "
-                "classification with export.explain_steps above 0. Set it, and export again."
-            )
-        if label and label not in self.labels:
-            raise InputError(f"--label is {label!r}; expected one of {', '.join(self.labels)}.")
-        given = {"text": tf.constant(list(texts)), "label": tf.constant([label] * len(texts))}
-        answer = {name: value.numpy() for name, value in self._loaded.signatures["explain"](**given).items()}
-        return [
-            _explanation(
-                text if isinstance(text, bytes) else text.encode(), {name: value[row] for name, value in answer.items()}
-            )
-            for row, text in enumerate(texts)
-        ]
-
-
-def _explanation(text: bytes, row: dict[str, Any]) -> dict[str, Any]:
-    columns = zip(*(row[name] for name in ("tokens", "starts", "ends", "attributions", "mask")), strict=True)
-    pieces = [
-        # A character that becomes several pieces gives its bytes to the last; the others go by their own names.
-        {
-            "text": (text[start:end] or token).decode(errors="replace"),
-            "start": int(start),
-            "end": int(end),
-            "attribution": float(attribution),
-        }
-        for token, start, end, attribution, is_piece in columns
-        if is_piece
-    ]
-    scores = {name: float(row[name]) for name in ("score", "baseline_score", "gap")}
-    return {"label": row["label"].decode(), **scores, "pieces": pieces}
-
-
-def _text_answer(row: dict[str, Any], labels: Sequence[str]) -> dict[str, Any]:
-    best = np.argsort(-row["probabilities"], kind="stable")[:TOP]
-    top = [{"label": labels[index], "score": float(row["probabilities"][index])} for index in best]
-    return {"label": row["label"].decode(), "score": float(row["score"]), "top": top}
-
-
-def _word_answer(row: dict[str, Any], labels: Sequence[str]) -> dict[str, Any]:
-    found = zip(row["tokens"], row["labels"], row["scores"], row["mask"], strict=True)
-    return {
-        "tokens": [
-            {
-                "token": token.decode(errors="replace"),
-                "label": label.decode() if answered else None,
-                "score": float(score),
-            }
-            for token, label, score, answered in found
-            if token
-        ]
-    }
-
-
-def lines(file: IO[bytes]) -> Iterator[list[bytes]]:
-    """The lines of a stream without their ends, in batches of what has arrived: one line does not wait for the next."""
-    arrived: queue.Queue[bytes | None] = queue.Queue(maxsize=4 * BATCH_SIZE)
-    failures: list[OSError] = []
-
-    def read() -> None:
-        try:
-            for line in file:
-                arrived.put(line.rstrip(b"\r\n"))
-        except OSError as error:
-            failures.append(error)
-        arrived.put(None)
-
-    threading.Thread(target=read, daemon=True).start()
-    line = arrived.get()
-    while line is not None:
-        batch = [line]
-        # Takes what has arrived, and waits only when there is nothing to answer.
-        while len(batch) < BATCH_SIZE and arrived.qsize() and (line := arrived.get()) is not None:
-            batch.append(line)
-        yield batch
-        line = arrived.get() if line is not None else None
-    if failures:
-        raise InputError(f"the texts could not be read to their end ({failures[0].strerror}).")
-
-
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """`tff-pipeline predict`: a line `label <tab> score <tab> text` for each text, or with --json an object.
 
     With --explain the text is shown in pieces, each with how much of the score it made.
@@ -180,8 +51,8 @@ def main(argv: Sequence[str]) -> int:
         parser.error("--label goes with --explain")
     if arguments.text and arguments.file:
         parser.error("give TEXT or --file, not both")
-    place = arguments.model or model_base(configuration.load(arguments.config, arguments.overrides))
-    model = Model(newest_version(place))
+    base = arguments.model or model_base(configuration.load(arguments.config, arguments.overrides))
+    model = ExportedModel(newest_version(base))
     try:
         for batch in _batches(arguments):
             for text, answer in zip(batch, _answers(model, batch, arguments), strict=True):
@@ -192,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _answers(model: Model, texts: Sequence[bytes], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def _answers(model: ExportedModel, texts: Sequence[bytes], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if not arguments.explain:
         yield from model.ask(texts)
         return
@@ -223,3 +94,29 @@ def _line(text: str, answer: dict[str, Any], *, as_json: bool) -> str:
     if "pieces" in answer:
         text = " ".join(f"{piece['text']}({piece['attribution']:+.3f})" for piece in answer["pieces"])
     return f"{answer['label']}\t{answer['score']:.3f}\t{text}"
+
+
+def lines(file: IO[bytes]) -> Iterator[list[bytes]]:
+    """The lines of a stream without their ends, in batches of what has arrived: one line does not wait for the next."""
+    arrived: queue.Queue[bytes | None] = queue.Queue(maxsize=4 * BATCH_SIZE)
+    failures: list[OSError] = []
+
+    def read() -> None:
+        try:
+            for line in file:
+                arrived.put(line.rstrip(b"\r\n"))
+        except OSError as error:
+            failures.append(error)
+        arrived.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    line = arrived.get()
+    while line is not None:
+        batch = [line]
+        # Takes what has arrived, and waits only when there is nothing to answer.
+        while len(batch) < BATCH_SIZE and arrived.qsize() and (line := arrived.get()) is not None:
+            batch.append(line)
+        yield batch
+        line = arrived.get() if line is not None else None
+    if failures:
+        raise InputError(f"the texts could not be read to their end ({failures[0].strerror}).")

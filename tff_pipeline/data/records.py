@@ -69,8 +69,8 @@ def encode_clients(
 ) -> Iterator[bytes]:
     """The records of many clients, each byte for byte what `encode_client` makes of it, and several times as fast.
 
-    It writes protobuf's wire format itself (https://protobuf.dev/programming-guides/encoding), the numbers of all clients
-    together, and imports no TensorFlow.
+    It writes protobuf's wire format itself (https://protobuf.dev/programming-guides/encoding), encodes the numbers of all
+    clients together, and imports no TensorFlow.
 
     Args:
       clients: their ids, c of them.
@@ -82,20 +82,26 @@ def encode_clients(
     """
     ends = np.cumsum(counts)
     token_ends = np.concatenate([[0], np.cumsum(lengths)])[np.concatenate([[0], ends])][1:]
-    examples, every = (int(each[-1]) if len(each) else 0 for each in (ends, token_ends))
-    of_tokens = len(labels) != examples
+    example_count, token_count = (int(last[-1]) if len(last) else 0 for last in (ends, token_ends))
+    by_token = len(labels) != example_count
     sizes = len(clients), len(lengths), len(groups), len(tokens), len(labels)
-    if sizes != (len(counts), examples, examples, every, every if of_tokens else examples):
+    if sizes != (
+        len(counts),
+        example_count,
+        example_count,
+        token_count,
+        token_count if by_token else example_count,
+    ):
         raise ValueError(
             f"records.encode_clients: {sizes} clients, lengths, groups, tokens and labels; expected, from `counts` and `lengths`, "
-            f"{(len(counts), examples, examples, every)} and as many labels as examples or tokens."
+            f"{(len(counts), example_count, example_count, token_count)} and as many labels as examples or tokens."
         )
     columns = zip(
         *(
-            _packed(name, values, at)
-            for name, values, at in (
+            _packed(name, values, value_ends)
+            for name, values, value_ends in (
                 (GROUPS, groups, ends),
-                (LABELS, labels, token_ends if of_tokens else ends),
+                (LABELS, labels, token_ends if by_token else ends),
                 (LENGTHS, lengths, ends),
                 (TOKENS, tokens, token_ends),
             )
@@ -109,11 +115,11 @@ def encode_clients(
 
 
 def _packed(name: str, values: np.ndarray, ends: np.ndarray) -> Iterator[bytes]:
-    """For each client the map entry of a feature: `values`, up to where each client's end, as packed varints."""
-    packed, places = _varints(np.asarray(values, np.int64))
+    """For each client the map entry of a feature: its part of `values`, which ends at its number in `ends`, as packed varints."""
+    packed, offsets = _varints(np.asarray(values, np.int64))
     key = _field(0x0A, name.encode())
     start = 0
-    for end in places[ends].tolist():
+    for end in offsets[ends].tolist():
         numbers = packed[start:end]
         feature = _field(0x0A, numbers) if numbers else b""
         yield _field(0x0A, key + _field(0x12, _field(0x1A, feature)))
@@ -121,23 +127,23 @@ def _packed(name: str, values: np.ndarray, ends: np.ndarray) -> Iterator[bytes]:
 
 
 def _varints(values: np.ndarray) -> tuple[bytes, np.ndarray]:
-    """int64 [n] as varints, and where in them each begins and the last one ends, int64 [n + 1]."""
-    left = values.view(np.uint64)
-    sizes = np.ones(len(left), np.int64)
+    """int64 [n] as varints, and the offsets at which they begin and the last one ends, int64 [n + 1]."""
+    remaining = values.view(np.uint64)
+    sizes = np.ones(len(remaining), np.int64)
     for bits in range(7, 64, 7):
-        more = left >= np.uint64(1 << bits)
-        if not more.any():
+        longer = remaining >= np.uint64(1 << bits)
+        if not longer.any():
             break
-        sizes += more
-    places = np.concatenate([[0], np.cumsum(sizes)])
-    packed = np.empty(places[-1], np.uint8)
-    at = places[:-1]
-    while len(left):
-        rest = left >> np.uint64(7)
-        more = rest > 0
-        packed[at] = (left & np.uint64(0x7F)).astype(np.uint8) | (more.astype(np.uint8) << 7)
-        left, at = rest[more], at[more] + 1
-    return packed.tobytes(), places
+        sizes += longer
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    packed = np.empty(offsets[-1], np.uint8)
+    positions = offsets[:-1]
+    while len(remaining):
+        rest = remaining >> np.uint64(7)
+        longer = rest > 0
+        packed[positions] = (remaining & np.uint64(0x7F)).astype(np.uint8) | (longer.astype(np.uint8) << 7)
+        remaining, positions = rest[longer], positions[longer] + 1
+    return packed.tobytes(), offsets
 
 
 def _field(tag: int, content: bytes) -> bytes:

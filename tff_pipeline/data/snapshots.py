@@ -30,7 +30,7 @@ class Batch:
       labels: int64 [b], or for token classification int64 [b, s] with IGNORED where there is none; global numbers.
       groups: int64 [b], indices into the snapshot's groups.
       clients: int64 [b], the row in the index of the client each example belongs to.
-      positions: int64 [b], the place of each example when all clients are read in the order of the index; what is
+      positions: int64 [b], the position of each example when all clients are read in the order of the index; what is
         computed by batch can be put back in that order with `result[batch.positions] = ...`.
     """
 
@@ -91,7 +91,7 @@ class Snapshot:
         return ClientReader(self.path, split, shards)
 
     def shards(self, split: str) -> list[Path]:
-        """The files of a split, whose contents are checked here: who reads them as a whole has no index to go by.
+        """The files of a split. Their contents are checked here, since who reads them as a whole has no index to go by.
 
         Raises:
           ArtifactError: if one of them is missing or damaged.
@@ -114,19 +114,19 @@ class Snapshot:
         return {name: self.manifest["files"][name]["sha256"] for name in names}
 
     def label_map(self, labels: Sequence[str]) -> np.ndarray:
-        """Where the silo's labels stand in `labels`: int64 [silo labels].
+        """The index of each of the silo's labels in `labels`: int64 [silo labels].
 
         Raises:
           ArtifactError: if `labels` lacks one of them.
         """
-        place = {label: index for index, label in enumerate(labels)}
-        unknown = [label for label in self.labels if label not in place]
+        index_of = {label: index for index, label in enumerate(labels)}
+        unknown = [label for label in self.labels if label not in index_of]
         if unknown:
             raise ArtifactError(
-                f"{self.path}: {len(unknown)} of the silo's {len(self.labels)} labels are not among the {len(place)} expected, {unknown[0]!r} first. "
+                f"{self.path}: {len(unknown)} of the silo's {len(self.labels)} labels are not among the {len(index_of)} expected, {unknown[0]!r} first. "
                 "Add them to task.labels, or train again: a model only knows the labels it was trained with."
             )
-        return np.array([place[label] for label in self.labels], np.int64)
+        return np.array([index_of[label] for label in self.labels], np.int64)
 
     def decoded_clients(self, split: str) -> Iterator[dict[str, np.ndarray]]:
         """The arrays of every client (records.decode_client), in the order of the index."""
@@ -139,10 +139,10 @@ class Snapshot:
     ) -> Iterator[Batch]:
         """All examples of a split once, in batches for evaluation.
 
-        Clients share batches, so what a model says about one client's text depends, in its last bits, on the others'.
+        Clients share batches, so the last bits of what a model says about one client's text depend on the others' texts.
         Nothing that enters a round of training may be computed from these batches: its sensitivity would not be bounded.
 
-        Examples are sorted by length within windows of about `window` of them, so that little is padding and memory
+        Examples are sorted by length within windows of about `window` of them, so that there is little padding and memory
         stays bounded.
 
         Args:
@@ -150,18 +150,17 @@ class Snapshot:
           label_map: from `label_map`.
           pad_id: what tokens are padded with.
           batch_size: examples in a batch, at most.
-          window: examples held at a time, give or take one client.
+          window: examples in memory at a time, give or take one client.
         """
-        held: list[_Example] = []
+        waiting: list[_Example] = []
         position = 0
         for client, arrays in enumerate(self.decoded_clients(split)):
-            for example in _split_client(arrays, map_labels(arrays[LABELS], label_map), client, position):
-                held.append(example)
+            waiting += _split_client(arrays, map_labels(arrays[LABELS], label_map), client, position)
             position += len(arrays[LENGTHS])
-            if len(held) >= window:
-                yield from _batches(held, pad_id, batch_size)
-                held = []
-        yield from _batches(held, pad_id, batch_size)
+            if len(waiting) >= window:
+                yield from _batches(waiting, pad_id, batch_size)
+                waiting = []
+        yield from _batches(waiting, pad_id, batch_size)
 
 
 def load_snapshot(workdir: Workdir, silo: str) -> Snapshot:
@@ -216,10 +215,10 @@ def check_compatible(snapshots: Sequence[Snapshot], tokenizer: Tokenizer, config
       ArtifactError: naming the silo, what it was prepared with and what is expected.
     """
     for snapshot in snapshots:
-        found = snapshot.manifest["tokenizer"]["fingerprint"]
-        if found != tokenizer.fingerprint:
+        prepared_with = snapshot.manifest["tokenizer"]["fingerprint"]
+        if prepared_with != tokenizer.fingerprint:
             raise ArtifactError(
-                f"{snapshot.path}: silo {snapshot.silo} was prepared with tokenizer {found}; the model's is {tokenizer.fingerprint} "
+                f"{snapshot.path}: silo {snapshot.silo} was prepared with tokenizer {prepared_with}; the model's is {tokenizer.fingerprint} "
                 f"(vocabulary, lower-casing or prepare.max_length differ). {_PREPARE}"
             )
         if snapshot.task != config.task.kind:

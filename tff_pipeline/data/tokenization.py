@@ -34,8 +34,8 @@ def checkpoint_folder(checkpoint: str) -> Path:
     if checkpoint.startswith("package:"):
         package = checkpoint.removeprefix("package:")
         spec = importlib.util.find_spec(package)
-        folders = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
-        for folder in (candidate for place in folders for candidate in (place / "model", place)):
+        folders = [Path(location) for location in (spec.submodule_search_locations or [])] if spec else []
+        for folder in (candidate for root in folders for candidate in (root / "model", root)):
             if (folder / "config.json").is_file():
                 return folder
         raise ConfigError(
@@ -69,6 +69,18 @@ def checkpoint_identity(checkpoint: str) -> str:
     return fingerprint({path.name: sha256_file(path) for path in weights})
 
 
+def _lower_cases(settings: Path) -> bool:
+    """Whether a checkpoint's tokenizer lower-cases texts; True where it does not say."""
+    if not settings.is_file():
+        return True
+    try:
+        return bool(dict(json.loads(settings.read_text(encoding="utf-8"))).get("do_lower_case", True))
+    except (OSError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{settings}: cannot be read ({type(error).__name__}); expected the settings of the checkpoint's tokenizer, a JSON object. Download the checkpoint again."
+        ) from None
+
+
 class Tokenizer:
     """Text to wordpiece ids with [CLS] first and [SEP] last, at most `max_length` of them.
 
@@ -82,7 +94,7 @@ class Tokenizer:
         missing = [token for token in SPECIAL_TOKENS if token not in self.vocabulary]
         if missing:
             raise ConfigError(
-                f"the vocabulary of {len(self.vocabulary)} entries lacks {', '.join(missing)}; expected a BERT wordpiece vocabulary, one token a line."
+                f"the vocabulary of {len(self.vocabulary)} entries lacks {', '.join(missing)}; expected a BERT wordpiece vocabulary, one token a line. Name one with model.vocabulary."
             )
         self.pad_id, self.unk_id, self.cls_id, self.sep_id = (self.vocabulary.index(token) for token in SPECIAL_TOKENS)
         settings = ["FastBertTokenizer", lower_case, max_length, *self.vocabulary]
@@ -107,16 +119,14 @@ class Tokenizer:
         else:
             folder = checkpoint_folder(model.checkpoint)
             path = folder / "vocab.txt"
-            settings = folder / "tokenizer_config.json"
-            if settings.is_file():
-                lower_case = bool(json.loads(settings.read_text(encoding="utf-8")).get("do_lower_case", True))
+            lower_case = _lower_cases(folder / "tokenizer_config.json")
         if model.lower_case is not None:
             lower_case = model.lower_case
         try:
             vocabulary = path.read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(
-                f"{path}: cannot be read ({type(error).__name__}); expected a BERT vocabulary, one token a line, in the checkpoint or as model.vocabulary."
+                f"{path}: cannot be read ({type(error).__name__}); expected a BERT vocabulary, one token a line, in the checkpoint or as model.vocabulary. Check that the file is there and that this account may read it."
             ) from None
         if vocabulary and not vocabulary[-1]:
             vocabulary.pop()
@@ -139,12 +149,14 @@ class Tokenizer:
         return joined
 
     def ragged_with_offsets(self, texts: "tf.Tensor") -> tuple["tf.RaggedTensor", "tf.RaggedTensor", "tf.RaggedTensor"]:
-        """The pieces that `ragged` frames, and where in the text's bytes each begins and ends: int32 [batch, (pieces)], thrice."""
+        """The pieces that `ragged` frames, and the bytes of the text at which each begins and ends: int32 [batch, (pieces)] all three."""
         import tensorflow as tf
 
-        found = (each[:, : self.max_length - 2] for each in self._tokenizer().tokenize_with_offsets(texts))
         cast: Any = tf.cast
-        pieces, starts, ends = (cast(each, tf.int32) for each in found)
+        pieces, starts, ends = (
+            cast(values[:, : self.max_length - 2], tf.int32)
+            for values in self._tokenizer().tokenize_with_offsets(texts)
+        )
         return pieces, starts, ends
 
     def encode(self, texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
@@ -159,12 +171,12 @@ class Tokenizer:
             return np.zeros(0, np.int32), np.zeros(0, np.int64)
         with tf.device("CPU"):
             pieces = self._tokenizer().tokenize(tf.constant(list(texts)))
-        # What `ragged` does, on arrays: its eager operations took four times as long as the tokenizer.
-        found, ids = np.diff(pieces.row_splits.numpy()), pieces.values.numpy()
-        kept = np.minimum(found, self.max_length - 2)
-        if (kept < found).any():
-            place = np.arange(len(ids)) - np.repeat(np.cumsum(found) - found, found)
-            ids = ids[place < np.repeat(kept, found)]
+        # This is `ragged` on arrays, since its eager operations took four times as long as the tokenizer.
+        counts, ids = np.diff(pieces.row_splits.numpy()), pieces.values.numpy()
+        kept = np.minimum(counts, self.max_length - 2)
+        if (kept < counts).any():
+            position = np.arange(len(ids)) - np.repeat(np.cumsum(counts) - counts, counts)
+            ids = ids[position < np.repeat(kept, counts)]
         lengths = kept + 2
         ends = np.cumsum(lengths)
         framed = np.empty(ends[-1], np.int32)
@@ -189,7 +201,7 @@ class Tokenizer:
 
         Returns:
           ids, int32 [length], with [CLS] and [SEP]; and for each id the index of the word whose first piece it is, or
-          -1, int64 [length]. A word without any piece (only control characters) becomes [UNK], so that it keeps its tag.
+          -1, int64 [length]. A word without pieces (one of control characters only) becomes [UNK], so that it keeps its tag.
         """
         import tensorflow as tf
 

@@ -1,1 +1,1 @@
-"""A run's model on the held-out split."""
+"""Says how good a trained model is on clients that it was not trained on."""

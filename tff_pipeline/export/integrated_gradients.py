@@ -1,20 +1,20 @@
-"""Which pieces of a text made the model give its label: integrated gradients on the word embeddings.
+"""Computes which pieces of a text made the model give its label: integrated gradients on the word embeddings.
 
 Sundararajan, Taly and Yan 2017, "Axiomatic Attribution for Deep Networks", equation 1: the attribution of a coordinate is
 its distance from a baseline times the mean gradient of F along the straight line from there,
 
     (x_i - x'_i) * integral over a from 0 to 1 of dF(x' + a (x - x')) / dx_i
 
-F is the probability of the label, as it is served; an attribution is the sum over a token's embedding. Together they are
-F(x) - F(x') (completeness, proposition 1), up to the error of the sum that stands for the integral, which is returned.
+F is the probability of the label, as it is served; a token's attribution is the sum over its embedding. Attributions add up
+to F(x) - F(x') (completeness, proposition 1), up to the error of the sum that approximates the integral, which is returned.
 
 The baseline is the same text with every piece replaced by [MASK] (by [UNK] where the vocabulary has none): "some text of
 this length", which is what BERT was pretrained to read there. Zeros are no word at all, and [PAD] is never attended to in
-training, so that its embedding means nothing. [CLS] and [SEP] are the same on both sides and have no attribution.
+training, so that its embedding means nothing. [CLS] and [SEP] are the same in both and have no attribution.
 
 The integral is a Gauss-Legendre sum. Steps run one after the other, so that memory does not grow with them.
 
-Token classification has no such answer: every word's label has its own attributions, a matrix for each text.
+Token classification has no such signature: every word's label would have attributions of its own, a matrix for each text.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -27,30 +27,30 @@ if TYPE_CHECKING:
     from tff_pipeline.data.tokenization import Tokenizer
     from tff_pipeline.model.network import Network
 
-SIGNATURE = {
-    "inputs": {"text": "string", "label": "string"},
-    "outputs": {
-        "tokens": "string",
-        "starts": "int32",
-        "ends": "int32",
-        "mask": "int32",
-        "attributions": "float32",
-        "label": "string",
-        "score": "float32",
-        "baseline_score": "float32",
-        "gap": "float32",
-    },
+INPUTS = {"text": "string", "label": "string"}
+OUTPUTS = {
+    "tokens": "string",
+    "starts": "int32",
+    "ends": "int32",
+    "mask": "int32",
+    "attributions": "float32",
+    "label": "string",
+    "score": "float32",
+    "baseline_score": "float32",
+    "gap": "float32",
 }
 
 
 def nodes(steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places on [0, 1] and their weights, which add up to 1: float32 [steps] each."""
-    places, weights = np.polynomial.legendre.leggauss(steps)
-    return ((places + 1) / 2).astype(np.float32), (weights / 2).astype(np.float32)
+    """The nodes of the sum, on [0, 1], and their weights, which add up to 1: float32 [steps] each."""
+    points, weights = np.polynomial.legendre.leggauss(steps)
+    return ((points + 1) / 2).astype(np.float32), (weights / 2).astype(np.float32)
 
 
-def function(network: "Network", tokenizer: "Tokenizer", labels: tuple[str, ...], *, steps: int) -> Any:
-    """The signature `explain` of a sequence classifier, with `steps` of the integral.
+def explain_function(
+    network: "Network", tokenizer: "Tokenizer", labels: tuple[str, ...], *, steps: int
+) -> "tf.types.experimental.GenericFunction":
+    """The signature `explain` of a sequence classifier, with `steps` nodes of the integral.
 
     text string [B]; label string [B], "" for the predicted one, to
       tokens string [B, S], starts and ends int32 [B, S] (bytes of the text), mask int32 [B, S] (0 is padding),
@@ -70,8 +70,8 @@ def function(network: "Network", tokenizer: "Tokenizer", labels: tuple[str, ...]
         lengths = tf.cast(pieces.row_lengths(), tf.int32)
         own = tf.pad(tf.sequence_mask(lengths, maxlen=tf.shape(tokens)[1] - 2), [[0, 0], [1, 1]])
         baseline = tf.where(own, baseline_id, tokens)
-        both = tf.nn.softmax(network(tf.concat([tokens, baseline], axis=0)))  # one network in the graph, not two
-        probabilities, of_baseline = tf.split(both, 2)
+        of_both = tf.nn.softmax(network(tf.concat([tokens, baseline], axis=0)))  # one network in the graph, not two
+        probabilities, of_baseline = tf.split(of_both, 2)
         asked = tf.equal(label[:, tf.newaxis], names[tf.newaxis])
         best = tf.one_hot(tf.argmax(probabilities, axis=-1), len(labels), on_value=True, off_value=False)
         target = tf.where(tf.equal(label, "")[:, tf.newaxis], best, asked)
@@ -80,7 +80,7 @@ def function(network: "Network", tokenizer: "Tokenizer", labels: tuple[str, ...]
             :, 1:-1
         ]
         score, baseline_score = (
-            tf.reduce_sum(tf.where(target, each, 0.0), axis=1) for each in (probabilities, of_baseline)
+            tf.reduce_sum(tf.where(target, of_text, 0.0), axis=1) for of_text in (probabilities, of_baseline)
         )
         shown = tf.logical_and(own[:, 1:-1], known[:, tf.newaxis])
         chosen = tf.gather(names, tf.argmax(tf.cast(target, tf.int32), axis=1))
@@ -96,7 +96,7 @@ def function(network: "Network", tokenizer: "Tokenizer", labels: tuple[str, ...]
             "gap": tf.reduce_sum(attributions, axis=1) - (score - baseline_score),
         }
 
-    spec = [tf.TensorSpec([None], tf.string, name=name) for name in SIGNATURE["inputs"]]
+    spec = [tf.TensorSpec([None], tf.string, name=name) for name in INPUTS]
     return tf.function(explain, input_signature=spec, autograph=False)
 
 
@@ -106,30 +106,30 @@ def integrated_gradients(
     """Ids and the baseline's ids, int32 [B, S], and the label, one-hot float32 [B, C], to attributions, float32 [B, S]."""
     import tensorflow as tf
 
-    places, weights = map(tf.constant, nodes(steps))
+    positions, weights = map(tf.constant, nodes(steps))
     start = network.embed(baseline)
-    way = network.embed(tokens) - start
+    difference = network.embed(tokens) - start
 
     def step(index: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        point = start + places[index] * way
+        point = start + positions[index] * difference
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(point)
-            # Texts do not see each other, so the sum's gradient is that of each.
+            # Texts do not depend on each other, so the gradient of their sum has each text's own.
             score = tf.reduce_sum(tf.nn.softmax(network(tokens, embeddings=point)) * target)
         return index + 1, total + weights[index] * tape.gradient(score, point)
 
     _, total = tf.while_loop(
         lambda index, _: index < steps, step, [tf.constant(0), tf.zeros_like(start)], parallel_iterations=1
     )
-    return tf.reduce_sum(total * way, axis=-1)
+    return tf.reduce_sum(total * difference, axis=-1)
 
 
 def expected(
     network: "Network", tokenizer: "Tokenizer", text: bytes, *, labels: tuple[str, ...], steps: int
 ) -> dict[str, Any]:
-    """What the signature must say of one text and its predicted label, another way: eager, no loop, no padding.
+    """What the signature must say of one text and its predicted label, computed independently: eager, no loop, no padding.
 
-    All steps are one batch; ids come from `Tokenizer.encode`.
+    All nodes are one batch; ids come from `Tokenizer.encode`.
     """
     import tensorflow as tf
 
@@ -139,17 +139,17 @@ def expected(
     pieces, starts, ends = tokenizer.ragged_with_offsets(tf.constant([text]))
     scores = tf.nn.softmax(network(tf.constant([ids, baseline]))).numpy()
     best = int(scores[0].argmax())
-    places, weights = nodes(steps)
+    positions, weights = nodes(steps)
     start, end = network.embed(tf.constant(baseline)), network.embed(tf.constant(ids))
-    points = start + places[:, np.newaxis, np.newaxis] * (end - start)
+    points = start + positions[:, np.newaxis, np.newaxis] * (end - start)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(points)
-        along = tf.nn.softmax(network(tf.repeat(ids[np.newaxis], steps, axis=0), embeddings=points))[:, best]
-    slopes = np.tensordot(weights, tape.gradient(along, points).numpy(), axes=1)
-    attributions = (slopes * (end - start).numpy()).sum(axis=-1)[1:-1]
+        path_scores = tf.nn.softmax(network(tf.repeat(ids[np.newaxis], steps, axis=0), embeddings=points))[:, best]
+    mean_gradient = np.tensordot(weights, tape.gradient(path_scores, points).numpy(), axes=1)
+    attributions = (mean_gradient * (end - start).numpy()).sum(axis=-1)[1:-1]
     score, baseline_score = float(scores[0, best]), float(scores[1, best])
     return {
-        "tokens": [tokenizer.vocabulary[each] for each in pieces[0].numpy()],
+        "tokens": [tokenizer.vocabulary[piece] for piece in pieces[0].numpy()],
         "starts": starts[0].numpy().tolist(),
         "ends": ends[0].numpy().tolist(),
         "attributions": attributions.tolist(),

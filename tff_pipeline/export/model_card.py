@@ -1,11 +1,11 @@
-"""A version's model card: MODEL_CARD.md, after Mitchell et al. 2019, "Model Cards for Model Reporting".
+"""Writes a version's model card: MODEL_CARD.md, after Mitchell et al. 2019, "Model Cards for Model Reporting".
 
 It is made from the version's manifest and from nothing else, so that it says nothing that is not recorded there: no silo
 by name, no text. What the manifest does not have (a metric that was withheld, an evaluation that was not made) is left out
 or said to be missing; nothing is made up for it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 NAME = "MODEL_CARD.md"
@@ -24,51 +24,21 @@ _METRICS = {
 
 
 def card(manifest: Mapping[str, Any]) -> str:
-    """The card of a version, Markdown, from what its manifest says."""
+    """The card of a version as Markdown, from its manifest."""
     return "\n".join(_lines(manifest)) + "\n"
 
 
 def _lines(manifest: Mapping[str, Any]) -> Iterator[str]:
-    labels, data = manifest["labels"], manifest["data"]
     yield f"# {_text(manifest['name'])}, version {manifest['version']}"
     yield ""
-    yield f"A BERT that {_TASKS[manifest['task']]}, trained by federated learning on the texts of {_counted(len(data['silos']), 'organisation')}"
+    yield f"A BERT that {_TASKS[manifest['task']]}, trained by federated learning on the texts of {_counted(len(manifest['data']['silos']), 'organisation')}"
     yield "(silos) that did not share them. This card follows Mitchell et al. 2019 and is made from manifest.json beside it."
     yield ""
-    yield "## Intended use"
-    yield ""
-    yield manifest["intended_use"] or (
-        "The configuration does not say (export.intended_use). Ask those who made it before using it for anything that matters to somebody."
-    )
-    yield ""
-    yield f"- Input: text, of which at most {manifest['max_length']} word pieces are read; the rest is cut off."
-    yield f"- Output: one of {_counted(len(labels), 'label')}: {', '.join(f'`{_text(label)}`' for label in labels)}."
-    yield "- It always answers with one of these labels, also to a text that has nothing to do with any of them."
-    yield "- Not for deciding about people without a person who answers for the decision."
-    yield ""
-    yield "## Data"
-    yield ""
-    yield "A client is whose data the guarantee is about (a customer, a patient, a conversation). Silos are not named."
-    yield ""
-    yield from _table(
-        ("silo", "training clients", "training examples", "held-out clients", "held-out examples"),
-        [
-            (number, *(_count(silo[key]) for key in ("clients", "examples", "held_out_clients", "held_out_examples")))
-            for number, silo in enumerate(data["silos"], 1)
-        ],
-    )
-    yield ""
+    yield from _use(manifest)
+    yield from _data(manifest["data"]["silos"])
     yield from _metrics(manifest["evaluation"])
-    seen = manifest.get("training_metrics")
-    if seen and "released_accuracy" in seen:
-        yield f"In the last round of training the accuracy of the training clients that took part was {seen['released_accuracy']:.3g} in the mean: with noise, and"
-        yield "covered by the privacy guarantee."
-        yield ""
-    elif seen:
-        yield f"In the last round of training ({', '.join(f'{name} {value:.3g}' for name, value in seen.items())}): sums over the training clients of that"
-        yield "round, without noise; the privacy guarantee does not cover them."
-        yield ""
-    yield from _weights(manifest)
+    yield from _training_metrics(manifest.get("training_metrics"))
+    yield from _weights(manifest.get("stored_weights"))
     yield "## Privacy"
     yield ""
     yield from (f"- {sentence}" for sentence in manifest["statement"])
@@ -82,6 +52,34 @@ def _lines(manifest: Mapping[str, Any]) -> Iterator[str]:
     yield "anew, and must be."
 
 
+def _use(manifest: Mapping[str, Any]) -> Iterator[str]:
+    labels = manifest["labels"]
+    yield "## Intended use"
+    yield ""
+    yield manifest["intended_use"] or (
+        "The configuration does not say (export.intended_use). Ask those who made it before using it for anything that matters to somebody."
+    )
+    yield ""
+    yield f"- Input: text, of which at most {manifest['max_length']} word pieces are read; the rest is cut off."
+    yield f"- Output: one of {_counted(len(labels), 'label')}: {', '.join(f'`{_text(label)}`' for label in labels)}."
+    yield "- It always answers with one of these labels, also to a text that has nothing to do with any of them."
+    yield "- Not for deciding about people without a person who answers for the decision."
+    yield ""
+
+
+def _data(silos: Sequence[Mapping[str, int | None]]) -> Iterator[str]:
+    yield "## Data"
+    yield ""
+    yield "A client is whose data the guarantee is about (a customer, a patient, a conversation). Silos are not named."
+    yield ""
+    counts = ("clients", "examples", "held_out_clients", "held_out_examples")
+    yield from _table(
+        ("silo", "training clients", "training examples", "held-out clients", "held-out examples"),
+        [(number, *(_count(silo[key]) for key in counts)) for number, silo in enumerate(silos, 1)],
+    )
+    yield ""
+
+
 def _metrics(evaluation: Mapping[str, Any] | None) -> Iterator[str]:
     yield "## How good it is"
     yield ""
@@ -91,22 +89,33 @@ def _metrics(evaluation: Mapping[str, Any] | None) -> Iterator[str]:
         return
     yield f"On clients that were kept out of training (split `{evaluation['split']}`), {_count(evaluation['clients'])} of them, {_count(evaluation['examples'])} examples:"
     yield ""
-    found = [(title, _number(evaluation[key])) for key, title in _METRICS.items() if evaluation.get(key) is not None]
-    yield from _table(("measure", "value"), found or [("all", "withheld or not measured")])
+    measures = [(title, _number(evaluation[key])) for key, title in _METRICS.items() if evaluation.get(key) is not None]
+    yield from _table(("measure", "value"), measures or [("all", "withheld or not measured")])
     yield ""
     if interval := evaluation.get("accuracy_interval"):
         yield f"Accuracy lies between {interval[0]:.3f} and {interval[1]:.3f} with 95 % confidence, if the held-out clients are a random sample of"
         yield "those it will meet (Wilson's interval; examples of one client are not counted as independent of each other)."
-    for key, what in (("over_silos", "silo"), ("over_groups", "group")):
+    for key, part in (("over_silos", "silo"), ("over_groups", "group")):
         if spread := evaluation.get(key):
             yield (
-                f"Over {_counted(spread['count'], what)} accuracy is {spread['least']:.3f} at the least, {spread['median']:.3f} in the median, {spread['most']:.3f} at the most."
+                f"Over {_counted(spread['count'], part)} accuracy is {spread['least']:.3f} at the least, {spread['median']:.3f} in the median, {spread['most']:.3f} at the most."
             )
     yield ""
 
 
-def _weights(manifest: Mapping[str, Any]) -> Iterator[str]:
-    facts = manifest.get("stored_weights")
+def _training_metrics(metrics: Mapping[str, float] | None) -> Iterator[str]:
+    if not metrics:
+        return
+    if "released_accuracy" in metrics:
+        yield f"In the last round of training the accuracy of the training clients that took part was {metrics['released_accuracy']:.3g} in the mean: with noise, and"
+        yield "covered by the privacy guarantee."
+    else:
+        yield f"In the last round of training ({', '.join(f'{name} {value:.3g}' for name, value in metrics.items())}): sums over the training clients of that"
+        yield "round, without noise; the privacy guarantee does not cover them."
+    yield ""
+
+
+def _weights(facts: Mapping[str, Any] | None) -> Iterator[str]:
     if not facts or facts["kind"] == "float32":
         return
     yield "## Stored weights"
@@ -149,13 +158,13 @@ def _origin(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "commands", "`tff-pipeline run --config FILE`, `tff-pipeline export --config FILE`"
 
 
-def _table(head: tuple[Any, ...], rows: list[tuple[Any, ...]]) -> Iterator[str]:
+def _table(head: tuple[object, ...], rows: Sequence[tuple[object, ...]]) -> Iterator[str]:
     for row in (head, ("---",) * len(head), *rows):
         yield "| " + " | ".join(map(str, row)) + " |"
 
 
 def _text(value: Any) -> str:
-    """Names that others chose, so that they cannot be markup or a line of their own."""
+    """A name that others chose, without what would be markup or begin a line."""
     return str(value).replace("`", "'").replace("|", "/").replace("\n", " ")
 
 
@@ -163,8 +172,8 @@ def _count(value: int | None) -> str:
     return "-" if value is None else f"{value:,}"
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _number(value: float) -> str:

@@ -1,12 +1,12 @@
-"""Checks an exported model the way a model server will use it. Run as a script, in a process of its own.
+"""Checks an exported model the way a model server will use it, all in this one file, because it runs as a script in a fresh
+process that cannot import this project.
 
     python -I verification.py MODEL_DIRECTORY REQUEST_FILE
 
-It imports nothing of this project and nothing but TensorFlow, TensorFlow Text and the server's messages
-(tensorflow-serving-api), so what it can load, a server can.
-export.py writes the request: golden texts and what the model in its memory said about them. The last line of standard
-output is JSON: {"passed": {check: what was seen}} or {"failed": check, "because": sentence}. The process ends when its
-standard input does, so that it never outlives the one that started it.
+Beside the standard library it imports TensorFlow, TensorFlow Text, numpy and the server's messages (tensorflow-serving-api),
+so what it can load, a server can. verification_request.py writes the request: golden texts and what the model in memory
+answered. The last line of standard output is JSON: {"passed": {check: what it saw}} or {"failed": check, "because":
+sentence}. The process ends when its standard input does, so that it never outlives the process that started it.
 """
 
 import base64
@@ -56,7 +56,7 @@ Ask = Callable[[str, Any], Answer]
 
 
 class Refused(Exception):
-    """A check failed; the message says what was found and what was expected."""
+    """A check failed; the message says what the model has and what was expected."""
 
 
 def verify(model: Path, request: Mapping[str, Any]) -> dict[str, str]:
@@ -66,7 +66,7 @@ def verify(model: Path, request: Mapping[str, Any]) -> dict[str, str]:
       Refused: with the name of the check first.
     """
     golden = Golden(request)
-    loaders: dict[str, Any] = {}
+    loaders: dict[str, Ask] = {}
 
     def session() -> str:
         loaders["v1"] = session_loader(model, request["signatures"])
@@ -95,11 +95,11 @@ def verify(model: Path, request: Mapping[str, Any]) -> dict[str, str]:
 
 
 def check_files(model: Path) -> str:
-    """Everything is there, and what has a structure has it to its end. `check_weights` reads the variables."""
+    """Every file is there, and those that have a structure are whole. `check_weights` reads the variables."""
     from tensorflow.core.protobuf import fingerprint_pb2, saved_model_pb2
 
     for name in FILES:
-        # A server loads a model without variables.index and serves it without weights, in silence.
+        # Without variables.index a server reports no error and serves the model without its weights.
         if not (model / name).is_file() or not (model / name).stat().st_size:
             raise Refused(f"{name} is missing or empty")
     for name, kind in (
@@ -122,7 +122,7 @@ def check_operations(model: Path) -> str:
     used = set()
     for node in _nodes(graph):
         if node.attr["_XlaMustCompile"].b:
-            raise Refused(f"node {node.name} must be compiled by XLA, which a server does not do unless it is told to")
+            raise Refused(f"node {node.name} must be compiled by XLA, which a server does only if it is configured to")
         used.add(node.op)
     used -= functions
     listed = {operation.name for operation in _meta_graph(model).meta_info_def.stripped_op_list.op}
@@ -139,18 +139,18 @@ def check_operations(model: Path) -> str:
 
 
 def check_signatures(model: Path, expected: Mapping[str, Any]) -> str:
-    """Names and types of inputs and outputs; a free batch dimension in front; nothing that JSON cannot carry."""
+    """Inputs and outputs have the expected names and types, a free batch dimension in front, and nothing that JSON cannot carry."""
     import tensorflow as tf
 
     signatures = _meta_graph(model).signature_def
     for signature, wanted in expected.items():
         if signature not in signatures:
-            raise Refused(f"there is no signature {signature}; found {', '.join(sorted(signatures))}")
+            raise Refused(f"there is no signature {signature}; the model has {', '.join(sorted(signatures))}")
         for direction in ("inputs", "outputs"):
             tensors = getattr(signatures[signature], direction)
-            found = {name: tf.dtypes.as_dtype(info.dtype).name for name, info in tensors.items()}
-            if found != wanted[direction]:
-                raise Refused(f"{signature} has {direction} {found}; expected {wanted[direction]}")
+            types = {name: tf.dtypes.as_dtype(info.dtype).name for name, info in tensors.items()}
+            if types != wanted[direction]:
+                raise Refused(f"{signature} has {direction} {types}; expected {wanted[direction]}")
             for name, info in tensors.items():
                 if info.WhichOneof("encoding") != "name":
                     raise Refused(f"{signature}: {name} is not a dense tensor")
@@ -161,9 +161,9 @@ def check_signatures(model: Path, expected: Mapping[str, Any]) -> str:
 
 
 def check_weights(model: Path, expected: Sequence[Mapping[str, Any]], stored_as: str) -> str:
-    """The stored variables are the trained ones, or what rounding makes of them, bit by bit, and there are no others.
+    """The stored variables are the trained ones, or what rounding makes of them, bit by bit, and no others are stored.
 
-    `expected` has the name of each in the file, the variable it is of, and the digest of its value.
+    `expected` has for each its name in the file, the variable's name, and the digest of its value.
     """
     import tensorflow as tf
 
@@ -194,7 +194,7 @@ def check_weights(model: Path, expected: Sequence[Mapping[str, Any]], stored_as:
 
 
 def check_warmup(model: Path, ask: Ask, signatures: Mapping[str, Any]) -> str:
-    """Every warm-up request is one that the server can replay; each that it cannot keeps the version from loading."""
+    """A server can replay every warm-up request; one that it cannot replay would keep the version from loading."""
     import tensorflow as tf
     from tensorflow_serving.apis import prediction_log_pb2
 
@@ -243,9 +243,9 @@ def check_golden(model: Path, ask: Ask, signatures: Mapping[str, Any]) -> str:
             answer = ask(signature, value)
             size = len(next(iter(value.values()))) if isinstance(value, dict) else len(value)
             rows = [{name: output[row] for name, output in answer.items()} for row in range(size)]
-            for row, (found, expected) in enumerate(zip(rows, wanted, strict=True)):
+            for row, (outputs, expected) in enumerate(zip(rows, wanted, strict=True)):
                 where = f"{GOLDEN}, pair {index} ({signature}) over {api}, row {row}"
-                _same(found, expected, where, EXPLAIN_TOLERANCE if signature == "explain" else TOLERANCE)
+                _same(outputs, expected, where, EXPLAIN_TOLERANCE if signature == "explain" else TOLERANCE)
     if {pair["signature"] for pair in golden["pairs"]} != set(signatures):
         raise Refused(f"{GOLDEN} has no pair for some signature; expected one for each of {sorted(signatures)}")
     return f"{len(golden['pairs'])} pairs, over REST and gRPC"
@@ -271,10 +271,10 @@ def _response_rows(response: Any) -> list[dict[str, Any]]:
         ]
     return [
         {
-            "classes": np.array([each.label.encode() for each in found.classes], object),
-            "scores": np.array([each.score for each in found.classes]),
+            "classes": np.array([scored.label.encode() for scored in classification.classes], object),
+            "scores": np.array([scored.score for scored in classification.classes]),
         }
-        for found in response.result.classifications
+        for classification in response.result.classifications
     ]
 
 
@@ -282,7 +282,7 @@ def _rest_value(request: Mapping[str, Any]) -> Any:
     if "examples" not in request:
         instances = request["instances"]
         if isinstance(instances[0], dict):
-            return {name: _encoded([each[name] for each in instances]) for name in instances[0]}
+            return {name: _encoded([instance[name] for instance in instances]) for name in instances[0]}
         return np.array(instances, object if isinstance(instances[0], str) else np.int32)
     return np.array([_example(example["text"].encode()) for example in request["examples"]], object)
 
@@ -297,18 +297,19 @@ def _rest_rows(response: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _encoded(value: Any) -> np.ndarray:
-    found = np.array(value)
-    if found.dtype.kind != "U":
-        return found
+    """A value of JSON as an array, its texts as UTF-8."""
+    array = np.array(value)
+    if array.dtype.kind != "U":
+        return array
     texts = [value] if isinstance(value, str) else value
-    return np.array([*(text.encode() for text in texts), None], object)[:-1].reshape(found.shape)
+    return np.array([text.encode() for text in texts], object).reshape(array.shape)
 
 
-def _same(found: Mapping[str, Any], expected: Mapping[str, Any], where: str, tolerance: float) -> None:
-    if set(found) != set(expected):
-        raise Refused(f"{where}: has {sorted(found)}; expected {sorted(expected)}")
+def _same(outputs: Mapping[str, Any], expected: Mapping[str, Any], where: str, tolerance: float) -> None:
+    if set(outputs) != set(expected):
+        raise Refused(f"{where}: has {sorted(outputs)}; expected {sorted(expected)}")
     for name, wanted in expected.items():
-        value, wanted = np.asarray(found[name]), np.asarray(wanted)
+        value, wanted = np.asarray(outputs[name]), np.asarray(wanted)
         if value.shape != wanted.shape:
             raise Refused(f"{where}: {name} has shape {value.shape}; expected {wanted.shape}")
         if value.dtype.kind in "OS":
@@ -336,7 +337,7 @@ def array_digest(value: np.ndarray) -> str:
 
 
 def session_loader(model: Path, signatures: Mapping[str, Any]) -> Ask:
-    """The model in a session, fed and fetched by tensor name: what a model server does."""
+    """The model in a session, fed and fetched by tensor name, as a model server does."""
     import tensorflow as tf
     import tensorflow_text  # noqa: F401  registers its ops
 
@@ -346,7 +347,7 @@ def session_loader(model: Path, signatures: Mapping[str, Any]) -> Ask:
     def ask(signature: str, value: Any) -> Answer:
         definition = definitions[signature]
         fetches = {key: info.name for key, info in definition.outputs.items()}
-        feeds = {definition.inputs[name].name: each for name, each in _by_name(signatures[signature], value).items()}
+        feeds = {definition.inputs[name].name: fed for name, fed in _by_name(signatures[signature], value).items()}
         return session.run(fetches, feeds)
 
     return ask
@@ -362,10 +363,8 @@ def eager_loader(model: Path) -> Ask:
     def ask(signature: str, value: Any) -> Answer:
         function = loaded.signatures[signature]
         _, specs = function.structured_input_signature
-        inputs = {
-            name: tf.constant(each, specs[name].dtype) for name, each in _by_name({"inputs": specs}, value).items()
-        }
-        return {key: each.numpy() for key, each in function(**inputs).items()}
+        inputs = {name: tf.constant(fed, specs[name].dtype) for name, fed in _by_name({"inputs": specs}, value).items()}
+        return {key: output.numpy() for key, output in function(**inputs).items()}
 
     return ask
 
@@ -379,7 +378,7 @@ def _by_name(signature: Mapping[str, Any], value: Any) -> Mapping[str, Any]:
 
 
 class Golden:
-    """Texts and ids with known answers. Each expected answer is a row of the outputs, without padding."""
+    """Golden texts and their ids with known answers. An expected answer is a row of the outputs, without padding."""
 
     def __init__(self, request: Mapping[str, Any]):
         self._labels = [label.encode() for label in request["labels"]]
@@ -390,14 +389,14 @@ class Golden:
         self._worst = 0.0
 
     def compare(self, ask: Ask) -> str:
-        """Every text alone, and its ids, against what the model in memory said."""
+        """Compares the answers to every text alone, and to its ids, with those of the model in memory."""
         self._worst = 0.0
         for index in range(len(self._texts)):
             self._compare(ask, [index])
         return f"{len(self._texts)} texts, as text and as ids, within {self._worst:.1e} of the model in memory"
 
     def compare_batches(self, ask: Ask) -> str:
-        """Short beside long, in any order."""
+        """Compares the answers to batches of short and long texts, in several orders."""
         self._worst = 0.0
         everything = list(range(len(self._texts)))
         batches = [everything, everything[::-1], *(everything[start : start + 3] for start in everything)]
@@ -414,9 +413,9 @@ class Golden:
         if "classify" in self._expected:
             inputs["classify"] = np.array([_example(self._texts[index]) for index in batch], object)
         explained = [index for index in batch if "explain" in self._expected and self._expected["explain"][index]]
-        # An explanation costs about a hundred predictions: alone, and all in one batch, is enough.
+        # An explanation costs about a hundred predictions: each text alone, and all in one batch, is enough.
         if explained and len(batch) in (1, len(self._texts)):
-            texts = np.array([*(self._texts[index] for index in explained), None], object)[:-1]
+            texts = np.array([self._texts[index] for index in explained], object)
             self._compare_explanations(ask, texts, explained)
         for signature, value in inputs.items():
             answer = ask(signature, value)
@@ -433,32 +432,30 @@ class Golden:
         labels = np.array([b""] * len(batch), object)
         answer = ask("explain", {"text": texts, "label": labels})
         for row, index in enumerate(batch):
-            where, expected = (
-                f"explain, golden text {index} in a batch of {len(batch)}",
-                self._expected["explain"][index],
-            )
-            found, count = {name: output[row] for name, output in answer.items()}, len(expected["tokens"])
-            if not np.array_equal(found["mask"], np.arange(len(found["mask"])) < count):
-                raise Refused(f"{where}: mask is {found['mask'].tolist()[:20]}; expected {count} ones, then zeros")
+            where = f"explain, golden text {index} in a batch of {len(batch)}"
+            expected, outputs = self._expected["explain"][index], {name: output[row] for name, output in answer.items()}
+            count = len(expected["tokens"])
+            if not np.array_equal(outputs["mask"], np.arange(len(outputs["mask"])) < count):
+                raise Refused(f"{where}: mask is {outputs['mask'].tolist()[:20]}; expected {count} ones, then zeros")
             for name in ("tokens", "starts", "ends"):
-                wanted = [each.encode() if isinstance(each, str) else each for each in expected[name]]
-                if found[name][:count].tolist() != wanted or any(found[name][count:]):
+                wanted = [value.encode() if isinstance(value, str) else value for value in expected[name]]
+                if outputs[name][:count].tolist() != wanted or any(outputs[name][count:]):
                     raise Refused(
-                        f"{where}: {name} are {found[name].tolist()[:20]}; expected {wanted[:20]}, then nothing"
+                        f"{where}: {name} are {outputs[name].tolist()[:20]}; expected {wanted[:20]}, then nothing"
                     )
-            if found["label"].decode() != expected["label"]:
+            if outputs["label"].decode() != expected["label"]:
                 probabilities = np.array(self._expected["serving_default"][index]["probabilities"])
-                self._best(found["label"], probabilities, f"{where}: label")
-                continue  # two labels as probable as each other, each with attributions of its own
+                self._best(outputs["label"], probabilities, f"{where}: label")
+                continue  # two labels are equally probable, and each has attributions of its own
             attributions = np.array(expected["attributions"])
-            self._near(found["attributions"][:count], attributions, f"{where}: attributions", EXPLAIN_TOLERANCE)
-            if any(found["attributions"][count:]):
+            self._near(outputs["attributions"][:count], attributions, f"{where}: attributions", EXPLAIN_TOLERANCE)
+            if any(outputs["attributions"][count:]):
                 raise Refused(f"{where}: there are attributions where the mask is 0")
             for name in ("score", "baseline_score", "gap"):
-                self._near(found[name], expected[name], f"{where}: {name}", EXPLAIN_TOLERANCE)
+                self._near(outputs[name], expected[name], f"{where}: {name}", EXPLAIN_TOLERANCE)
 
     def _compare_row(self, answer: Answer, expected: Mapping[str, Any], where: str) -> None:
-        """`expected` has `probabilities` [C] for a text; or for words [s, C], with `words` and how many have an answer."""
+        """`expected` has `probabilities` [C] for a text; or for the words that have an answer [s, C], with all `words`."""
         wanted = np.array(expected["probabilities"], np.float64)
         if "label" in answer:
             self._near(answer["probabilities"], wanted, f"{where}: probabilities")
@@ -475,26 +472,26 @@ class Golden:
             raise Refused(f"{where}: mask is {answer['mask'].tolist()[:20]}; expected {answered} ones, then zeros")
         if any(answer["labels"][answered:]) or any(answer["scores"][answered:]):
             raise Refused(f"{where}: there are labels or scores where the mask is 0")
-        for place, row in enumerate(wanted):
-            self._near(answer["scores"][place], row.max(), f"{where}, word {place}: score")
-            self._best(answer["labels"][place], row, f"{where}, word {place}: label")
+        for position, row in enumerate(wanted):
+            self._near(answer["scores"][position], row.max(), f"{where}, word {position}: score")
+            self._best(answer["labels"][position], row, f"{where}, word {position}: label")
         if "tokens" in answer:
             words = [base64.b64decode(word) for word in expected["words"]]
             if answer["tokens"][: len(words)].tolist() != words or any(answer["tokens"][len(words) :]):
                 raise Refused(f"{where}: the words differ; expected {len(words)}")
 
-    def _near(self, found: Any, wanted: Any, where: str, tolerance: float = TOLERANCE) -> None:
-        found = np.asarray(found, np.float64)
-        if found.shape != np.shape(wanted):
-            raise Refused(f"{where} has shape {found.shape}; expected {np.shape(wanted)}")
-        distance = float(np.abs(found - wanted).max(initial=0))
+    def _near(self, value: Any, wanted: Any, where: str, tolerance: float = TOLERANCE) -> None:
+        value = np.asarray(value, np.float64)
+        if value.shape != np.shape(wanted):
+            raise Refused(f"{where} has shape {value.shape}; expected {np.shape(wanted)}")
+        distance = float(np.abs(value - wanted).max(initial=0))
         if tolerance == TOLERANCE:
             self._worst = max(self._worst, distance)
         if not distance <= tolerance:
             raise Refused(f"{where} differs by {distance:.2g} from the model in memory; expected at most {tolerance:g}")
 
     def _best(self, label: Any, wanted: np.ndarray, where: str) -> None:
-        """The label is the most probable one, or as probable as it within the tolerance."""
+        """The label is the most probable one, or within the tolerance as probable."""
         if label not in self._labels or wanted[self._labels.index(label)] < wanted.max() - TOLERANCE:
             raise Refused(f"{where} is {label!r}; expected {self._labels[int(wanted.argmax())]!r}")
 
@@ -523,7 +520,7 @@ def _nodes(graph: Any) -> Iterator[Any]:
 
 
 def _end_with_parent() -> None:
-    """Ends this process when standard input does: the other end is held by the process that wants the answer."""
+    """Ends this process when standard input does: the process that wants the answer has its other end."""
 
     def wait() -> None:
         while os.read(0, 4096):
@@ -536,7 +533,7 @@ def _end_with_parent() -> None:
 def main(arguments: Sequence[str]) -> int:
     _end_with_parent()
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the answers to compare with were computed on a CPU
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the expected answers were computed on a CPU
     import warnings
 
     warnings.filterwarnings("ignore")

@@ -5,21 +5,21 @@ checked here, once, for what it sends to the server.
 """
 
 import atexit
-import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import tensorflow as tf
+import numpy as np
 import tensorflow_federated as tff
 from tensorflow_federated.python.core.impl.context_stack import runtime_error_context
 from tensorflow_federated.python.learning import loop_builder
 
-from tff_pipeline.aggregators import dp_sum as aggregation
-from tff_pipeline.aggregators.distributed_discrete_gaussian import SHARES
+from tff_pipeline.aggregators.factory import aggregator_for, weighted_aggregator_for
 from tff_pipeline.config import TrainingSection
-from tff_pipeline.errors import InsecureProcessError
+from tff_pipeline.errors import ConfigError, InsecureProcessError
+from tff_pipeline.learning.optimizers import Proximal, SparseSgd
+from tff_pipeline.learning.state import StateLayout
 from tff_pipeline.privacy.plan import PrivacyPlan
 
 # DATASET_REDUCE, TFF's default, took two to three times as long when both were measured (TFF 0.87) and ignores tf.device.
@@ -27,14 +27,35 @@ _LOOP = loop_builder.LoopImplementation.DATASET_ITERATOR
 
 
 @dataclasses.dataclass(frozen=True)
+class Slot:
+    """One tensor that a client sends into a secure sum."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A process in the two forms the runtimes need. `shapes` are those of the trained weights."""
+    """A process in the two forms that the runtimes need.
+
+    Attributes:
+      process: the process as TFF's executor takes it.
+      form: the same, apart into what the server and what clients do.
+      initialize: gives the state before the first round.
+      shapes: of the trained weights.
+      layout: what each tensor of the state is.
+      slots: what a client sends, in order.
+      noised_slots: indices of the slots whose sum must not leave a silo without a noise share.
+      metric_names: TFF's path of every metric.
+    """
 
     process: tff.learning.templates.LearningProcess
     form: tff.backends.mapreduce.MapReduceForm
     initialize: Any
     shapes: tuple[tuple[int, ...], ...]
-    state_names: tuple[str, ...]
+    layout: StateLayout
+    slots: tuple[Slot, ...]
+    noised_slots: tuple[int, ...]
     metric_names: tuple[str, ...]
 
 
@@ -67,22 +88,27 @@ def build(
     )
     algorithms: Any = tff.learning.algorithms
     if training.algorithm == "fedprox":
-        assert training.proximal_strength is not None
+        if training.proximal_strength is None:
+            raise ConfigError(
+                'training.algorithm is "fedprox" and training.proximal_strength is not set; expected a number above 0.'
+            )
         optimizers["client_optimizer_fn"] = Proximal(optimizers["client_optimizer_fn"], training.proximal_strength)
     weighted = training.weighting == "examples"
     build_process = algorithms.build_weighted_fed_avg if weighted else algorithms.build_unweighted_fed_avg
     if weighted:
         most = largest_weight or plan.max_examples_per_client * training.local_epochs
-        aggregator: Any = aggregation.weighted(plan, largest_weight=most)
+        aggregator: Any = weighted_aggregator_for(plan, largest_weight=most)
     else:
-        aggregator = aggregation.unweighted(plan, shapes)
+        aggregator = aggregator_for(plan, shapes)
     _let_tff_end_in_order()
     process = build_process(
         model_fn,
         **optimizers,
         model_aggregator=aggregator,
         # Where the silos add the noise, the server must see nothing without it: a cohort's size would undo its sampling.
-        metrics_aggregator=_no_metrics if plan.integers else tff.learning.metrics.secure_sum_then_finalize,
+        metrics_aggregator=_no_metrics
+        if plan.mechanism.silos_add_noise
+        else tff.learning.metrics.secure_sum_then_finalize,
         loop_implementation=_LOOP,
     )
     return compile_process(process, shapes)
@@ -120,16 +146,20 @@ def compile_process(process: tff.learning.templates.LearningProcess, shapes: Seq
             f"the compiled process sends {plain.compact_representation()} to the server outside the secure sum; expected nothing. Nothing was run."
         )
     result: Any = form.update.type_signature.result
-    state_names = tuple(_leaf_names(result[0]))
-    if any(SHARES in name for name in state_names):
+    layout, slots = StateLayout.of(_leaf_names(result[0])), _slots(sent)
+    noised: tuple[int, ...] = ()
+    if layout.noise_shares is not None:
         _require_nothing_beside_the_noised_sum(sent)
+        noised = (len(slots) - 1,)  # a modular sum comes last
     initialize: Any = process.initialize
     return Compiled(
         process=process,
         form=form,
         initialize=tff.backends.mapreduce.get_state_initialization_computation(initialize),
         shapes=tuple(tuple(shape) for shape in shapes),
-        state_names=state_names,
+        layout=layout,
+        slots=slots,
+        noised_slots=noised,
         metric_names=tuple(_leaf_names(result[1])),
     )
 
@@ -151,64 +181,6 @@ def _no_metrics(_: Any) -> Callable[[Any], Any]:
     return lambda unfinalized: intrinsics.federated_value((), tff.SERVER)
 
 
-class Proximal(tff.learning.optimizers.Optimizer):
-    """A client's optimizer with FedProx's pull towards where the client started (Li et al. 2020, equation 2).
-
-    Adds strength * (w - w_start) to the gradient. `tff.learning.algorithms.build_*_fed_prox` is not used: in TFF 0.87 it
-    adds strength * (w_start - w), which pushes the weights away (tests/test_training.py measures both).
-    """
-
-    def __init__(self, inner: Any, strength: float):
-        self._inner, self._strength = inner, strength
-
-    def initialize(self, specs: Any) -> Any:
-        start = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), specs)
-        return collections.OrderedDict(inner=self._inner.initialize(specs), start=start, started=tf.constant(False))
-
-    def next(self, state: Any, weights: Any, gradients: Any) -> Any:
-        # The weights of the first step are where the client started; before that they are not known here.
-        start = tf.nest.map_structure(lambda kept, now: tf.where(state["started"], kept, now), state["start"], weights)
-        pulled = tf.nest.map_structure(lambda g, w, s: g + self._strength * (w - s), gradients, weights, start)
-        inner, updated = self._inner.next(state["inner"], weights, pulled)
-        return collections.OrderedDict(inner=inner, start=start, started=tf.constant(True)), updated
-
-    def get_hparams(self, state: Any) -> Any:
-        return self._inner.get_hparams(state["inner"])
-
-    def set_hparams(self, state: Any, hparams: Any) -> Any:
-        return collections.OrderedDict(state, inner=self._inner.set_hparams(state["inner"], hparams))
-
-
-class SparseSgd(tff.learning.optimizers.Optimizer):
-    """TFF's gradient descent without momentum, but for weights of which only some rows have a gradient: an embedding's.
-
-    TFF's makes such a gradient as large as the table, for a few words of a client. Here the other rows are left alone.
-    """
-
-    def __init__(self, learning_rate: float):
-        self._dense = tff.learning.optimizers.build_sgdm(learning_rate)
-
-    def initialize(self, specs: Any) -> Any:
-        return self._dense.initialize(specs)
-
-    def next(self, state: Any, weights: Any, gradients: Any) -> Any:
-        rate = state[tff.learning.optimizers.LEARNING_RATE_KEY]
-
-        def descended(weight: tf.Tensor, gradient: Any) -> tf.Tensor:
-            if isinstance(gradient, tf.IndexedSlices):
-                rows = gradient.indices[:, tf.newaxis]
-                return tf.tensor_scatter_nd_sub(weight, rows, rate * gradient.values)
-            return self._dense.next(state, weight, gradient)[1]
-
-        return state, tf.nest.map_structure(descended, weights, gradients)
-
-    def get_hparams(self, state: Any) -> Any:
-        return self._dense.get_hparams(state)
-
-    def set_hparams(self, state: Any, hparams: Any) -> Any:
-        return self._dense.set_hparams(state, hparams)
-
-
 def _optimizer(kind: str, learning_rate: float, momentum: float) -> Any:
     if kind == "adam":
         return tff.learning.optimizers.build_adam(learning_rate)
@@ -225,3 +197,10 @@ def _leaf_names(kind: tff.types.Type, prefix: str = "") -> list[str]:
             leaf for index, (name, part) in enumerate(parts) for leaf in _leaf_names(part, f"{prefix}/{name or index}")
         ]
     return [prefix.removeprefix("/")]
+
+
+def _slots(kind: Any) -> tuple[Slot, ...]:
+    """dtype and shape of a TFF type's tensors, in TFF's order."""
+    if isinstance(kind, tff.types.StructType):
+        return tuple(slot for _, part in tff.structure.to_elements(kind) for slot in _slots(part))
+    return (Slot(np.dtype(kind.dtype), tuple(kind.shape)),)

@@ -2,7 +2,7 @@
 
 A projection x W + b of the attention becomes x W + b + (alpha / r) x A B, with A of r columns and B of r rows. W and b stay
 as the checkpoint has them; A starts random and B at zero, so that training starts from the checkpoint's own outputs. Only
-A and B travel, a few thousandths of the encoder. `merge` turns W into W + (alpha / r) A B and the adapter into nothing.
+A and B are sent, a few thousandths of the encoder. `Network.merged` replaces W by W + (alpha / r) A B and drops the adapter.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ class AdaptedDense(tf_keras.layers.Layer):
 
 def adapt(bert: Any, adapters: Adapters) -> list[AdaptedDense]:
     """Puts adapters beside the projections of a built transformers BERT; returns them, layer by layer."""
-    placed = []
+    adapted_layers = []
     for layer in bert.encoder.layer:
         for target in adapters.targets:
             holder = layer.attention.dense_output if target == "output" else layer.attention.self_attention
@@ -57,5 +57,5 @@ def adapt(bert: Any, adapters: Adapters) -> list[AdaptedDense]:
             with tf.name_scope(layer.name):
                 adapted = AdaptedDense(getattr(holder, name), adapters)
             setattr(holder, name, adapted)
-            placed.append(adapted)
-    return placed
+            adapted_layers.append(adapted)
+    return adapted_layers

@@ -6,11 +6,11 @@ Two kinds:
 * `TextLearner` trains the whole network, or its adapters and head, on tokens. What is not trained is no part of TFF's
   state and of no broadcast: the graph reads it from files of the run when its variables are initialized, once a session.
 * `FeatureLearner` trains a linear head on float32 features; the encoder is frozen, so its output for a text never
-  changes and is computed once a run and silo. For token classification a labelled token is an instance of its own.
+  changes and is computed once for each run and silo. For token classification each labelled token is an instance.
 
-Metrics are sums, so that a secure sum can add them up: loss and accuracy over instances, and `finite_clients`, the
-clients whose update was finite (TFF zeroes the others' updates and resets their metrics). `client_accuracy` adds up the
-clients' own accuracies, in whole millionths, so that no client counts for more than one: what can be released with noise.
+Metrics are sums, so that a secure sum can add them up: loss and accuracy over instances, and `finite_clients`, the number
+of clients whose update was finite (TFF zeroes the others' updates and resets their metrics). `client_accuracy` is the sum
+of the clients' own accuracies in millionths, so that no client counts for more than one: it can be released with noise.
 """
 
 import collections
@@ -28,7 +28,7 @@ from tff_pipeline.data.records import IGNORED
 from tff_pipeline.model.network import Network, replaced_initializers
 
 MILLION = 1_000_000
-_PLACES = "places.json"
+_FILES = "places.json"  # in a folder of frozen weights: the file of each variable, by the variable's index
 
 
 class _Learner(tff.learning.models.VariableModel):
@@ -111,10 +111,10 @@ class TextLearner(_Learner):
     """
 
     def __init__(self, build: Callable[[], Network], *, trainable: str = "full", frozen: Path | None = None):
-        places = read_json(frozen / _PLACES) if frozen else {}
+        files = read_json(frozen / _FILES) if frozen else {}
 
-        def value(number: int) -> tf.Tensor | None:
-            file = places.get(str(number))
+        def value(index: int) -> tf.Tensor | None:
+            file = files.get(str(index))
             return tf.io.parse_tensor(tf.io.read_file(str(frozen / file)), tf.float32) if frozen and file else None
 
         with replaced_initializers(value):
@@ -123,15 +123,15 @@ class TextLearner(_Learner):
         labels = tf.TensorSpec([None, None] if self._token_labels else [None], tf.int32)
 
         def logits(tokens: tf.Tensor) -> tf.Tensor:
-            # Read whole, which copies nothing. A variable that rows are looked up in (ResourceGather, as transformers does)
-            # is copied at every later read and assignment: for a table of words five times a client.
+            # The table is read as a whole, which copies nothing. A variable whose rows are looked up (ResourceGather, as
+            # in transformers) is copied at every later read and assignment: five times a client for a table of words.
             return network(tokens, tf.gather(tf.convert_to_tensor(network.embedding_table), tokens))
 
         super().__init__(logits, network.trained_variables(trainable), tf.TensorSpec([None, None], tf.int32), labels)
 
     def forward_pass(self, batch_input: Any, training: bool = True) -> tff.learning.models.BatchOutput:
         tokens, labels = batch_input
-        # To the longest of the batch: columns that are padding for all of its texts are attention for nothing.
+        # Truncated to the longest text of the batch: attention over columns of padding only would be wasted.
         used = tf.reduce_any(tf.not_equal(tokens, self._pad_id), axis=0)
         longest = tf.maximum(1, tf.reduce_max(tf.where(used, tf.range(1, tf.size(used) + 1), 0)))
         labels = labels[:, :longest] if self._token_labels else labels
@@ -139,21 +139,27 @@ class TextLearner(_Learner):
 
 
 def freeze(build: Callable[[], Network], base: Sequence[np.ndarray], *, trainable: str, directory: Path) -> None:
-    """Writes the weights that are not trained, for graphs to read: a file each, and which variable reads which.
+    """Writes the weights that are not trained, for graphs to read: one file each, and the index of the variable that reads it.
 
     Variables have no names that two graphs share; the order in which a network makes them is the same each time.
+
+    Args:
+      build: makes the network.
+      base: all of its weights, in the order of `Network.variables`.
+      trainable: which part is trained, as in `model.trainable`.
+      directory: where to write.
     """
     with replaced_initializers() as made:
         network = build()
-    number = {variable.ref(): place for place, variable in enumerate(made)}
+    index_of = {variable.ref(): index for index, variable in enumerate(made)}
     frozen = network.variables[: len(network.variables) - len(network.trained_variables(trainable))]
     with staged(directory, lambda: {"kind": "frozen weights", "format": 1, "trainable": trainable}) as aside:
-        places = {}
+        files = {}
         for variable, value in zip(frozen, base, strict=False):
-            place = number[variable.ref()]
-            places[str(place)] = f"{place:05d}.tensor"
-            (aside / places[str(place)]).write_bytes(tf.io.serialize_tensor(value).numpy())
-        write_json(aside / _PLACES, places)
+            index = index_of[variable.ref()]
+            files[str(index)] = f"{index:05d}.tensor"
+            (aside / files[str(index)]).write_bytes(tf.io.serialize_tensor(value).numpy())
+        write_json(aside / _FILES, files)
 
 
 class FeatureLearner(_Learner):
@@ -167,7 +173,7 @@ class FeatureLearner(_Learner):
 
 
 class CanaryLearner(_Learner):
-    """For audits: weights of `shapes` whose gradient is the batch's mean feature vector, float32 [batch, all coordinates]."""
+    """For audits: weights of `shapes` whose gradient is the mean of the batch's features, float32 [batch, number of weights]."""
 
     def __init__(self, shapes: Sequence[Sequence[int]]):
         self._sizes = [math.prod(shape) for shape in shapes]

@@ -4,13 +4,14 @@ The network is transformers' own `TFBertForSequenceClassification` or `TFBertFor
 Sequence classification pools in one of two ways:
 
 * "pooler": the checkpoint's own pooler over [CLS], as transformers does;
-* "mean": the mean of the token vectors, normalised per text to mean 0 and variance 1 (statistics of the data would be
-  a release of their own). Sentence encoders such as all-MiniLM were trained that way.
+* "mean": the mean of the token vectors, normalized per text to mean 0 and variance 1 (statistics of the data would be
+  a release of their own). Sentence encoders such as all-MiniLM were trained with it.
 
 Dropout is off: its random draws would make a resumed run differ from an uninterrupted one, and the clip and the noise
-regularise already. The head starts at zero.
+already regularize. The head starts at zero.
 """
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -49,18 +50,24 @@ def bert_config(model: ModelSection, tokenizer: Tokenizer) -> Any:
             max_position_embeddings=max(64, tokenizer.max_length),
         )
     else:
-        config = BertConfig.from_pretrained(str(checkpoint_folder(model.checkpoint)))
+        folder = checkpoint_folder(model.checkpoint)
+        try:
+            config = BertConfig.from_pretrained(str(folder))
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"model.checkpoint {model.checkpoint!r}: {folder / 'config.json'} cannot be read ({type(error).__name__}); expected a BERT's configuration. Download the checkpoint again, or name another."
+            ) from None
         if config.model_type != "bert":
             raise ConfigError(
-                f"model.checkpoint {model.checkpoint!r} is a {config.model_type!r} model; expected a BERT."
+                f"model.checkpoint {model.checkpoint!r} is a {config.model_type!r} model; expected a BERT. Name another checkpoint."
             )
     if len(tokenizer.vocabulary) > config.vocab_size:
         raise ConfigError(
-            f"the vocabulary has {len(tokenizer.vocabulary)} entries, the checkpoint embeds {config.vocab_size}; expected the checkpoint's own vocabulary."
+            f"the vocabulary has {len(tokenizer.vocabulary)} entries, the checkpoint embeds {config.vocab_size}; expected the checkpoint's own vocabulary. Leave model.vocabulary out, or name the vocabulary that belongs to the checkpoint."
         )
     if tokenizer.max_length > config.max_position_embeddings:
         raise ConfigError(
-            f"prepare.max_length is {tokenizer.max_length}, the checkpoint has {config.max_position_embeddings} positions; expected at most that."
+            f"prepare.max_length is {tokenizer.max_length}, the checkpoint has {config.max_position_embeddings} positions; expected at most that. Lower prepare.max_length and prepare the silos again."
         )
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = config.classifier_dropout = 0.0
     config.pad_token_id = tokenizer.pad_id
@@ -85,7 +92,7 @@ class Network:
         kind = TFBertForSequenceClassification if task == "sequence_classification" else TFBertForTokenClassification
         self.transformer = kind(config)
         self.transformer.build_in_name_scope()
-        # Collected before the adapters are put in their midst.
+        # Collected before the adapters are added.
         self._encoder = [
             variable
             for variable in self.transformer.bert.trainable_variables
@@ -116,7 +123,7 @@ class Network:
         return self.encoder_variables + self.adapter_variables + self.head_variables
 
     def trained_variables(self, trainable: str) -> list[tf.Variable]:
-        """Those that `model.trainable` trains: always the last of `variables`."""
+        """The variables that `model.trainable` trains: always the last of `variables`."""
         if trainable == "full":
             return self.variables
         return (self.adapter_variables if trainable == "lora" else []) + self.head_variables
@@ -141,13 +148,13 @@ class Network:
         return tf.gather(self.embedding_table, tokens)
 
     def features(self, tokens: tf.Tensor, embeddings: tf.Tensor | None = None) -> tf.Tensor:
-        """What the head sees: int32 [batch, length] to float32 [batch, hidden], or [batch, length, hidden] for tokens.
+        """The head's inputs: int32 [batch, length] to float32 [batch, hidden], or [batch, length, hidden] for tokens.
 
-        With `embeddings`, they stand for what `embed` would give, and `tokens` only say what is padding.
+        With `embeddings`, they are used in place of what `embed` gives, and `tokens` only say what is padding.
         """
         mask = tf.cast(tf.not_equal(tokens, self.pad_id), tf.int32)
-        given = {"input_ids": tokens} if embeddings is None else {"input_ids": None, "inputs_embeds": embeddings}
-        outputs = self.transformer.bert(**given, attention_mask=mask, training=False)
+        inputs = {"input_ids": tokens} if embeddings is None else {"input_ids": None, "inputs_embeds": embeddings}
+        outputs = self.transformer.bert(**inputs, attention_mask=mask, training=False)
         if self.task == "token_classification":
             return outputs[0]
         if self.pooling == "pooler":
@@ -174,7 +181,7 @@ class Network:
         mask = tf.not_equal(tokens, self.pad_id)
         attended = tf.logical_and(tf.equal(text[:, tf.newaxis], text), mask)
         bert: Any = self.transformer.bert
-        # Attention between texts needs a mask of two dimensions, which the layer as a whole does not take.
+        # Attention within each text needs a mask of two dimensions, which the layer as a whole does not take.
         embedded = bert.embeddings(
             input_ids=tokens[tf.newaxis], position_ids=(tf.range(tf.size(tokens)) - tf.gather(starts, text))[tf.newaxis]
         )
@@ -199,6 +206,12 @@ class Network:
         total, count = tf.math.segment_sum(encoded * weights, text), tf.math.segment_sum(weights, text)
         return _normalized(total / tf.maximum(count, 1.0))
 
+    @functools.cached_property
+    def encode_packed(self) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+        """`packed_features` as one traced function, with the weights of whenever it is called: tracing takes seconds."""
+        signature = [tf.TensorSpec([None], tf.int32)] * 2
+        return tf.function(self.packed_features, input_signature=signature, autograph=False).get_concrete_function()
+
     def head(self, features: tf.Tensor) -> tf.Tensor:
         """float32 [..., hidden] to logits, float32 [..., C]."""
         kernel, bias = self.head_variables
@@ -213,7 +226,7 @@ class Network:
         shapes = [tuple(variable.shape) for variable in self.variables]
         if [value.shape for value in values] != shapes:
             raise ArtifactError(
-                f"the stored weights are {len(values)} arrays that do not fit the {len(shapes)} variables of this model; expected the configuration the run was made with."
+                f"the stored weights are {len(values)} arrays that do not fit the {len(shapes)} variables of this model; expected the weights of such a model. Use the configuration that the run was made with."
             )
         for variable, value in zip(self.variables, values, strict=True):
             variable.assign(value)
@@ -226,8 +239,8 @@ def _normalized(vectors: tf.Tensor) -> tf.Tensor:
 
 
 @contextmanager
-def replaced_initializers(values: Callable[[int], Any] | None = None) -> Iterator[list[tf.Variable]]:
-    """Makes variables start at zero, or at what `values` gives for the n-th one that is made (None: zero).
+def replaced_initializers(values: Callable[[int], tf.Tensor | None] | None = None) -> Iterator[list[tf.Variable]]:
+    """Makes variables start at zero, or at what `values` gives for the index of a variable in the order they are made (None: zero).
 
     Inside a TFF graph every client would draw millions of random numbers only to overwrite them.
 
@@ -236,15 +249,15 @@ def replaced_initializers(values: Callable[[int], Any] | None = None) -> Iterato
     """
     made: list[tf.Variable] = []
 
-    def creator(next_creator: Any, **kwargs: Any) -> tf.Variable:
-        initial, shape, dtype, number = kwargs["initial_value"], kwargs.get("shape"), kwargs.get("dtype"), len(made)
+    def creator(next_creator: Callable[..., tf.Variable], **kwargs: Any) -> tf.Variable:
+        initial, shape, dtype, index = kwargs["initial_value"], kwargs.get("shape"), kwargs.get("dtype"), len(made)
         if not (callable(initial) and shape is not None and dtype is not None and tf.as_dtype(dtype).is_floating):
-            # Not a weight: Keras keeps seeds of dropout in variables, and only where it runs eagerly.
+            # Not a weight: where it runs eagerly, Keras keeps the seeds of dropout in variables too.
             return next_creator(**kwargs)
 
         def value() -> tf.Tensor:
-            given = values(number) if values else None
-            return tf.zeros(shape, dtype) if given is None else tf.ensure_shape(given, shape)
+            stored = values(index) if values else None
+            return tf.zeros(shape, dtype) if stored is None else tf.ensure_shape(stored, shape)
 
         made.append(next_creator(**{**kwargs, "initial_value": value}))
         return made[-1]
@@ -254,7 +267,7 @@ def replaced_initializers(values: Callable[[int], Any] | None = None) -> Iterato
 
 
 def network_of(model: ModelSection, tokenizer: Tokenizer, *, labels: int, task: Task) -> Network:
-    """The network of a configuration, with weights that are yet to be set."""
+    """The network of a configuration. Its weights are not set."""
     adapters = Adapters(model.lora_rank, model.lora_alpha, model.lora_targets) if model.trainable == "lora" else None
     return Network(bert_config(model, tokenizer), labels=labels, task=task, pooling=model.pooling, adapters=adapters)
 
@@ -282,7 +295,7 @@ def _load_encoder(network: Network, folder: Path, name: str) -> None:
         )
     except OSError as error:
         raise ConfigError(
-            f"model.checkpoint {name!r}: no weights TensorFlow can load ({error.__class__.__name__}); expected model.safetensors or tf_model.h5 in the folder."
+            f"model.checkpoint {name!r}: no weights that TensorFlow can load ({type(error).__name__}); expected model.safetensors or tf_model.h5 in {folder}. Put one of them there, or name another checkpoint."
         ) from error
     missing = [
         key
@@ -291,7 +304,7 @@ def _load_encoder(network: Network, folder: Path, name: str) -> None:
     ]
     if missing:
         raise ConfigError(
-            f"model.checkpoint {name!r} lacks {len(missing)} of the encoder's weights, {missing[0]!r} first; expected a whole BERT."
+            f"model.checkpoint {name!r} lacks {len(missing)} of the encoder's weights, {missing[0]!r} first; expected a whole BERT. Name another checkpoint."
         )
     used = [
         variable for variable in loaded.bert.weights if network.pooling == "pooler" or "/pooler/" not in variable.name

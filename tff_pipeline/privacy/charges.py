@@ -18,6 +18,7 @@ from tff_pipeline.errors import ConfigError, PrivacyError
 from tff_pipeline.privacy.comparison import Comparison, Record, compare
 from tff_pipeline.privacy.ledger import Ledger, charge_of, members_of
 from tff_pipeline.privacy.plan import PrivacyPlan
+from tff_pipeline.privacy.round import Round
 
 _ATTEMPTS = 3  # to compare ledgers that change meanwhile
 
@@ -131,6 +132,15 @@ class Account:
                 self._require_room(ledger, budget, round_number, again=again, reason=self._reasons[position])
         self._write(charge)
         self._sizes = [len(ledger.entries()) for ledger, _ in self._accounts]
+
+    def require_charged(self, silo: str, at: Round) -> None:
+        """Raises PrivacyError unless the silo's own ledger holds the charge for this draw of the round."""
+        (ledger,) = (ledger for ledger, _ in self._accounts if ledger.silo == silo)
+        if not ledger.charged(**self._charge, round_number=at.number + 1, start=at.start):
+            raise PrivacyError(
+                f"{ledger.path}: round {at.number + 1} of run {self._charge['run']} is not charged to silo {silo}; expected the charge before the silo works on it. "
+                "Nothing was computed. Was the ledger written by another program meanwhile? Look at `tff-pipeline ledger verify`."
+            )
 
     def _write(self, charge: Mapping[str, Any]) -> None:
         """The population's line, which names every silo and counts its lines; then each silo's, which names that line."""

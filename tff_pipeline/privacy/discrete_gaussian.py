@@ -1,4 +1,4 @@
-"""Discrete Gaussian noise, sampled exactly: each silo's share of the noise in the distributed mechanism.
+"""Discrete Gaussian noise, sampled exactly: each silo's noise share in the distributed mechanism.
 
 The discrete Gaussian of scale sigma gives an integer x with a probability proportional to exp(-x**2 / (2 sigma**2))
 (Canonne, Kamath and Steinke 2020, arXiv:2004.00010, definition 1). Here sigma is a power of two, so that every
@@ -6,8 +6,8 @@ probability on the way to a sample is that of integers against a power of two, o
 bits decide it without rounding anything. There is no floating point in this module.
 
 The bits are a ChaCha20 keystream under a key that follows from the silo's secret, like everything a run draws: a round
-that is repeated after a crash adds the same share and is charged once. That, and the speed, is why `opendp` is not used
-here: its sampler cannot be given a key, so a share would have to be kept on disk until the round's state is saved.
+that is repeated after a crash adds the same noise share and is charged once. That, and the speed, is why `opendp` is not used
+here: its sampler cannot be given a key, so a noise share would have to be kept on disk until the round's state is saved.
 """
 
 import os
@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
+from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy.randomness import derive
 
 _BLOCK = 2**18  # numbers drawn under one key; small enough that their arrays stay in a core's cache
@@ -27,12 +28,13 @@ def discrete_gaussian(key: bytes, log2_scale: int, count: int) -> np.ndarray:
 
     Drawn in blocks on all cores; the numbers do not depend on how many there are.
     """
-    assert 0 <= log2_scale <= _LARGEST, log2_scale
+    if not 0 <= log2_scale <= _LARGEST:
+        raise PrivacyError(f"noise of scale 2**{log2_scale} cannot be drawn exactly; expected 0 to {_LARGEST}.")
     result = np.empty(count, np.int64)
 
     def fill(start: int) -> None:
-        place = result[start : start + _BLOCK]
-        place[:] = _samples(_Bits(derive(key, f"block/{start // _BLOCK}")), log2_scale, place.size)
+        block = result[start : start + _BLOCK]
+        block[:] = _samples(_Bits(derive(key, f"block/{start // _BLOCK}")), log2_scale, block.size)
 
     starts = range(0, count, _BLOCK)
     if len(starts) <= 1:
@@ -55,13 +57,13 @@ class _Bits:
 
 
 def _samples(bits: _Bits, log2_scale: int, count: int) -> np.ndarray:
-    """Karney 2016 (arXiv:1303.6257), algorithm D, for a mean of 0 and an integer scale s.
+    """int64 [count]. Karney 2016 (arXiv:1303.6257), algorithm D, for a mean of 0 and an integer scale s.
 
     1. k >= 0 with a probability proportional to exp(-k**2 / 2).
     2. j uniform in 0 ... s - 1, and a sign; k s + j is the candidate, and -0 is none, so that 0 counts once.
     3. With x = j / s, it is kept with probability exp(-x (2 k + x) / 2), which is exp(-x) k times, and exp(-x**2 / 2).
     """
-    found, have = [], 0
+    samples, have = [], 0
     while have < count:
         # About 0.63 of all candidates are kept; a few more are asked for, so that one round nearly always suffices.
         tried = int((count - have) * 1.7) + 64
@@ -77,9 +79,9 @@ def _samples(bits: _Bits, log2_scale: int, count: int) -> np.ndarray:
             passed[again] = _coin(bits, j[kept[again]], log2_scale)
             kept = kept[passed]
         size = (k[kept] << np.uint64(log2_scale)).astype(np.int64) + j[kept].astype(np.int64)
-        found.append(np.where(negative[kept], -size, size))
+        samples.append(np.where(negative[kept], -size, size))
         have += kept.size
-    return np.concatenate(found)[:count]
+    return np.concatenate(samples)[:count]
 
 
 def _coarse(bits: _Bits, count: int) -> np.ndarray:
@@ -88,7 +90,7 @@ def _coarse(bits: _Bits, count: int) -> np.ndarray:
     The coins of exp(-1/2) that succeed in a row are k with a probability proportional to exp(-k / 2), which is kept with
     exp(-k (k - 1) / 2): k (k - 1) more of them.
     """
-    found, have = [], 0
+    accepted, have = [], 0
     while have < count:
         k = _streak(bits, int((count - have) * 1.5) + 64)
         coins = np.where(k > 1, k * (k - np.uint64(1)), np.uint64(0))
@@ -96,9 +98,9 @@ def _coarse(bits: _Bits, count: int) -> np.ndarray:
         alive = coins == 0
         # As many coins as needed in a row: a streak of at least that length.
         alive[left] = _streak(bits, left.size) >= coins[left]
-        found.append(k[alive])
-        have += found[-1].size
-    return np.concatenate(found)[:count]
+        accepted.append(k[alive])
+        have += accepted[-1].size
+    return np.concatenate(accepted)[:count]
 
 
 def _streak(bits: _Bits, count: int) -> np.ndarray:

@@ -1,14 +1,14 @@
-"""The distributed discrete Gaussian mechanism: integers, quanta, ring, and what its noise is worth.
+"""The distributed discrete Gaussian mechanism: quantization step, modulus, and what its noise is worth.
 
-Kairouz, Liu and Steinke 2021 (arXiv:2102.06387): a client clips its update, rotates it, scales it to quanta and rounds;
-the sum is taken in integers modulo 2**bits; and every silo adds a share of discrete Gaussian noise to its sum before it
-is masked, so that the server never sees a sum without noise. Here are the numbers of that, and two facts about them.
+Kairouz, Liu and Steinke 2021 (arXiv:2102.06387): a client clips its update, rotates it, divides it by a step and rounds;
+the sum is taken in integers modulo 2**bits; and every silo adds its noise share, of discrete Gaussian noise, to its sum
+before it is masked, so that the server never sees a sum without noise. Here are the numbers of that, and two facts.
 
 What one client can change. A client's integers have a squared norm of at most `sensitivity_squared`, always: the client
 compares the integers that it sends, exactly (tff_pipeline.aggregators.distributed_discrete_gaussian). The bound is chosen (equation in `_inflated`) so
 that ordinary rounding stays under it.
 
-What the noise is worth. `n - t` of the silos' shares, each a discrete Gaussian of variance 4**s on Z, are honest. Their
+What the noise is worth. `n - t` of the silos' noise shares, each a discrete Gaussian of variance 4**s on Z, are honest. Their
 sum behaves, but for a factor of exp(log_error) in every probability, as the outcome of a continuous Gaussian of variance
 
     (n - t) 4**s - 4                                                                                         (1)
@@ -20,9 +20,9 @@ for as a Gaussian one, by the same privacy loss distributions. The two steps, fo
   By Poisson's summation formula f(y) / sqrt(2 pi v) is 1 + 2 sum over j >= 1 of exp(-2 pi**2 v j**2) cos(2 pi j y), which
   lies between 1 - e and 1 + e.
 
-  Shares. The sum of two discrete Gaussians of variances a and b has at x the probability exp(-x**2 / (2 (a + b))) f(c x),
+  Noise shares. The sum of two discrete Gaussians of variances a and b has at x the probability exp(-x**2 / (2 (a + b))) f(c x),
   v = a b / (a + b), but for constants. So it differs from the discrete Gaussian of variance a + b by a factor between
-  (1 - e) / (1 + e) and its inverse. Adding share after share, v = 4**s k / (k + 1) for k = 1 ... n - t - 1: the bound of
+  (1 - e) / (1 + e) and its inverse. Adding one after the other, v = 4**s k / (k + 1) for k = 1 ... n - t - 1: the bound of
   Kairouz, Liu and Steinke (their tau, which has 10 q for each k; log((1 + e) / (1 - e)) is near 4 q).
 
   Rounding a Gaussian. Let y = w + G, with an integer w and a continuous Gaussian G of variance u, and let x be a discrete
@@ -37,45 +37,47 @@ input, it is (epsilon + 2 h, exp(h) delta)-private. h adds up over coordinates a
 """
 
 import dataclasses
+import functools
 import math
+from typing import Any
 
 # Variance set aside for the step from the continuous Gaussian to the integers; see (1).
 SMOOTHING = 4
-# A share's scale, 2**s quanta. Above, finer quanta change nothing that could be measured; below, rounding costs too much.
+# A noise share's scale, 2**s steps. Above, a finer step changes nothing that could be measured; below, rounding costs too much.
 _COARSEST, _FINEST = 4, 20
 # Chance that a client's rounding passes the bound: it then rounds towards zero, which cannot.
 _ROUNDING_FAILS = 1e-4
 # Chance a round that some coordinate of the sum does not fit the ring.
 _WRAPS = 1e-9
-# Rounding may cost at most this share of the noise.
+# Rounding may make the noise larger by at most this factor.
 _MOST_INFLATED = 1.25
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Integers:
-    """How updates become integers, and the noise on them. Made by `integers`.
+class Discretization:
+    """How updates become integers, and the noise on them. Made by `finest_discretization`.
 
     Attributes:
       bits: the ring is the integers modulo 2**bits.
       dimension: coordinates d of an update.
       length: coordinates after rotation, the next power of two.
-      quantum: what 1 stands for, in units of the update.
-      clip: the clip norm in quanta.
-      sensitivity_squared: bound of a client's squared L2 norm, in quanta.
-      log2_share: s; every silo's share has a variance of 4**s.
-      silos: how many add a share, n.
-      honest: how many shares the guarantee counts on, n - t.
+      step: what 1 stands for, in units of the update.
+      clip_in_steps: the clip norm over the step.
+      sensitivity_squared: bound of a client's squared L2 norm, in steps.
+      log2_scale: s; every silo's noise share has a variance of 4**s.
+      silos: how many add a noise share, n.
+      honest_silos: how many noise shares the guarantee counts on, n - t.
     """
 
     bits: int
     dimension: int
     length: int
-    quantum: float
-    clip: float
+    step: float
+    clip_in_steps: float
     sensitivity_squared: int
-    log2_share: int
+    log2_scale: int
     silos: int
-    honest: int
+    honest_silos: int
 
     @property
     def modulus(self) -> int:
@@ -84,20 +86,35 @@ class Integers:
     @property
     def sensitivity(self) -> float:
         """In units of the update."""
-        return self.quantum * math.sqrt(self.sensitivity_squared)
+        return self.step * math.sqrt(self.sensitivity_squared)
 
     @property
     def noise_stddev(self) -> float:
-        """Of all shares together, on each coordinate of the sum, in units of the update."""
-        return self.quantum * 2.0**self.log2_share * math.sqrt(self.silos)
+        """Of all noise shares together, on each coordinate of the sum, in units of the update."""
+        return self.step * 2.0**self.log2_scale * math.sqrt(self.silos)
 
     @property
     def rounding_costs(self) -> float:
         """By which factor rounding makes the noise larger than the clip alone would."""
-        return math.sqrt(self.sensitivity_squared) / self.clip
+        return math.sqrt(self.sensitivity_squared) / self.clip_in_steps
+
+    def as_json(self) -> dict[str, Any]:
+        """Under the keys of run.json's "plan"."""
+        return {
+            "bits": self.bits,
+            "dimension": self.dimension,
+            "length": self.length,
+            "quantum": self.step,
+            "clip": self.clip_in_steps,
+            "sensitivity_squared": self.sensitivity_squared,
+            "log2_share": self.log2_scale,
+            "silos": self.silos,
+            "honest": self.honest_silos,
+        }
 
 
-def integers(
+@functools.lru_cache(maxsize=256)
+def finest_discretization(
     *,
     clip_norm: float,
     noise_multiplier: float,
@@ -107,8 +124,8 @@ def integers(
     silos: int,
     tolerated: int,
     bits: int,
-) -> Integers | None:
-    """The finest quanta with which a round's sum fits the ring; None where even the coarsest do not, or cost too much.
+) -> Discretization | None:
+    """The finest step with which a round's sum fits the ring; None where even the coarsest does not, or costs too much.
 
     The sum fits but for a chance of 1e-9 a round: a cohort of more clients than Bernstein's inequality allows at half
     that chance, or a coordinate beyond what Hoeffding's does at the other half. After a random rotation a coordinate of a
@@ -127,30 +144,30 @@ def integers(
         spread = math.sqrt((most * clip) ** 2 / length + silos * 4**scale)
         # The client adds up squares as int64.
         if clip > 0 and squared < 2**62 and deviations * spread + most <= 2 ** (bits - 1):
-            found = Integers(
+            finest = Discretization(
                 bits=bits,
                 dimension=dimension,
                 length=length,
-                quantum=clip_norm / clip,
-                clip=clip,
+                step=clip_norm / clip,
+                clip_in_steps=clip,
                 sensitivity_squared=squared,
-                log2_share=scale,
+                log2_scale=scale,
                 silos=silos,
-                honest=honest,
+                honest_silos=honest,
             )
-            return found if found.rounding_costs <= _MOST_INFLATED else None
+            return finest if finest.rounding_costs <= _MOST_INFLATED else None
     return None
 
 
-def noise_multiplier(*, sensitivity_squared: int, log2_share: int, honest: int) -> float:
-    """Of the continuous Gaussian that the shares are worth: the square root of (1) over the sensitivity."""
-    return math.sqrt((honest * 4**log2_share - SMOOTHING) / sensitivity_squared)
+def noise_multiplier(*, sensitivity_squared: int, log2_scale: int, honest_silos: int) -> float:
+    """Of the continuous Gaussian that the noise shares are worth: the square root of (1) over the sensitivity."""
+    return math.sqrt((honest_silos * 4**log2_scale - SMOOTHING) / sensitivity_squared)
 
 
-def log_error(*, log2_share: int, honest: int, length: int) -> float:
+def log_error(*, log2_scale: int, honest_silos: int, length: int) -> float:
     """h of one round: how far the logarithm of a probability may be from the continuous Gaussian's. Rounded up."""
-    one = _log_ratio(SMOOTHING) + sum(_log_ratio(4**log2_share * k / (k + 1)) for k in range(1, honest))
-    return length * one * (1 + 1e-9)
+    coordinate = _log_ratio(SMOOTHING) + sum(_log_ratio(4**log2_scale * k / (k + 1)) for k in range(1, honest_silos))
+    return length * coordinate * (1 + 1e-9)
 
 
 def _log_ratio(variance: float) -> float:
@@ -161,7 +178,7 @@ def _log_ratio(variance: float) -> float:
 
 
 def _inflated(clip: float, length: int) -> float:
-    """A squared norm, in quanta, that randomly rounded vectors of norm `clip` pass with a chance of 1e-4 at most.
+    """A squared norm, in steps, that randomly rounded vectors of norm `clip` pass with a chance of 1e-4 at most.
 
     Kairouz, Liu and Steinke 2021, section 4.1: the smaller of clip**2 + D / 4 + sqrt(2 log(1 / beta)) (clip + sqrt(D) / 2)
     and (clip + sqrt(D))**2.
@@ -172,7 +189,7 @@ def _inflated(clip: float, length: int) -> float:
 
 
 def _largest_clip(squared: int, length: int) -> float:
-    """The largest clip, in quanta, that rounding keeps within a squared norm; 0 if there is none."""
+    """The largest clip, in steps, that rounding keeps within a squared norm; 0 if there is none."""
     low, high = 0.0, math.sqrt(squared) if squared > 0 else 0.0
     if _inflated(low, length) > squared:
         return 0.0

@@ -1,11 +1,11 @@
 """Everything random in a run: cohorts, noise, noise shares, rotation. All of it follows from one draw.
 
 The draw is a digest of every party's key and of what the run starts from: its settings, its base weights, every silo's
-data. What a party draws in a round follows from its own secret, the draw, the round's number, and a digest of what the
-round starts from: the server's state, and what clients are fed. So a round that is repeated from the same files is the
-same round, and the same release; and where any key is lost, or any file is another, cohorts, noise and rotation are all
-new, for every party, and the ledger is charged for a new round. Nobody adds the same noise to two sums, and no cohort
-stands for two charges.
+data. What a party draws in a round follows from its own secret (`silo_draws`, `server_draws`), the draw, the round's number,
+and a digest of what the round starts from: the server's state, and what clients are fed (`round`). So a round that is
+repeated from the same files is the same round, and the same release; and where any key is lost, or any file is another,
+cohorts, noise and rotation are all new, for every party, and the ledger is charged for a new round. Nobody adds the same
+noise to two sums, and no cohort stands for two charges.
 """
 
 import dataclasses
@@ -13,37 +13,37 @@ import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from tff_pipeline.artifacts import canonical_json
-from tff_pipeline.privacy import randomness, sampling
-from tff_pipeline.privacy.discrete_gaussian import discrete_gaussian
-from tff_pipeline.privacy.keys import PartyKey
 from tff_pipeline.privacy.plan import PrivacyPlan
 from tff_pipeline.privacy.round import Round
+from tff_pipeline.privacy.server_draws import ServerDraws
+from tff_pipeline.privacy.silo_draws import SiloDraws
 
 
 @dataclasses.dataclass(frozen=True)
 class Draws:
-    """The draws of a run.
+    """The draws of a run whose parties are all in this process. Each party is given its own, and no other's.
 
     Attributes:
-      plan: what is drawn, and how much of it.
-      server: the server's key.
+      server: the server's.
       silos: each silo's, by name.
       origin: a digest of what the run starts from.
     """
 
-    plan: PrivacyPlan
-    server: PartyKey
-    silos: Mapping[str, PartyKey]
+    server: ServerDraws
+    silos: Mapping[str, SiloDraws]
     origin: str
+
+    @property
+    def plan(self) -> PrivacyPlan:
+        """What is drawn, and how much of it."""
+        return self.server.plan
 
     @functools.cached_property
     def digest(self) -> str:
         """The draw, 64 hex digits: one bit of a key or of the origin more or less, and it is another."""
-        commitments = {name: key.commitment for name, key in self.silos.items()}
-        parts = {"origin": self.origin, "server": self.server.commitment, "silos": commitments}
+        commitments = {name: silo.key.commitment for name, silo in self.silos.items()}
+        parts = {"origin": self.origin, "server": self.server.key.commitment, "silos": commitments}
         return hashlib.sha256(b"tff-pipeline draw\0" + canonical_json(parts)).hexdigest()
 
     @property
@@ -51,115 +51,11 @@ class Draws:
         """The draw as the ledger names it; it tells nothing about the keys."""
         return self.digest[:16]
 
-    def round(self, starts: Sequence[str]) -> "RoundDraws":
-        """The draws of a round, given what it and every round before it started from (`start_of`), oldest first."""
-        return RoundDraws(self, Round(self.digest, tuple(starts)))
+    def round(self, starts: Sequence[str]) -> Round:
+        """A round of the run, given what it and every round before it started from (`round.start_of`), oldest first."""
+        return Round(self.digest, tuple(starts))
 
-
-@dataclasses.dataclass(frozen=True)
-class RoundDraws:
-    """What the parties draw in one round. Each method uses the secret of one party only, and public digests.
-
-    Purposes name the silo, so that two silos which came to have one key do not draw the same.
-    """
-
-    draws: Draws
-    round: Round
-
-    @property
-    def number(self) -> int:
-        """Of the round in its run, from 0."""
-        return self.round.number
-
-    @property
-    def start(self) -> str:
-        """What the round starts from, as the ledger names it."""
-        return self.round.start
-
-    @property
-    def name(self) -> str:
-        """Names the round's draw."""
-        return self.round.name
-
-    # -- what a silo draws
-
-    def cohort(self, silo: str, clients: int) -> np.ndarray:
-        """The rows of the silo's clients that take part, int64, ascending, drawn as the plan's accounting assumes."""
-        plan, secret = self.draws.plan, self.draws.silos[silo].secret
-        if plan.rounds_per_tree:
-            # A client's turn is the same in all rounds of a tree, whatever they start from.
-            return sampling.cohort_of_tree(
-                randomness.derive(secret, f"cohort/{silo}/{self.draws.digest}"),
-                round_number=self.number,
-                clients=clients,
-                probability=plan.sampling_probability,
-                rounds_per_tree=plan.rounds_per_tree,
-            )
-        return sampling.cohort(
-            randomness.derive(secret, f"cohort/{silo}/{self.round.binding}"),
-            round_number=self.number,
-            clients=clients,
-            probability=plan.sampling_probability,
-        )
-
-    def noise_share(self, silo: str) -> np.ndarray:
-        """The silo's share of the round's noise, int64 [length], where silos add it."""
-        integers = self.draws.plan.integers
-        if integers is None:
-            raise ValueError("the silos add no noise with this mechanism; expected a plan with integers.")
-        key = randomness.derive(self.draws.silos[silo].secret, f"share/{silo}/{self.round.binding}/{self.number}")
-        return discrete_gaussian(key, integers.log2_share, integers.length)
-
-    def begin(self) -> None:
-        """Has every silo note that the round is about to be charged; see `PartyKey.begin`."""
-        for silo, key in self.draws.silos.items() if self.draws.plan.private else ():
-            key.begin(self.name, where=f"silo {silo}: round {self.number + 1}")
-
-    def record(self, silo: str, sums: Sequence[np.ndarray]) -> None:
-        """Has the silo record what it is about to report; see `PartyKey.record`.
-
-        Raises:
-          PrivacyError: if it has reported something else in this round.
-        """
-        if self.draws.plan.private:
-            where = f"silo {silo}: round {self.number + 1}"
-            self.draws.silos[silo].record(self.name, sums, where=where)
-
-    # -- what the server draws
-
-    def noise(self, shapes: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        """The noise that the server adds, float64, one array a weight; and one number for the count of an adaptive clip."""
-        plan = self.draws.plan
-        if not plan.private:
-            return [np.zeros(shape) for shape in shapes]
-        if plan.rounds_per_tree:
-            return randomness.tree_noise(
-                randomness.derive(self.draws.server.secret, f"noise/{self.draws.digest}"),
-                round_number=self.number,
-                rounds_per_tree=plan.rounds_per_tree,
-                stddev=plan.noise_stddev,
-                shapes=shapes,
-                starts=self.round.starts,
-            )
-        return randomness.round_noise(
-            self._server_secret,
-            round_number=self.number,
-            stddev=plan.noise_stddev,
-            shapes=shapes,
-            count_stddev=plan.clip_count_stddev,
-        )
-
-    def metrics_noise(self) -> list[float]:
-        """The noise on the sums that a round's metrics are released as."""
-        stddev = self.draws.plan.metrics_stddev
-        return randomness.metrics_noise(self._server_secret, round_number=self.number, stddev=stddev)
-
-    def rotation(self) -> np.ndarray:
-        """The public seed of the round's rotation, int64 [2]."""
-        return randomness.uniform_words(randomness.derive(self._server_secret, f"rotation/{self.number}"), 2).view(
-            np.int64
-        )
-
-    @property
-    def _server_secret(self) -> bytes:
-        return randomness.derive(self.draws.server.secret, f"noise/{self.round.binding}")
+    def begin(self, at: Round) -> None:
+        """Has every silo note that the round is about to be charged."""
+        for silo in self.silos.values():
+            silo.begin(at)

@@ -67,7 +67,7 @@ class PartyKey:
         """Records what is about to be reported, on disk before it returns.
 
         Args:
-          round_name: names the draw of the round; see `draws.RoundDraws.name`.
+          round_name: names the draw of the round; see `round.Round.name`.
           sums: what the silo reports, before noise and masks.
           where: silo and round, for the error.
 

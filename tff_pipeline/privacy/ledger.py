@@ -1,12 +1,9 @@
-"""What a population has been charged: an append-only file, a line a round, each bound to the one before by its hash.
+"""What a population has been charged: an append-only file, a line a round.
 
 A line is on disk before the round's result is used. Charging a round of a run a second time (the run was killed and
-draws the same round again) appends nothing; a line that a kill cut short was never used and is removed.
+draws the same round again) appends nothing.
 
-Every line carries its own hash and that of the line before, so that an edit anywhere is seen, in the last line too. How
-many lines there are, and the hash of the last, is kept in a second file, the head, so that lines missing at the end are
-seen as well. The line is written first and the head after it: a kill in between leaves the ledger one line ahead of its
-head, which is legal; a ledger behind its head has lost charges, and is refused.
+The file is a `hash_chain`: an edit anywhere, and a line missing at the end, are seen when it is read.
 
 Who can write both files can forge both. Each silo therefore keeps a ledger of its own, and the ledgers name and count each
 other: a population's line says how long the ledger of every silo of the run was, and a silo's line says which line of
@@ -16,32 +13,22 @@ Beside charges a population's ledger has lines that record what a person decided
 that charges were recovered. Lines of the first format have neither counterparts nor decisions; they are read as they are.
 """
 
-import fcntl
-import hashlib
 import json
-import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tff_pipeline import __version__
-from tff_pipeline.artifacts import canonical_json, now, sync_directory, write_atomic
+from tff_pipeline.artifacts import canonical_json
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy import accounting
+from tff_pipeline.privacy.hash_chain import HashChain, Position
 from tff_pipeline.rounding import rounded_up
 
-_START = "0" * 64
-_RESTORE = "nothing can be charged on top of it. Restore the ledger and its head from a backup."
-
-Position = Mapping[
-    str, Any
-]  # {"lines": how many, "hash": of the last of them}: one state of a ledger, and all before it
 Charge = tuple[Any, ...]  # what makes a charge the same charge in two ledgers; see charge_of
 
 
-class Ledger:
+class Ledger(HashChain):
     """One ledger, in one file: a population's, or a silo's, which holds what its clients were charged in any population.
 
     Reading checks everything once; after that only what has changed on disk, so that a charge costs the same however
@@ -58,17 +45,10 @@ class Ledger:
     """
 
     def __init__(self, path: Path, population: str, *, silo: str = "", unit: str = "client"):
-        self.path, self.population, self.silo, self.unit = path, population, silo, unit
-        self._lines: list[dict[str, Any]] = []
+        super().__init__(path)
+        self.population, self.silo, self.unit = population, silo, unit
         self._entries: list[dict[str, Any]] = []
         self._drawn: dict[tuple[str, int], list[dict[str, Any]]] = {}
-        self._numbers: dict[str, int] = {}  # of lines, from 1, by hash
-        self._counted = 0  # lines, by the head
-        self._checked: tuple[Any, ...] | None = None  # what the files looked like when they were last found sound
-
-    @property
-    def head_path(self) -> Path:
-        return self.path.with_suffix(".head.json")
 
     @property
     def owner(self) -> str:
@@ -76,46 +56,13 @@ class Ledger:
         return f"silo {self.silo!r}" if self.silo else f"population {self.population!r}"
 
     @property
-    def exists(self) -> bool:
-        """Whether anything of it is on disk."""
-        return self.path.exists() or self.head_path.exists()
-
-    @property
-    def head(self) -> str:
-        """The hash of the last line, after checking; it stands for everything above it."""
-        return self.position()["hash"]
-
-    def position(self) -> Position:
-        """How many lines there are and the hash of the last, after checking."""
-        lines = self.lines()
-        return {"lines": len(lines), "hash": lines[-1]["hash"] if lines else _START}
-
-    def extends(self, position: Position) -> bool:
-        """Whether the ledger was once as long as `position` says, with the same last line, and so with all above it."""
-        count, lines = position["lines"], self.lines()
-        return count <= len(lines) and position["hash"] == (lines[count - 1]["hash"] if count else _START)
-
-    def number_of(self, line_hash: str) -> int | None:
-        """The number, from 1, of the line with this hash."""
-        self.lines()
-        return self._numbers.get(line_hash)
+    def place(self) -> str:
+        return f"at silo {self.silo!r}" if self.silo else f"on population {self.population!r}"
 
     def entries(self) -> Sequence[dict[str, Any]]:
         """All charges, oldest first, after checking the chain of hashes and the head."""
         self.lines()
         return self._entries
-
-    def lines(self) -> Sequence[dict[str, Any]]:
-        """All lines, charges and decisions, after checking."""
-        looks = self.looks()
-        if self._checked is None or looks != self._checked:
-            self._read()
-            self._checked = looks
-        return self._lines
-
-    def looks(self) -> tuple[Any, ...]:
-        """Differs whenever the files were written in between."""
-        return _looks(self.path), _looks(self.head_path)
 
     def charge(
         self,
@@ -192,32 +139,6 @@ class Ledger:
                 return {"lines": self._numbers[entry["hash"]], "hash": entry["hash"]}
         return None
 
-    def _append(self, line: dict[str, Any]) -> None:
-        """Completes a line with its place in the chain and writes it, then the head."""
-        if self._counted < len(self.lines()):
-            self._write_head()  # A kill kept it from counting the last line; one more would leave it two behind.
-        line |= {"time": now(), "version": __version__, "previous": self.head}
-        if self.silo:
-            line["silo"] = self.silo
-        line["hash"] = _hash(line)
-        created = not self.path.exists()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            file.truncate(_whole_bytes(self.path))
-            file.write(canonical_json(line) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        if created:
-            sync_directory(self.path.parent)
-        self._take(line)
-        self._write_head()
-
-    def _write_head(self) -> None:
-        self._counted = len(self._lines)
-        head = {"entries": self._counted, "hash": self._lines[-1]["hash"]}
-        write_atomic(self.head_path, canonical_json(head) + b"\n")
-        self._checked = self.looks()
-
     def charged(self, *, run: str, round_number: int, event: Mapping[str, Any], draw: str, start: str = "") -> bool:
         """Whether exactly this draw of the round has been charged.
 
@@ -225,7 +146,7 @@ class Ledger:
           PrivacyError: if the round was charged with another event.
         """
         self.entries()
-        found = False
+        charged = False
         for entry in self._drawn.get((run, round_number), ()):
             if entry["population"] != self.population:
                 continue
@@ -234,8 +155,8 @@ class Ledger:
                     f"{self.path}: round {round_number} of run {run} was charged as {entry['event']}, and is now {dict(event)}; "
                     "a run's settings cannot change under way. Start a new run."
                 )
-            found = found or (entry["draw"], entry.get("start", "")) == (draw, start)
-        return found
+            charged = charged or (entry["draw"], entry.get("start", "")) == (draw, start)
+        return charged
 
     def has_charged(self, *, run: str, round_number: int, draw: str) -> bool:
         """Whether a round has been charged under a draw, whatever it started from."""
@@ -358,49 +279,6 @@ class Ledger:
             f"(spent so far: {rounded_up(total(0))}); rounds left at these settings: {max(left, 0)}. Plan fewer rounds or more noise."
         )
 
-    @contextmanager
-    def exclusively(self) -> Iterator[None]:
-        """Keeps other runs off this population while the block runs; the lock ends with the process.
-
-        Raises:
-          PrivacyError: if another run holds it.
-        """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_suffix(".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                whose = f"at silo {self.silo!r}" if self.silo else f"on population {self.population!r}"
-                raise PrivacyError(
-                    f"{self.path}: another run is training {whose} right now; expected one at a time. Wait for it to end."
-                ) from None
-            yield
-
-    def _read(self) -> None:
-        """Reads and checks everything."""
-        self._lines, self._entries, self._drawn, self._numbers = [], [], {}, {}
-        self._checked = None
-        whole = self.path.read_bytes()[: _whole_bytes(self.path)] if self.path.exists() else b""
-        for number, text in enumerate(whole.split(b"\n")[:-1], start=1):
-            line: dict[str, Any] = {}
-            try:
-                line = json.loads(text)
-                sound = (
-                    line["previous"] == (self._lines[-1]["hash"] if self._lines else _START)
-                    and line["hash"] == _hash({key: value for key, value in line.items() if key != "hash"})
-                    and canonical_json(line) == text
-                    and _well_formed(line)
-                )
-            except (ValueError, KeyError, TypeError, AttributeError):
-                sound = False
-            if not sound:
-                raise PrivacyError(
-                    f"{self.path}: line {number} is damaged, edited or out of order (its hash, or the chain of hashes, does not fit); {_RESTORE}"
-                )
-            self._require_own(line, number)
-            self._take(line)
-        self._check_head()
-
     def _require_own(self, line: Mapping[str, Any], number: int) -> None:
         """Refuses a ledger that was copied or moved from another silo or population."""
         silo = line.get("silo", "")
@@ -416,35 +294,18 @@ class Ledger:
             f"{self.path}: line {number} belongs to the ledger of {other}; expected the ledger of {self.owner}. Was the file or its folder copied or renamed? {advice}"
         )
 
-    def _check_head(self) -> None:
-        """The ledger may be one line ahead of its head (a kill between the two writes), and never behind it."""
-        found = len(self._lines)
-        try:
-            head = json.loads(self.head_path.read_bytes())
-            counted, last = int(head["entries"]), str(head["hash"])
-        except FileNotFoundError:
-            counted, last = 0, _START
-        except (ValueError, KeyError, TypeError):
-            raise PrivacyError(
-                f"{self.head_path}: is damaged; expected the number of the ledger's lines and the hash of the last; {_RESTORE}"
-            ) from None
-        if found < counted:
-            raise PrivacyError(
-                f"{self.path}: line {found + 1} is missing: the ledger ends after {found} lines, its head ({self.head_path.name}) counted {counted}; {_RESTORE}"
-            )
-        if found > counted + 1:
-            raise PrivacyError(
-                f"{self.head_path}: counts {counted} lines, the ledger has {found}; expected as many, or one fewer; {_RESTORE}"
-            )
-        if last != (self._lines[counted - 1]["hash"] if counted else _START):
-            raise PrivacyError(
-                f"{self.path}: line {counted} is not the one that its head ({self.head_path.name}) stands for; {_RESTORE}"
-            )
-        self._counted = counted
+    def _signed(self, line: dict[str, Any]) -> dict[str, Any]:
+        return line | {"silo": self.silo} if self.silo else line
+
+    def _well_formed(self, line: Mapping[str, Any]) -> bool:
+        return _well_formed(line)
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._entries, self._drawn = [], {}
 
     def _take(self, line: dict[str, Any]) -> None:
-        self._lines.append(line)
-        self._numbers[line["hash"]] = len(self._lines)
+        super()._take(line)
         if "decision" not in line:
             self._entries.append(line)
             self._drawn.setdefault((line["run"], line["round"]), []).append(line)
@@ -498,29 +359,3 @@ def _well_formed(line: Mapping[str, Any]) -> bool:
         and all(isinstance(position["lines"], int) and position["lines"] >= 0 for position in positions)
         and all(isinstance(position["hash"], str) for position in positions)
     )
-
-
-def _hash(entry: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical_json(entry)).hexdigest()
-
-
-def _looks(path: Path) -> tuple[int, ...] | None:
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        return None
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns
-
-
-def _whole_bytes(path: Path) -> int:
-    """Up to where the file consists of whole lines; it reads only the end."""
-    with path.open("rb") as file:
-        end = file.seek(0, os.SEEK_END)
-        while end:
-            start = max(0, end - 4096)
-            file.seek(start)
-            place = file.read(end - start).rfind(b"\n")
-            if place >= 0:
-                return start + place + 1
-            end = start
-    return 0

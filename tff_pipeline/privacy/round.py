@@ -46,7 +46,7 @@ class Round:
 
 
 def round_name(draw: str, number: int, start: str) -> str:
-    """Names the draw of a round, 32 hex digits, from the run's draw, the round's number from 0, and its `RoundDraws.start`."""
+    """Names the draw of a round, 32 hex digits, from the run's draw, the round's number from 0, and its `Round.start`."""
     return hashlib.sha256(f"tff-pipeline round\0{draw}/{number}/{start}".encode()).hexdigest()[:32]
 
 

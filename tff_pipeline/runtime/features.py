@@ -77,8 +77,7 @@ def _compute(
 ) -> None:
     tokens_too = network.task == "token_classification"
     starts = np.cumsum([0, *_instances(snapshot, tokens_too)], dtype=np.int64)
-    signature = [tf.TensorSpec([None], tf.int32)] * 2
-    encode = tf.function(network.packed_features, input_signature=signature, autograph=False).get_concrete_function()
+    encode = network.encode_packed
 
     def instances(arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, int]:
         """Features and labels of one client, from its record alone; and how many examples it has."""

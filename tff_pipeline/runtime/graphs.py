@@ -30,7 +30,7 @@ class SessionGraph:
         asked for or not.)
       inline: run operations one after the other in the thread that calls, for callers that work side by side. (How many
         threads an operation takes is the process's setting; TensorFlow's sessions have one pool together.)
-      skipped: places of results that are not wanted; None stands in their place.
+      skipped: indices of results that are not wanted; None is given for them.
     """
 
     def __init__(
@@ -52,7 +52,8 @@ class SessionGraph:
             input_map: dict[str, tf.Tensor] = {}
             self._fed = [v1.placeholder(spec.dtype, spec.shape) for spec in specs]
             if datasets:
-                assert batches is not None
+                if batches is None:
+                    raise ValueError("the computation takes a dataset; expected `batches`, which makes it.")
                 with tf.device("CPU:0"):
                     input_map |= {name: tf.data.experimental.to_variant(batches(self._fed)) for name in datasets}
             self._held: list[tuple[tf.Tensor, tf.Operation]] = []
@@ -61,9 +62,9 @@ class SessionGraph:
             v1.import_graph_def(graph_def, input_map=input_map, name="")
             fed_parameters = [] if held else [graph.get_tensor_by_name(name) for name in tensors]
             results = [name for _, name in _leaves(proto.result)]
-            self._places = range(len(results))
-            self._fetched = [place for place in self._places if place not in skipped]
-            self._results = [graph.get_tensor_by_name(results[place]) for place in self._fetched]
+            self._indices = range(len(results))
+            self._fetched = [index for index in self._indices if index not in skipped]
+            self._results = [graph.get_tensor_by_name(results[index]) for index in self._fetched]
             self._initialize = graph.get_operation_by_name(proto.initialize_op) if proto.initialize_op else None
         # What nothing depends on is not fed: of a round's state, what is broadcast is a fifth. Feeding copies.
         used = _ancestors([result.op for result in self._results] + [op for op in [self._initialize] if op])
@@ -90,7 +91,8 @@ class SessionGraph:
 
     def hold(self, values: Sequence[np.ndarray]) -> None:
         """Sets the parameters of a graph that holds them. The arrays must not change until others are held: they may be used where they lie."""
-        assert self._hold is not None
+        if self._hold is None:
+            raise ValueError("the graph is fed its parameters; expected one that holds them (held=True).")
         self._hold(*map(np.asarray, values))
 
     def reset_only(self, variables: Sequence[str]) -> None:
@@ -99,13 +101,18 @@ class SessionGraph:
         For a computation that overwrites its other variables before it reads them, as TFF's client work does with the
         weights: filling millions of them with zeros for each client would be for nothing.
         """
-        assert self._initialize is not None
+        if self._initialize is None:
+            raise ValueError("the computation has no variables; expected one that starts them anew on each call.")
         self._session.run(self._initialize)
         starts = [
             op for op in self._graph.get_operations() if op.type == "AssignVariableOp" and op.name.endswith("/Assign")
         ]
         chosen = [op for op in starts if op.name.split("/")[-2] in variables]
-        assert len(chosen) == len(variables), [op.name for op in chosen]
+        if len(chosen) != len(variables):
+            names = ", ".join(op.name for op in chosen) or "none"
+            raise ValueError(
+                f"the computation has {len(chosen)} variables with the names {', '.join(variables)} ({names}); expected one of each."
+            )
         self._reset = self._callable([], [], chosen)
 
     def __call__(self, parameters: Sequence[Any] = (), fed: Sequence[Any] = ()) -> list[Any]:
@@ -124,9 +131,9 @@ class SessionGraph:
             self.placement = _placement(seen)
         else:
             results = self._run(*values)
-        found = dict(zip(self._fetched, results, strict=True))
+        fetched = dict(zip(self._fetched, results, strict=True))
         # A string scalar comes out as bytes.
-        return [np.asarray(found[place]) if place in found else None for place in self._places]
+        return [np.asarray(fetched[index]) if index in fetched else None for index in self._indices]
 
     def close(self) -> None:
         self._session.close()
@@ -178,14 +185,14 @@ def rings(form: Any) -> list[np.dtype]:
     sent: Any = form.work.type_signature.result
     parts: list[list[Any]] = [tff.structure.flatten(part) for part in sent]
     *exact, modular = parts
-    found = [np.dtype(f"u{kind.dtype.name}") for part in exact for kind in part]
+    dtypes = [np.dtype(f"u{kind.dtype.name}") for part in exact for kind in part]
     if modular:
         graph = SessionGraph(form.secure_modular_sum_modulus)
         try:
-            found += [np.dtype({2**16: np.uint16, 2**32: np.uint32}[int(modulus)]) for modulus in graph()]
+            dtypes += [np.dtype({2**16: np.uint16, 2**32: np.uint32}[int(modulus)]) for modulus in graph()]
         finally:
             graph.close()
-    return found
+    return dtypes
 
 
 def _unpacked(computation: Any) -> tuple[Any, v1.GraphDef]:
@@ -197,23 +204,23 @@ def _unpacked(computation: Any) -> tuple[Any, v1.GraphDef]:
 
 
 def _placement(seen: Any) -> dict[str, dict[str, int]]:
-    found: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    by_device: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for part in seen.partition_graphs:
         for node in part.node:
-            found[node.device.rsplit("device:", 1)[-1]][node.op] += 1
-    return {device: dict(sorted(counts.items())) for device, counts in sorted(found.items())}
+            by_device[node.device.rsplit("device:", 1)[-1]][node.op] += 1
+    return {device: dict(sorted(counts.items())) for device, counts in sorted(by_device.items())}
 
 
 def _ancestors(operations: Collection[tf.Operation]) -> set[tf.Operation]:
     """The operations and all that they depend on."""
-    found: set[tf.Operation] = set()
+    ancestors: set[tf.Operation] = set()
     waiting = list(operations)
     while waiting:
         operation = waiting.pop()
-        if operation not in found:
-            found.add(operation)
+        if operation not in ancestors:
+            ancestors.add(operation)
             waiting += [*(tensor.op for tensor in operation.inputs), *operation.control_inputs]
-    return found
+    return ancestors
 
 
 def _leaves(binding: Any) -> list[tuple[str, str]]:

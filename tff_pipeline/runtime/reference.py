@@ -8,9 +8,10 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import grpc
 import numpy as np
@@ -27,16 +28,9 @@ from tensorflow_federated.python.core.impl.types import type_conversions
 
 from tff_pipeline.errors import TrainingError
 from tff_pipeline.learning.process import Compiled
-from tff_pipeline.runtime.base import (
-    Cohorts,
-    OnSum,
-    RoundResult,
-    Shares,
-    State,
-    named_metrics,
-    share_places,
-    with_shares,
-)
+from tff_pipeline.learning.state import ServerState
+from tff_pipeline.privacy.round import Round
+from tff_pipeline.runtime.base import Charges, Draws, OnClient, RoundResult, named_metrics
 from tff_pipeline.runtime.clients import Clients
 from tff_pipeline.runtime.graphs import rings
 
@@ -48,56 +42,61 @@ class ReferenceRuntime:
     """Runs rounds under TFF's executor, in a worker process that ends with this object or with this process.
 
     Must be made in the main thread: the kernel ties the worker's life to the thread that started it.
+
+    Args:
+      compiled: the process.
+      clients: the training clients of each silo.
+      draws: of the server and of every silo.
+      charges: the silos' ledgers.
     """
 
-    def __init__(self, compiled: Compiled, silos: Sequence[Clients]):
-        self._compiled = compiled
-        self._silos: Mapping[str, Clients] = {silo.name: silo for silo in silos}
+    devices: Sequence[str] = ()
+
+    def __init__(self, compiled: Compiled, clients: Sequence[Clients], *, draws: Draws, charges: Charges):
+        self._compiled, self._draws, self._charges = compiled, draws, charges
+        self._clients: Mapping[str, Clients] = {own.name: own for own in clients}
         self._process, stub = _start_worker()
         self._context = _context(stub)
 
-    def __enter__(self) -> "ReferenceRuntime":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
-    def initial_state(self) -> State:
+    def initial_state(self) -> ServerState:
         with self._installed():
-            return _flatten(self._compiled.process.initialize())
+            return self._state(self._compiled.process.initialize())
 
-    def run_round(
-        self,
-        state: State,
-        cohorts: Cohorts,
-        *,
-        round_number: int,
-        shares: Shares | None = None,
-        on_sum: OnSum | None = None,
-        on_client: Callable[[], None] = lambda: None,
-    ) -> RoundResult:
-        if shares and share_places(self._compiled):
-            # There are no silos here to add their shares; the simulated server is given their sum. Forgotten, the state
-            # holds what it holds until then, and nothing comes out.
-            state = with_shares(self._compiled, state, np.sum([shares(name) for name in self._silos], axis=0))
-        chosen = [(name, row) for name in self._silos for row in cohorts.get(name, ())]
-        data = [self._dataset(name, int(row)) for name, row in chosen]
+    def run_round(self, state: ServerState, at: Round, *, on_client: OnClient = lambda: None) -> RoundResult:
+        cohorts: dict[str, np.ndarray] = {}
+        for name, own in self._clients.items():
+            self._charges.require_charged(name, at)
+            cohorts[name] = self._draws.silos[name].cohort(at, len(own))
+        data = [self._dataset(name, int(row)) for name, rows in cohorts.items() for row in rows]
         signature: Any = self._compiled.process.next.type_signature
         kind = signature.parameter[0].member
         with self._installed():
-            output = self._compiled.process.next(_pack(kind, state), data)
+            output = self._compiled.process.next(_pack(kind, self._supplied(state, at).arrays), data)
         for _ in data:
             on_client()
-        return RoundResult(_flatten(output.state), named_metrics(self._compiled, _flatten(output.metrics)))
+        metrics = named_metrics(self._compiled.metric_names, _flatten(output.metrics))
+        return RoundResult(self._state(output.state), metrics, cohorts)
 
-    def secure_sums(self, state: State, cohorts: Cohorts) -> list[np.ndarray]:
+    def secure_sums(
+        self, state: ServerState, at: Round, cohorts: Mapping[str, Sequence[int] | np.ndarray]
+    ) -> list[np.ndarray]:
         """The sum of every secure slot, each in its ring, with every client's `work` run by the executor."""
         form: Any = self._compiled.form
+        if self._compiled.layout.rotation is not None:
+            state = state.with_rotation(self._draws.server.rotation(at))
         with self._installed():
-            broadcast = form.prepare(_pack(form.prepare.type_signature.parameter, state))
+            broadcast = form.prepare(_pack(form.prepare.type_signature.parameter, state.arrays))
             reports = [
                 _flatten(form.work(self._dataset(name, int(row)), broadcast))
-                for name in self._silos
+                for name in self._clients
                 for row in cohorts.get(name, ())
             ]
         return [
@@ -113,8 +112,27 @@ class ReferenceRuntime:
             self._process.send_signal(signal.SIGKILL)
         self._process.wait()
 
+    def _supplied(self, state: ServerState, at: Round) -> ServerState:
+        """The state with what the round is given from outside."""
+        layout = self._compiled.layout
+        if layout.noise:
+            state = state.with_noise(self._draws.server.noise(at, self._compiled.shapes))
+        if layout.rotation is not None:
+            state = state.with_rotation(self._draws.server.rotation(at))
+        if layout.noise_shares is not None:
+            # No silo adds its share to a sum here; the simulated server is given their total. Forgotten, the state
+            # says "not supplied", and nothing comes out.
+            shares = [self._draws.silos[name].noise_share(at) for name in self._clients]
+            supplied = [share for share in shares if share is not None]
+            if len(supplied) == len(shares):
+                state = state.with_noise_shares(np.sum(supplied, axis=0))
+        return state
+
+    def _state(self, value: Any) -> ServerState:
+        return ServerState(self._compiled.layout, tuple(_flatten(value)))
+
     def _dataset(self, silo: str, row: int) -> tf.data.Dataset:
-        clients = self._silos[silo]
+        clients = self._clients[silo]
         fed = [tf.constant(value, spec.dtype) for value, spec in zip(clients.feed(row), clients.specs(), strict=True)]
         return clients.batches(fed)
 

@@ -6,16 +6,16 @@ by X25519 and expands it, with HKDF-SHA256 and ChaCha20, into a mask m(u, v) for
 
     y_u = x_u + sum over v > u of m(u, v) - sum over v < u of m(v, u)      (mod 2**64, or what the array's dtype holds)
 
-so that the masks cancel in the sum over all silos and any proper subset looks uniform. Numbers are uint64, uint32 or uint16,
-in a ring that holds the exact sum; or one that the sum is meant in, modulo 2**32 or 2**16: it has to be masked in that
-ring, since its sum in a larger one would tell how often the smaller one was passed.
+so that the masks cancel in the sum over all silos, and the reports of any proper subset look uniform. Numbers are uint64,
+uint32 or uint16. Either their ring is large enough for the exact sum, or the sum is defined modulo 2**32 or 2**16; then it
+has to be masked in that ring, since its sum in a larger one would tell how often it wrapped around.
 
 Where a silo's sum must not leave without noise, the party is told so when it is made: it adds the noise itself before the
-mask, and refuses to mask without.
+mask, and refuses to mask without it.
 
 A server that is curious but follows the protocol learns only the sum, if at least two silos do not collude with it.
-With a single silo there is nothing to hide in: its sum is the sum. A server that swaps public keys is not resisted here;
-silos on a network have to authenticate each other's keys.
+With a single silo there is nothing to hide in: its sum is the sum. The protocol does not resist a server that swaps public
+keys: on a network, silos have to authenticate each other's keys.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ from types import MappingProxyType
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
@@ -36,14 +36,14 @@ class Party:
     Args:
       name: unique among the parties; the order of names decides who adds and who subtracts.
       session: identifies the run; part of every key's derivation.
-      noised: places of the arrays that must not leave without noise.
+      noised: indices of the arrays that must not leave without noise.
     """
 
     def __init__(self, name: str, session: str, *, noised: Collection[int] = ()):
         self.name, self._session, self._noised = name, session, frozenset(noised)
         self._private = X25519PrivateKey.generate()
         self.public_key = self._private.public_key().public_bytes_raw()
-        self._shared: dict[str, bytes] = {}
+        self._shared: dict[str, bytes] | None = None
         self._used: set[int] = set()
 
     def agree(self, public_keys: Mapping[str, bytes]) -> None:
@@ -54,7 +54,7 @@ class Party:
         """
         if public_keys.get(self.name) != self.public_key:
             raise PrivacyError(
-                f"silo {self.name}: the list of public keys does not hold the key this silo sent; expected it unchanged. No mask is made with such a list."
+                f"silo {self.name}: the list of public keys does not hold the key this silo sent; expected it unchanged. No mask is made with such a list. Check who relays the keys, and start the run again."
             )
         self._shared = {
             name: self._private.exchange(X25519PublicKey.from_public_bytes(key))
@@ -70,15 +70,23 @@ class Party:
         Args:
           values: the silo's sums.
           round_number: of the run.
-          noise: by place, int64 of the array's shape: what is added to an array that must not leave without.
+          noise: by index, int64 of the array's shape: what is added to an array that must not leave without it.
 
         Raises:
-          PrivacyError: if this round was masked before: two reports under one mask would show their difference. Or if
-            noise is missing.
+          PrivacyError: if this round was masked before, since two reports under one mask would show their difference; if
+            noise is missing; or if no mask can be made, since keys were not agreed or numbers are not unsigned integers.
         """
-        if set(noise) != self._noised or any(noise[place].shape != values[place].shape for place in noise):
+        if self._shared is None:
             raise PrivacyError(
-                f"silo {self.name}: round {round_number} came with noise for {len(noise)} of its {len(self._noised)} sums that must not leave without; expected its share on each. Nothing was sent."
+                f"silo {self.name}: round {round_number} was to be masked before public keys were exchanged; expected the keys of all silos first. Nothing was sent."
+            )
+        if signed := [value.dtype.name for value in values if value.dtype.kind != "u"]:
+            raise PrivacyError(
+                f"silo {self.name}: round {round_number} came with sums of {', '.join(sorted(set(signed)))}; expected unsigned integers, since no mask hides another number. Nothing was sent."
+            )
+        if set(noise) != self._noised or any(noise[index].shape != values[index].shape for index in noise):
+            raise PrivacyError(
+                f"silo {self.name}: round {round_number} came with noise for {len(noise)} of its {len(self._noised)} sums that must not leave without; expected its noise share on each, of the sum's shape. Nothing was sent."
             )
         if round_number in self._used:
             raise PrivacyError(
@@ -86,8 +94,8 @@ class Party:
             )
         self._used.add(round_number)
         masked = [np.array(value) for value in values]
-        for place, share in noise.items():
-            masked[place] += share.astype(masked[place].dtype)
+        for index, noise_share in noise.items():
+            masked[index] += noise_share.astype(masked[index].dtype)
         for peer, shared in self._shared.items():
             keystream = self._keystream(peer, shared, round_number)
             for value in masked:
@@ -98,7 +106,7 @@ class Party:
                     value -= mask
         return masked
 
-    def _keystream(self, peer: str, shared: bytes, round_number: int):
+    def _keystream(self, peer: str, shared: bytes, round_number: int) -> CipherContext:
         low, high = sorted((self.name, peer))
         info = "\0".join(("tff-pipeline mask", self._session, str(round_number), low, high)).encode()
         key = HKDF(SHA256(), length=32, salt=None, info=info).derive(shared)
@@ -115,12 +123,12 @@ def introduce(parties: Sequence[Party]) -> None:
 def add_up(reports: Iterable[Sequence[np.ndarray]]) -> list[np.ndarray]:
     """The server's side: the sum of all parties' reports, array by array, each in its ring. The masks cancel.
 
-    Takes one report after the other, so that a generator of them is never held whole; the first one's arrays become the
-    sum.
+    Reports are taken one after the other, so that a generator of them is never in memory as a whole. The arrays of the
+    first report become the sum.
     """
     remaining = iter(reports)
     total = [np.asarray(part) for part in next(remaining)]
     for report in remaining:
-        for place, part in zip(total, report, strict=True):
-            np.add(place, part, out=place)
+        for sum_so_far, part in zip(total, report, strict=True):
+            np.add(sum_so_far, part, out=sum_so_far)
     return total

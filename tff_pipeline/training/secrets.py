@@ -7,17 +7,13 @@ They are kept until the run is sealed, so that a killed run goes on with the sam
 of runs that will not be finished; what these were charged stays charged.
 """
 
-import argparse
 import contextlib
 import hashlib
-import json
 import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from tff_pipeline import config as configuration
 from tff_pipeline.artifacts import Workdir, canonical_json, is_complete
 from tff_pipeline.config import Config
 from tff_pipeline.errors import ConfigError
@@ -27,15 +23,15 @@ from tff_pipeline.privacy.draws import Draws
 from tff_pipeline.privacy.keys import PartyKey
 from tff_pipeline.privacy.plan import PrivacyPlan
 from tff_pipeline.privacy.round import round_name
+from tff_pipeline.privacy.server_draws import ServerDraws
+from tff_pipeline.privacy.silo_draws import SiloDraws
 from tff_pipeline.progress import Progress
-
-if TYPE_CHECKING:
-    from tff_pipeline.training.job import Job
+from tff_pipeline.training.job import Job
 
 _SILO_KEY = re.compile(r"sampling-(?P<run>[0-9a-f]{16})\.")
 
 
-def draws_of(work: "Job", plan: PrivacyPlan, network: str, progress: Progress) -> Draws:
+def draws_of(work: Job, plan: PrivacyPlan, network: str, progress: Progress) -> Draws:
     """The draws of a run, from the keys that are there, or new ones.
 
     A silo's key file that lacks a round which the ledgers were charged for is an older copy: what it would refuse to repeat it
@@ -58,7 +54,7 @@ def draws_of(work: "Job", plan: PrivacyPlan, network: str, progress: Progress) -
     # Of all of them: a kill may have kept a charge from a silo's.
     charges = [entry for ledger in ledgers for entry in ledger.charges_of(run=work.id, draw=draws.name)]
     names = {round_name(draws.digest, entry["round"] - 1, entry.get("start", "")) for entry in charges}
-    for silo, key in draws.silos.items():
+    for silo, key in ((silo, own.key) for silo, own in draws.silos.items()):
         missing = sum(not key.knows(name) for name in names)
         if missing:
             progress.event(
@@ -73,7 +69,7 @@ def draws_of(work: "Job", plan: PrivacyPlan, network: str, progress: Progress) -
     return draws
 
 
-def _read(work: "Job", plan: PrivacyPlan, network: str) -> Draws:
+def _read(work: Job, plan: PrivacyPlan, network: str) -> Draws:
     workdir, seed = Workdir(work.config.workdir), work.config.pipeline.seed
 
     def key(path: Path, purpose: str) -> PartyKey:
@@ -81,13 +77,13 @@ def _read(work: "Job", plan: PrivacyPlan, network: str) -> Draws:
         return PartyKey(path, None if seed is None else lambda: randomness.seeded_secret(seed, named))
 
     silos = {
-        snapshot.silo: key(silo_key(workdir, snapshot.silo, work.id), f"sampling/{snapshot.silo}")
-        for snapshot in work.snapshots
+        name: SiloDraws(name, plan, key(silo_key(workdir, name, work.id), f"sampling/{name}"))
+        for name in (snapshot.silo for snapshot in work.snapshots)
     }
-    return Draws(plan, key(server_key(work.folder), "noise"), silos, _origin(work, network))
+    return Draws(ServerDraws(plan, key(server_key(work.folder), "noise")), silos, _origin(work, network))
 
 
-def _origin(work: "Job", network: str) -> str:
+def _origin(work: Job, network: str) -> str:
     """A digest of what the run starts from: settings, network, and every silo's training data: contents, order, labels."""
     # With a seed both runtimes draw the same, so that they can be compared.
     runtime = work.config.runtime.kind if work.config.pipeline.seed is None else None
@@ -174,29 +170,3 @@ def abandon(config: Config, runs: Sequence[str]) -> dict[str, list[str]]:
         for ledger in (*populations.values(), *silos.values()):
             stack.enter_context(ledger.exclusively())
         return {run: [str(path) for path in remove(workdir, run)] for run in runs}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """`tff-pipeline abandon`."""
-    parser = argparse.ArgumentParser(
-        prog="tff-pipeline abandon",
-        description="Remove the keys of runs that will not be finished, or that have to draw anew. Without --run or --all it lists the runs "
-        "and removes nothing. The rounds that a run was charged stay charged; training it again goes on from its newest state under "
-        "new keys, and charges the rounds that follow as new ones.",
-    )
-    configuration.add_arguments(parser)
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--run", action="append", default=[], metavar="ID", help="an unfinished run; may be given again")
-    which.add_argument("--all", action="store_true", help="every unfinished run of the workdir")
-    arguments = parser.parse_args(argv)
-    config = configuration.load(arguments.config, arguments.set)
-    known = unfinished(Workdir(config.workdir))
-    chosen = known if arguments.all else arguments.run
-    removed = abandon(config, chosen)
-    if arguments.json:
-        print(json.dumps({"unfinished": known, "removed": removed}))
-    elif not chosen:
-        print("\n".join(known) or f"no unfinished run in {config.workdir} has keys")
-    for run, paths in removed.items() if not arguments.json else ():
-        print(f"run {run}: removed {len(paths)} file(s) and folder(s); what it was charged stays charged")
-    return 0

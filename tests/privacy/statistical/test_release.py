@@ -14,12 +14,11 @@ from builders.mechanism import CANARIES, SHAPES, Mechanism
 from builders.plans import plan as a_plan
 from scipy import stats
 
-from tff_pipeline.privacy import randomness, sampling
+from tff_pipeline.privacy import sampling
+from tff_pipeline.privacy.mechanisms.noise import round_noise
 
 ROUNDS = 400
-PLAN = a_plan(
-    noise_multiplier=0.7, clip_norm=0.5, value_range=0.5, expected_cohort=10.0, sampling_probability=0.25, dimension=123
-)
+PLAN = a_plan(noise_multiplier=0.7, clip_norm=0.5, expected_cohort=10.0, sampling_probability=0.25, dimension=123)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,7 @@ def mechanism() -> Iterator[Any]:
 
 
 def noise(number: int) -> list[np.ndarray]:
-    return randomness.round_noise(b"r" * 32, round_number=number, stddev=PLAN.noise_stddev, shapes=SHAPES)
+    return round_noise(b"r" * 32, round_number=number, stddev=PLAN.noise_stddev, shapes=SHAPES)
 
 
 @pytest.fixture(scope="module")
@@ -94,20 +93,20 @@ def test_coordinates_and_rounds_are_independent(released):
         assert np.abs(correlations).max() < bound
 
 
-def test_what_is_released_lies_on_the_grain(mechanism):
-    """Low-order bits of the float noise do not leave: the noised sum is a whole number of grains."""
-    grains = mechanism.released([1, 2, 3], noise(9999)) / PLAN.grain
+def test_what_is_released_is_a_multiple_of_the_rounding_step(mechanism):
+    """Low-order bits of the float noise do not leave: the noised sum is a multiple of the rounding step."""
+    multiples = mechanism.released([1, 2, 3], noise(9999)) / PLAN.rounding_step
     # The release is the sum over 10 in float32, which is all that rounds it again.
-    np.testing.assert_allclose(grains, np.round(grains), atol=1e-3)
+    np.testing.assert_allclose(multiples, np.round(multiples), atol=1e-3)
 
 
 def test_any_client_moves_the_sum_by_at_most_the_sensitivity(mechanism):
     """Forty random cohorts and a client more: in L2, before the noise, and hardly less, since canaries reach the clip.
 
-    With the noise off the sum is rounded to the grain, so neighbours are compared through the secure slots.
+    With the noise off the sum is rounded to the rounding step, so neighbours are compared through the secure slots.
     """
     random = np.random.default_rng(3)
-    runtime, state, step = mechanism._runtime, mechanism._state, PLAN.value_range / PLAN.quanta
+    runtime, state, step = mechanism._runtime, mechanism._state, PLAN.quantization.step
     moved = []
     for _ in range(40):
         taking_part = random.permutation(CANARIES)[: int(random.integers(1, 12))]
@@ -120,7 +119,7 @@ def test_any_client_moves_the_sum_by_at_most_the_sensitivity(mechanism):
             }
             slots = runtime.secure_sums(state, cohorts)
             sums.append(np.concatenate([slot.ravel() for slot in slots if slot.shape in SHAPES and slot.size > 1]))
-        difference = (sums[1] - sums[0]).astype(np.int64) - PLAN.largest_whole_number
+        difference = (sums[1] - sums[0]).astype(np.int64) - PLAN.quantization.largest_summand
         moved.append(float(np.linalg.norm(difference * step)))
     assert max(moved) <= PLAN.sensitivity
     assert min(moved) > 0.999 * PLAN.sensitivity

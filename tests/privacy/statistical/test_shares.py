@@ -11,33 +11,35 @@ from typing import Any
 import numpy as np
 import pytest
 from builders.mechanism import CANARIES, Mechanism
+from builders.plans import discretization
 from builders.plans import plan as a_plan
 from scipy import stats
 
 from tff_pipeline.privacy import sampling
 from tff_pipeline.privacy.discrete_gaussian import discrete_gaussian
+from tff_pipeline.privacy.mechanisms import DistributedDiscreteGaussian
 from tff_pipeline.privacy.randomness import derive
 
 ROUNDS = 300
-# 16 bits, so that quanta are coarse: a share has a standard deviation of some hundreds.
+# 16 bits, so that the step is coarse: a share has a standard deviation of some hundreds.
 PLAN = a_plan(
-    mechanism="distributed_discrete_gaussian",
+    DistributedDiscreteGaussian,
     silos=3,
     tolerated_silos=1,
-    ring_bits=16,
+    bits=16,
     noise_multiplier=0.7,
     clip_norm=0.5,
     expected_cohort=10.0,
     sampling_probability=0.25,
     dimension=123,
 )
-INTEGERS: Any = PLAN.integers
+INTEGERS: Any = discretization(PLAN)
 SILOS = ("silo-0000", "silo-0001", "silo-0002")
 
 
 def shares(number: int) -> dict[str, np.ndarray]:
     return {
-        silo: discrete_gaussian(derive(b"s" * 32, f"{silo}/{number}"), INTEGERS.log2_share, INTEGERS.length)
+        silo: discrete_gaussian(derive(b"s" * 32, f"{silo}/{number}"), INTEGERS.log2_scale, INTEGERS.length)
         for silo in SILOS
     }
 
@@ -74,7 +76,7 @@ def received() -> np.ndarray:
     return np.stack(found)
 
 
-VARIANCE = 3 * 4.0**INTEGERS.log2_share
+VARIANCE = 3 * 4.0**INTEGERS.log2_scale
 
 
 def fits(numbers: np.ndarray, variance: float) -> float:
@@ -110,7 +112,7 @@ def test_clients_change_nothing_about_it(received, with_clients):
 def test_without_a_silos_own_share_what_the_guarantee_counts_on_is_left(received):
     """A silo in league with the server takes its share away: two of three are left, worth the plan's noise multiplier."""
     left = received - np.stack([shares(number)["silo-0001"] for number in range(ROUNDS)])
-    counted = 2 * 4.0**INTEGERS.log2_share
+    counted = 2 * 4.0**INTEGERS.log2_scale
     assert fits(left, counted) > 1e-3
     assert math.sqrt(left.var() / INTEGERS.sensitivity_squared) > 0.7 * (1 - 4 / math.sqrt(2 * left.size))
 

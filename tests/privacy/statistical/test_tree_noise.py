@@ -12,14 +12,14 @@ from builders.mechanism import CANARIES, SHAPES, Mechanism
 from builders.plans import plan as a_plan
 from scipy import stats
 
-from tff_pipeline.privacy import randomness
+from tff_pipeline.privacy.mechanisms import Tree
+from tff_pipeline.privacy.mechanisms.tree import tree_noise
 
 ROUNDS, TREES = 11, 40
 PLAN = a_plan(
-    mechanism="tree",
+    Tree,
     noise_multiplier=0.7,
     clip_norm=0.5,
-    value_range=0.5,
     clients=110,
     expected_cohort=10.0,
     sampling_probability=1 / 11,
@@ -30,9 +30,7 @@ PLAN = a_plan(
 
 
 def noise(number: int) -> list[np.ndarray]:
-    return randomness.tree_noise(
-        b"t" * 32, round_number=number, rounds_per_tree=ROUNDS, stddev=PLAN.noise_stddev, shapes=SHAPES
-    )
+    return tree_noise(b"t" * 32, round_number=number, rounds_per_tree=ROUNDS, stddev=PLAN.noise_stddev, shapes=SHAPES)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Batching in the double: what is run together, what is refused, and with which of the server's words."""
+"""Batching in the local model server: what is run together, what is refused, and with which of the server's words."""
 
 import threading
 import time
@@ -11,12 +11,13 @@ import pytest
 from builders.serving_models import fetch, small_model
 
 from serving.client import GrpcClient, RestClient, ServerError
+from serving.commands.serve import main
 from serving.local_server.batching import Parameters, Scheduler
-from serving.local_server.config import ModelConfig
 from serving.local_server.manager import Loading
 from serving.local_server.metrics import Metrics
-from serving.local_server.server import Double, Options, main
-from serving.local_server.status import ServingError
+from serving.local_server.server import LocalModelServer, Options
+from serving.model_server.models_config import ModelConfig
+from serving.model_server.status import ServingError
 from tff_pipeline.errors import ConfigError
 
 LONG_MICROS = 10_000_000  # longer than any test waits
@@ -170,11 +171,11 @@ def test_outputs_that_cannot_be_cut_apart(scheduled, outputs, words):
         ask(scheduled(Runs(outputs), max_batch_size=4), 1, 2)
 
 
-# -- in the double -----------------------------------------------------------------------------------------------------
+# -- in the local model server -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def double(tmp_path_factory):
+def server(tmp_path_factory):
     base = tmp_path_factory.mktemp("models") / "small"
     base.mkdir()
     small_model(base, 1)
@@ -182,31 +183,31 @@ def double(tmp_path_factory):
         max_batch_size=4, batch_timeout_micros=100_000, num_batch_threads=2, allowed_batch_sizes=(4,)
     )
     options = Options(port=0, rest_port=0, loading=Loading(poll_s=0.05, retries=0), batching=parameters)
-    with Double([ModelConfig("small", base)], options) as running:
+    with LocalModelServer([ModelConfig("small", base)], options) as running:
         yield running
 
 
-def test_each_client_gets_its_own(double):
+def test_each_client_gets_its_own(server):
     """Sixteen clients over both APIs at once, texts of other lengths each."""
 
     def one(number):
-        address = f"http://127.0.0.1:{double.rest_port}" if number % 2 else f"127.0.0.1:{double.port}"
+        address = f"http://127.0.0.1:{server.rest_port}" if number % 2 else f"127.0.0.1:{server.port}"
         with (RestClient if number % 2 else GrpcClient)(address, "small") as client:
             return client.predict(["x" * number] * (1 + number % 3)).outputs["length"].tolist()
 
     with ThreadPoolExecutor(16) as pool:
         assert list(pool.map(one, range(16))) == [[number] * (1 + number % 3) for number in range(16)]
-    page = double.metrics.page()
+    page = server.metrics.page()
     assert 'batching_session:queuing_latency_count{thread_pool_name="batch_threads"} 16' in page
 
 
-def test_the_servers_words_over_both_apis(double):
-    address = f"http://127.0.0.1:{double.rest_port}/v1/models/small:predict"
+def test_the_servers_words_over_both_apis(server):
+    address = f"http://127.0.0.1:{server.rest_port}/v1/models/small:predict"
     status, body = fetch(address, '{"instances": ["a", "b", "c", "d", "e"]}')
     assert (status, "Task size 5 is larger than maximum input batch size 4" in body) == (400, True)
     status, body = fetch(address, '{"signature_name": "scalar", "instances": ["a"]}')
     assert (status, "Batched output tensor has 0 dimensions" in body) == (400, True)
-    with GrpcClient(f"127.0.0.1:{double.port}", "small") as client, pytest.raises(ServerError) as refused:
+    with GrpcClient(f"127.0.0.1:{server.port}", "small") as client, pytest.raises(ServerError) as refused:
         client.predict(["a"] * 5)
     assert refused.value.code == grpc.StatusCode.INVALID_ARGUMENT.name
 
@@ -222,11 +223,11 @@ def test_the_projects_own_file(root):
 def test_files_that_are_refused(tmp_path):
     file = tmp_path / "batching_parameters.txt"
     for text, message in (
-        ("max_batch_size: 3", r"Numbers of the first group stand in braces"),
+        ("max_batch_size: 3", r"the numbers of batching parameters stand in braces"),
         ("max_batch_size { value: 8 } allowed_batch_sizes: 4", "the last of allowed_batch_sizes is 4; expected 8"),
         (
             "max_batch_size { value: 8 } enable_large_batch_splitting { value: true } max_execution_batch_size { value: 4 }",
-            "which the double does not do",
+            "which the local model server does not support",
         ),
     ):
         file.write_text(text)
@@ -234,5 +235,5 @@ def test_files_that_are_refused(tmp_path):
             Parameters.from_file(file)
     with pytest.raises(ConfigError, match="cannot be read"):
         Parameters.from_file(Path(tmp_path / "none.txt"))
-    with pytest.raises(ConfigError, match="without --enable-batching; expected both"):
+    with pytest.raises(ConfigError, match="without --enable-batching; expected both or neither"):
         main(["--model_base_path", str(tmp_path), "--batching_parameters_file", str(file)])

@@ -1,4 +1,4 @@
-"""The double answers what TensorFlow Serving would: words, codes, versions. Expected texts are the server's source's."""
+"""The local model server answers what TensorFlow Serving would: words, codes, versions. Expected texts are the server's source's."""
 
 import contextlib
 import gzip
@@ -33,10 +33,10 @@ from tensorflow_serving.apis import (
 )
 
 from serving.local_server import json_tensor, json_writer
-from serving.local_server.config import ModelConfig, VersionPolicy, parse
 from serving.local_server.manager import Loading, numbered
-from serving.local_server.server import Double, Options
-from serving.local_server.status import ServingError
+from serving.local_server.server import LocalModelServer, Options
+from serving.model_server.models_config import ModelConfig, VersionPolicy, parse
+from serving.model_server.status import ServingError
 
 
 def quick(**changes):
@@ -55,9 +55,9 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def double(models):
+def server(models):
     config = ModelConfig("small", models, VersionPolicy("all"))
-    with Double([config], quick()) as running:
+    with LocalModelServer([config], quick()) as running:
         deadline = time.monotonic() + 20
         while len(running.manager.states("small")) < 2 or "LOADING" in str(running.manager.states("small")):
             assert time.monotonic() < deadline
@@ -67,13 +67,13 @@ def double(models):
 
 
 @pytest.fixture(scope="module")
-def url(double):
-    return f"http://127.0.0.1:{double.rest_port}/v1/models/small"
+def url(server):
+    return f"http://127.0.0.1:{server.rest_port}/v1/models/small"
 
 
 @pytest.fixture(scope="module")
-def channel(double):
-    with grpc.insecure_channel(f"127.0.0.1:{double.port}") as opened:
+def channel(server):
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as opened:
         yield opened
 
 
@@ -244,42 +244,42 @@ def test_requests_that_are_wrong(url, body, message):
         ("/v1/models/small:regress", '{"signature_name": "pair", "examples": [{}]}', 400, "Expected one input Tensor."),
     ],
 )
-def test_what_is_not_there(double, path, body, status, message):
-    assert fetch(f"http://127.0.0.1:{double.rest_port}{path}", body) == (status, json_writer.error(message))
+def test_what_is_not_there(server, path, body, status, message):
+    assert fetch(f"http://127.0.0.1:{server.rest_port}{path}", body) == (status, json_writer.error(message))
 
 
-def test_an_unknown_path_is_no_json(double):
-    assert fetch(f"http://127.0.0.1:{double.rest_port}/favicon.ico") == (404, "")
+def test_an_unknown_path_is_no_json(server):
+    assert fetch(f"http://127.0.0.1:{server.rest_port}/favicon.ico") == (404, "")
 
 
-def test_it_says_what_it_is(double, url):
-    connection = HTTPConnection("127.0.0.1", double.rest_port, timeout=5)
+def test_it_says_what_it_is(server, url):
+    connection = HTTPConnection("127.0.0.1", server.rest_port, timeout=5)
     connection.request("GET", "/v1/models/small")
     response = connection.getresponse()
     response.read()
-    assert "not TensorFlow Serving" in response.headers["X-Conformance-Double"]
+    assert "not TensorFlow Serving" in response.headers["X-Local-Model-Server"]
     connection.close()
 
 
 # -- REST: clients that misbehave --------------------------------------------------------------------------------------
 
 
-def raw(double, sent, *, end=True):
+def raw(server, sent, *, end=True):
     """What a socket is answered."""
-    with socket.create_connection(("127.0.0.1", double.rest_port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", server.rest_port), timeout=10) as connection:
         connection.sendall(sent)
         if end:
             connection.shutdown(socket.SHUT_WR)
         return b"".join(iter(lambda: connection.recv(1 << 16), b""))
 
 
-def test_bodies_may_be_compressed_or_in_chunks(double, url):
+def test_bodies_may_be_compressed_or_in_chunks(server, url):
     body = b'{"instances": ["abc"]}'
     assert '"length": 3' in fetch(f"{url}:predict", gzip.compress(body), **{"Content-Encoding": "gzip"})[1]
     chunked = b"POST /v1/models/small:predict HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + b"".join(
         b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:5], body[5:], b"")
     )
-    assert b'"length": 3' in raw(double, chunked)
+    assert b'"length": 3' in raw(server, chunked)
 
 
 @pytest.mark.parametrize(
@@ -289,29 +289,29 @@ def test_bodies_may_be_compressed_or_in_chunks(double, url):
         b"POST /v1/models/small:predict HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nfffffffff\r\n{}",
     ],
 )
-def test_a_body_that_is_too_large_is_not_read(double, sent):
-    assert raw(double, sent).startswith(b"HTTP/1.1 413")
+def test_a_body_that_is_too_large_is_not_read(server, sent):
+    assert raw(server, sent).startswith(b"HTTP/1.1 413")
 
 
-def test_a_small_body_that_unpacks_to_a_large_one(double, url):
+def test_a_small_body_that_unpacks_to_a_large_one(server, url):
     bomb = gzip.compress(b" " * (65 << 20))
     assert fetch(f"{url}:predict", bomb, **{"Content-Encoding": "gzip"})[0] == 413
 
 
-def test_what_is_no_http_gets_a_status_and_no_crash(double, url):
+def test_what_is_no_http_gets_a_status_and_no_crash(server, url):
     for sent in (
         b"\x00\xff\r\n\r\n",
         b"GET\r\n\r\n",
         b"POST /v1/models/small:predict HTTP/1.1\r\nContent-Length: x\r\n\r\n",
     ):
-        assert b" 400 " in raw(double, sent).partition(b"\r\n")[0]
-    assert raw(double, b"POST /v1/models/small:predict HTTP/1.1\r\nContent-Length: 10\r\n\r\n{}") == b"", "it hung up"
+        assert b" 400 " in raw(server, sent).partition(b"\r\n")[0]
+    assert raw(server, b"POST /v1/models/small:predict HTTP/1.1\r\nContent-Length: 10\r\n\r\n{}") == b"", "it hung up"
     assert fetch(url)[0] == 200
 
 
 def test_a_client_that_hangs_is_left_alone(models):
     """Its connection ends; meanwhile others are answered, and nothing waits for it at the end."""
-    with Double([ModelConfig("small", models)], quick(client_timeout_s=0.3)) as running:
+    with LocalModelServer([ModelConfig("small", models)], quick(client_timeout_s=0.3)) as running:
         started = time.monotonic()
         stuck = [socket.create_connection(("127.0.0.1", running.rest_port)) for _ in range(20)]
         for connection in stuck[:10]:
@@ -459,7 +459,7 @@ def test_a_version_that_cannot_be_loaded_leaves_the_old_one_serving(models, tmp_
     base = tmp_path / "small"
     base.mkdir()
     copied(models / "1", base, 1)
-    with Double([ModelConfig("small", base)], quick()) as running:
+    with LocalModelServer([ModelConfig("small", base)], quick()) as running:
         broken = copied(models / "1", base, 5)
         url = f"http://127.0.0.1:{running.rest_port}/v1/models/small"
 
@@ -487,7 +487,7 @@ def test_a_swap_loses_no_request_and_mixes_no_versions(tmp_path):
     base = tmp_path / "small"
     base.mkdir()
     small_model(base, 1)
-    with Double([ModelConfig("small", base)], quick()) as running:
+    with LocalModelServer([ModelConfig("small", base)], quick()) as running:
         with grpc.insecure_channel(f"127.0.0.1:{running.port}") as opened:
             call = prediction_service_pb2_grpc.PredictionServiceStub(opened).Predict
             answers, stop = [], threading.Event()
@@ -510,14 +510,14 @@ def test_a_swap_loses_no_request_and_mixes_no_versions(tmp_path):
 
 
 def test_a_request_keeps_the_version_it_began_with(models):
-    with Double([ModelConfig("small", models, VersionPolicy("specific", versions=(1,)))], quick()) as running:
-        with running.manager.servable("small") as held:
+    with LocalModelServer([ModelConfig("small", models, VersionPolicy("specific", versions=(1,)))], quick()) as running:
+        with running.manager.servable("small") as former:
             running.reload([ModelConfig("small", models, VersionPolicy("specific", versions=(2,)))])
             with running.manager.servable("small") as other:
-                assert (held.version, other.version) == (1, 2)
+                assert (former.version, other.version) == (1, 2)
             assert running.manager.states("small")[1].state == "UNLOADING"
             inputs = {"text": np.array([b"abc"], object)}
-            answer = held.run(held.signatures["serving_default"], inputs, ["length"], api="Predict", timeout_s=1)
+            answer = former.run(former.signatures["serving_default"], inputs, ["length"], api="Predict", timeout_s=1)
             assert answer["length"].tolist() == [3]
         until(lambda: running.manager.states("small")[1].state == "END")
 
@@ -553,7 +553,7 @@ def test_a_bad_warmup_request_keeps_a_version_from_being_served(models, tmp_path
     base.mkdir()
     with_warmup(copied(models / "1", base, 1), records)
     with pytest.raises(ServingError, match=r"1 model\(s\) did not become available") as refusal:
-        Double([ModelConfig("small", base)], quick()).start()
+        LocalModelServer([ModelConfig("small", base)], quick()).start()
     assert error in str(refusal.value)
 
 
@@ -562,7 +562,7 @@ def test_good_warmup_requests_run_before_anyone_asks(models, tmp_path):
     base.mkdir()
     with_warmup(copied(models / "1", base, 1), [warmup_record(), warmup_record("echo")])
     said = []
-    with Double([ModelConfig("small", base)], quick(), report=lambda event, message: said.append(message)):
+    with LocalModelServer([ModelConfig("small", base)], quick(), report=lambda event, message: said.append(message)):
         assert said == ["small 1 is available (2 warm-up requests)"]
 
 
@@ -577,7 +577,7 @@ def config_text(base, versions, labels=()):
 
 def test_a_canary_in_the_servers_three_steps(models):
     """Load both; then label; then move. A label for what is not available is refused, and nothing changes."""
-    with Double(parse(config_text(models, [1])), quick()) as running:
+    with LocalModelServer(parse(config_text(models, [1])), quick()) as running:
         with grpc.insecure_channel(f"127.0.0.1:{running.port}") as opened:
             reload = model_service_pb2_grpc.ModelServiceStub(opened).HandleReloadConfigRequest
 
@@ -607,8 +607,8 @@ def test_new_labels_may_wait_for_their_version_where_that_is_allowed(models):
     """What a server needs to start at all with labels in its configuration."""
     labelled = parse(config_text(models, [1], [("stable", 1)]))
     with pytest.raises(ServingError, match="which is not currently available for inference"):
-        Double(labelled, quick()).start()
-    with Double(labelled, quick(loading={"labels_for_unavailable": True})) as running:
+        LocalModelServer(labelled, quick()).start()
+    with LocalModelServer(labelled, quick(loading={"labels_for_unavailable": True})) as running:
         with running.manager.servable("small", label="stable") as found:
             assert found.version == 1
 
@@ -633,14 +633,14 @@ def test_configurations_that_the_server_refuses(text, message):
 # -- the whole, and the command ----------------------------------------------------------------------------------------
 
 
-def test_thousands_of_requests_leave_nothing_behind(double, url):
+def test_thousands_of_requests_leave_nothing_behind(server, url):
     """Eight threads, two thousand requests, half of them wrong; afterwards there are as many threads and files."""
     bodies = [(b'{"instances": ["abc"]}', 200), (b'{"instances": [1]}', 400)]
     fetch(url)
     files, wrong = len(os.listdir("/proc/self/fd")), []
 
     def ask():
-        connection = HTTPConnection("127.0.0.1", double.rest_port, timeout=20)
+        connection = HTTPConnection("127.0.0.1", server.rest_port, timeout=20)
         for index in range(250):
             body, status = bodies[index % 2]
             connection.request("POST", "/v1/models/small:predict", body)
@@ -659,9 +659,9 @@ def test_thousands_of_requests_leave_nothing_behind(double, url):
     until(lambda: len(os.listdir("/proc/self/fd")) <= files + 2)
 
 
-def test_metrics_have_the_servers_names(double, url):
+def test_metrics_have_the_servers_names(server, url):
     fetch(f"{url}:predict", '{"instances": ["a"]}')
-    page = fetch(f"http://127.0.0.1:{double.rest_port}/monitoring/prometheus/metrics")[1]
+    page = fetch(f"http://127.0.0.1:{server.rest_port}/monitoring/prometheus/metrics")[1]
     assert re.search(r'^:tensorflow:serving:request_count\{model_name="small",status="OK"\} \d+$', page, re.M)
     assert re.search(
         r'^:tensorflow:serving:request_latency_bucket\{model_name="small",API="Predict",entrypoint="REST",le="\+Inf"\} \d+$',
@@ -671,15 +671,18 @@ def test_metrics_have_the_servers_names(double, url):
     assert ":tensorflow:cc:saved_model:load_attempt_count{" in page
 
 
-def test_a_port_that_is_taken(models, double):
+def test_a_port_that_is_taken(models, server):
     with pytest.raises(OSError, match="cannot be listened on"):
-        Double([ModelConfig("small", models)], Options(port=double.port, rest_port=0)).start()
+        LocalModelServer([ModelConfig("small", models)], Options(port=server.port, rest_port=0)).start()
 
 
 @pytest.fixture
 def command(models):
     """`tff-pipeline serve` in a process of its own, ended at the end of the test whatever happens."""
-    program = "import sys; from tff_pipeline.cli import main; sys.exit(main())"
+    program = (
+        "import sys; from serving.commands.serve import main; from tff_pipeline import cli; "
+        "cli.command = {'serve': main}.__getitem__; sys.exit(cli.main())"  # whatever is installed
+    )
     arguments = ["serve", "--model-base-path", str(models), "--port=0", "--rest_api_port=0"]
     child = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", program, *arguments],
@@ -710,15 +713,15 @@ def test_the_command_serves_until_it_is_told_to_stop(command):
     command.send_signal(signal.SIGTERM)
     _, errors = command.communicate(timeout=20)
     assert command.returncode == 0
-    assert "conformance double" in errors
+    assert "it is not TensorFlow Serving" in " ".join(errors.split())
     assert "Traceback" not in errors
 
 
-def test_surrogates_and_doubled_members():
+def test_surrogates_and_repeated_members():
     assert json_tensor.parse(b'{"a": 1, "a": 2, "s": "\\ud83d\\ude00"}') == {"a": 1, "s": "\U0001f600"}
 
 
 def test_the_package_loads_nothing_heavy_for_its_help():
-    code = "import sys, serving.local_server.server; print([name for name in ('tensorflow', 'grpc') if name in sys.modules])"
+    code = "import sys, serving.commands.serve; print([name for name in ('tensorflow', 'grpc') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "[]\n"

@@ -1,33 +1,36 @@
-"""Which models are served: models.config as text, or one model by its base path."""
+"""models.config: the models that a server serves, which of their versions, and the labels of versions."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from serving.local_server.status import ServingError, invalid
+from serving.model_server.status import ServingError, invalid
 
 LATEST, ALL, SPECIFIC = "latest", "all", "specific"
 
 
 @dataclasses.dataclass(frozen=True)
 class VersionPolicy:
-    """Which of the versions under a base path are wanted."""
+    """Selects the versions under a base path that are to be loaded."""
 
     kind: str = LATEST
     count: int = 1
     versions: tuple[int, ...] = ()
 
-    def wanted(self, found: Sequence[int]) -> set[int]:
+    def wanted(self, present: Sequence[int]) -> set[int]:
+        """The versions to load, of those that are present under the base path."""
         if self.kind == ALL:
-            return set(found)
+            return set(present)
         if self.kind == SPECIFIC:
-            return set(found) & set(self.versions)
-        return set(sorted(found)[-self.count :])
+            return set(present) & set(self.versions)
+        return set(sorted(present)[-self.count :])
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
+    """A model, where its versions lie, which of them are loaded, and their labels."""
+
     name: str
     base_path: Path
     policy: VersionPolicy = VersionPolicy()
@@ -38,7 +41,7 @@ def parse(text: str) -> tuple[ModelConfig, ...]:
     """The models of a models.config.
 
     Raises:
-      ServingError: if it is not one, or the server would refuse it.
+      ServingError: if the text is no models.config, or the server would refuse it.
     """
     from google.protobuf import text_format
     from tensorflow_serving.config import model_server_config_pb2
@@ -59,8 +62,8 @@ def from_message(message: Any) -> tuple[ModelConfig, ...]:
         raise ServingError("FAILED_PRECONDITION", "Only model_config_list is supported here; got custom_model_config.")
     models = tuple(map(_model, message.model_config_list.config))
     names = [model.name for model in models]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise invalid(f"Illegal to list model {twice[0]} multiple times in config list")
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise invalid(f"Illegal to list model {repeated[0]} multiple times in config list")
     return models
 
 

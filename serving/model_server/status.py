@@ -1,4 +1,4 @@
-"""What an error is: a code of TensorFlow's and a message, and what each port makes of it."""
+"""The errors of a model server: a code of TensorFlow's and a message, and how REST and gRPC carry them."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ _NAMES = tuple(HTTP_STATUS)
 
 
 class ServingError(Exception):
-    """What a client is answered: a code by name, and the server's words."""
+    """The error that a client receives: the name of a code, and the server's message."""
 
     def __init__(self, code: str, message: str):
         super().__init__(message)
@@ -57,7 +57,7 @@ def invalid(message: str) -> ServingError:
 
 
 def from_exception(error: Exception) -> ServingError:
-    """What went wrong inside TensorFlow, or in this double, as a status."""
+    """Any exception as the status that a client receives: TensorFlow's code, or the one that the server would use."""
     import tensorflow as tf
 
     if isinstance(error, ServingError):
@@ -66,7 +66,7 @@ def from_exception(error: Exception) -> ServingError:
         return ServingError(_NAMES[error.error_code], error.message)
     if isinstance(error, OSError):
         return ServingError("NOT_FOUND", str(error))
-    # What the session of Python's TensorFlow says of a value that does not fit, before the graph sees it.
+    # Python's session refuses a value that does not fit before the graph sees it.
     if isinstance(error, ValueError | TypeError):
         return invalid(str(error))
     return ServingError("INTERNAL", f"{type(error).__name__}: {error}")
