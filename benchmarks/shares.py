@@ -27,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from tff_pipeline.aggregators.distributed_discrete_gaussian import decode, encode
 
-    print("| trained | coordinates, padded | drawing a noise share, s | encoding an update, s | decoding the sum, s |")
+    print(
+        "| trained | coordinates, padded | a silo's noise share, s | a client's integers, s | rotating the sum back, s |"
+    )
     print("| --- | --- | --- | --- | --- |")
     for name, dimension in _SIZES.items():
         made = finest_discretization(
