@@ -31,7 +31,7 @@ setup: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
-$(WORK)/example/written: .venv/installed examples/customer_messages.py
+$(WORK)/example/written: .venv/installed examples/customer_messages.py examples/phrases.py
 	$(BIN)/python -m examples.customer_messages $(WORK)/example
 	touch $@
 

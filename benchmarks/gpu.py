@@ -1,17 +1,17 @@
-"""A round on a GPU: whether it runs there, whether it can be repeated to the last bit, and how long it takes.
+"""A round on a GPU: whether it runs there, whether it repeats to the last bit, and how long it takes.
 
     python -m benchmarks.gpu [--json] [--rounds N] [--only MODEL/TRAINABLE ...] [--device GPU:0]
 
-For each model the same cohort of made-up clients (as `long` of benchmarks.round) is summed three times in each of two
+For each model the same cohort of invented clients (as `long` of benchmarks.round) is summed three times in each of two
 processes, in each of these ways, and the integers of every secure slot are compared:
 
     CPU             one process that sees no GPU
     deterministic   TensorFlow's deterministic operations, as training sets them on a GPU
     without tf32    the same, and matrix products in whole float32, not in the tensor cores' 19 bits
-    usual           as TensorFlow does without being told
+    usual           TensorFlow's own defaults
 
-Each process also times rounds of the local runtime and of a plain TensorFlow loop on the same device, in turn. What is
-printed: the first round's seconds, in which a GPU may compile kernels; the medians of both; whether the sums were the
+Each process also times rounds of the local runtime and of a plain TensorFlow loop on the same device, in turn. Printed are
+the first round's seconds, in which a GPU may compile kernels; the medians of both; whether the sums were the
 same within a process and in both; the largest difference to the CPU's sums, as a fraction of the clip; and how many
 operations of the model did not run on the device.
 
@@ -45,7 +45,7 @@ _HEADER = (
 )
 
 
-def one(model: str, trainable: str, way: str, device: str, rounds: int, sums_file: Path) -> dict[str, Any]:
+def summed(model: str, trainable: str, way: str, device: str, rounds: int, sums_file: Path) -> dict[str, Any]:
     """One process's part: sums the cohort, writes the integers to a file, times rounds."""
     import tensorflow as tf
 
@@ -82,16 +82,16 @@ def one(model: str, trainable: str, way: str, device: str, rounds: int, sums_fil
         }
 
 
-def equal(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> bool:
+def equal(left: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> bool:
     """Whether the integers of every slot are the same."""
-    return all(np.array_equal(part, others) for part, others in zip(one, other, strict=True))
+    return all(np.array_equal(a, b) for a, b in zip(left, right, strict=True))
 
 
-def gap(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> int:
-    """The largest difference of a coordinate of the updates, in quanta; slots of one number are metrics."""
-    pairs = [(part, others) for part, others in zip(one, other, strict=True) if part.size > 1]
-    signed = [(part - others).view(f"i{part.itemsize}") for part, others in pairs]  # modulo the ring
-    return max(int(np.abs(part.astype(np.int64)).max()) for part in signed)
+def gap(left: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> int:
+    """The largest difference of a coordinate of the updates, in quantization levels; slots of one number are metrics."""
+    pairs = [(a, b) for a, b in zip(left, right, strict=True) if a.size > 1]
+    differences = [(a - b).view(f"i{a.itemsize}") for a, b in pairs]  # signed, modulo the ring
+    return max(int(np.abs(difference.astype(np.int64)).max()) for difference in differences)
 
 
 def measure(model: str, trainable: str, device: str, rounds: int) -> Iterator[dict[str, Any]]:
@@ -122,13 +122,13 @@ def measure(model: str, trainable: str, device: str, rounds: int) -> Iterator[di
 
 
 def _in_a_process(model: str, trainable: str, way: str, device: str, rounds: int, sums_file: Path) -> dict[str, Any]:
-    where = "CPU:0" if way == "CPU" else device
+    place = "CPU:0" if way == "CPU" else device
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu", "--one", model, trainable, way, where, str(rounds), str(sums_file)],
+        [sys.executable, "-m", "benchmarks.gpu", "--sum", model, trainable, way, place, str(rounds), str(sums_file)],
         stdout=subprocess.PIPE,
         check=True,
         text=True,
-        env={**os.environ, **({"CUDA_VISIBLE_DEVICES": "-1"} if where.startswith("CPU") else {})},
+        env={**os.environ, **({"CUDA_VISIBLE_DEVICES": "-1"} if place.startswith("CPU") else {})},
     )
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -154,12 +154,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="*", default=[], metavar="MODEL/TRAINABLE", help="such as two_layers/full")
     parser.add_argument("--device", default="GPU:0", help="what to measure beside the CPU, as TensorFlow names it")
     parser.add_argument("--json", action="store_true", help="a JSON line for each")
-    parser.add_argument("--one", nargs=6, help=argparse.SUPPRESS)
+    parser.add_argument("--sum", nargs=6, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     silence_libraries()
-    if arguments.one:
-        model, trainable, way, device, rounds, sums_file = arguments.one
-        print(json.dumps(one(model, trainable, way, device, int(rounds), Path(sums_file))))
+    if arguments.sum:
+        model, trainable, way, device, rounds, sums_file = arguments.sum
+        print(json.dumps(summed(model, trainable, way, device, int(rounds), Path(sums_file))))
         return 0
     if not arguments.json:
         print(f"{_HEADER}\n|{' --- |' * _HEADER.count(' | ')} --- |", flush=True)

@@ -2,8 +2,8 @@
 
     python -m benchmarks.memory [--rounds 200] [--json]
 
-Trains all weights of a two-layer BERT on made-up texts with the local runtime. Each case runs in a process of its own,
-since a process does not give back what it has had; peaks are the kernel's (ru_maxrss).
+Trains all weights of a two-layer BERT on invented texts with the local runtime. Each case runs in a process of its own,
+since a process keeps the memory it has had; peaks are the kernel's (ru_maxrss).
 """
 
 import argparse
@@ -30,8 +30,8 @@ def resident_mb() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def one(cohort: int, silo: int, rounds: int) -> dict[str, Any]:
-    """A case, in this process: the snapshot is on disk, as in a run."""
+def measure(cohort: int, silo: int, rounds: int) -> dict[str, Any]:
+    """Runs a case in this process, with the snapshot on the disk, as in a run."""
     from tff_pipeline.data import records
     from tff_pipeline.runtime.clients import TextClients
     from tff_pipeline.runtime.local import LocalRuntime
@@ -78,12 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     silence_libraries()
     if arguments.case:
         cohort, silo = arguments.case
-        print(json.dumps(one(cohort, silo, arguments.rounds)))
+        print(json.dumps(measure(cohort, silo, arguments.rounds)))
         return 0
     if not arguments.json:
         print("| clients a round | clients of the silo | rounds | growth, MB a round | peak, MB |\n|" + " --- |" * 5)
-    for place, (cohort, silo) in enumerate(CASES):
-        rounds = arguments.rounds if place == 0 else max(2, arguments.rounds // 10)
+    for index, (cohort, silo) in enumerate(CASES):
+        rounds = arguments.rounds if index == 0 else max(2, arguments.rounds // 10)
         case = [sys.executable, "-m", "benchmarks.memory", "--rounds", str(rounds), "--case", str(cohort), str(silo)]
         done = subprocess.run(case, stdout=subprocess.PIPE, check=True, text=True).stdout.splitlines()[-1]
         print(

@@ -1,4 +1,4 @@
-"""Real customer-service text, six businesses as silos: private, not private, pooled, and the majority class side by side.
+"""Real customer-service text, six businesses as silos: private, not private, pooled, and majority class, side by side.
 
     python -m benchmarks.multidogo [--config configs/multidogo.toml] [--set KEY=VALUE ...]
 
@@ -31,7 +31,7 @@ WITHOUT_PRIVACY = (
 
 
 def command(name: str, config: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """What a command of the pipeline prints with --json."""
+    """Runs a command of the pipeline with --json, and returns what it printed."""
     changes = [part for override in overrides for part in ("--set", override)]
     arguments = [sys.executable, "-m", "tff_pipeline", name, "--config", config, *changes, "--json"]
     return json.loads(subprocess.run(arguments, stdout=subprocess.PIPE, check=True).stdout)
@@ -58,7 +58,7 @@ def pooled(run: Path) -> dict[str, dict[str, float]]:
             classes[batch.positions] = batch.labels
         return features, classes
 
-    snapshots = {silo: open_snapshot(Path(one["path"])) for silo, one in trained.facts["snapshots"].items()}
+    snapshots = {silo: open_snapshot(Path(entry["path"])) for silo, entry in trained.facts["snapshots"].items()}
     features, classes = (
         np.concatenate(parts)
         for parts in zip(*(encoded(snapshot, "train") for snapshot in snapshots.values()), strict=True)

@@ -1,10 +1,9 @@
-"""Rows a second that preparation takes in, against a plain Python loop over the same rows with the same tokenizer.
+"""Rows a second that preparation reads, compared with a plain Python loop over the same rows with the same tokenizer.
 
-    python -m benchmarks.preparation [--rows 100000 1000000] [--json]
+    python -m benchmarks.preparation [--rows 100000 1000000] [--repeats N] [--json]
 
-The rows are made up: customers' messages of 2 to 30 common words, ten a client, in two csv files. Four ways, each a
-process of its own, the whole of it timed, from starting Python to the last byte, since that is what a schedule waits
-for:
+The rows are invented: customers' messages of 2 to 30 common words, ten a client, in two csv files. Each way runs in a process
+of its own, which is timed as a whole, from starting Python to the last byte, since that is what a schedule waits for:
 
     plain loop     csv.reader, the tokenizer on 1,024 texts at a time, a dictionary of clients, one TFRecord a client:
                    no keyed order, no splits, no rejected rows, no checks, no way to go on after a kill, all in memory
@@ -12,9 +11,10 @@ for:
     2 workers      the same with `--set prepare.workers=2`
     start-up       all of these on 100 rows: what every run pays before its first row
 
-"Work alone" is what two workers gain when each way's start-up is left aside. The tokenizer uses one core, whoever calls
-it: `taskset -c 0 python -m benchmarks.preparation` shows that the loop and one process are as fast on one. Peak memory is
-that of the largest process.
+`ratio` divides the plain loop's seconds by those of `prepare`, and `CPU ratio` does the same with processor time, which other
+work on the machine disturbs less. `work alone` is what two workers gain when each way's start-up is subtracted. The tokenizer
+uses one core, whoever calls it: `taskset -c 0 python -m benchmarks.preparation` shows the ratio on one. Peak memory is that of
+the largest process.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -77,6 +77,21 @@ def write_rows(folder: Path, rows: int) -> None:
                 writer.writerow([f"c{client}", f"label_{label}", " ".join(WORDS[word] for word in words)])
 
 
+class Usage(NamedTuple):
+    """What a process and those it started took."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_mb: float
+
+
+WAYS: dict[str, Sequence[str]] = {
+    "plain loop": ["benchmarks.preparation", "--plain", "."],
+    "prepare": ["tff_pipeline", "prepare", "--config", "config.toml", "--set", "prepare.workers=1"],
+    "2 workers": ["tff_pipeline", "prepare", "--config", "config.toml", "--set", "prepare.workers=2"],
+}
+
+
 def plain_loop(folder: Path) -> None:
     """What a person would write in an afternoon."""
     from tff_pipeline.config import ModelSection
@@ -90,9 +105,9 @@ def plain_loop(folder: Path) -> None:
     def take(batch: list[list[str]]) -> None:
         ids, lengths = tokenizer.encode([text for _, _, text in batch])
         for (client, label, _), tokens in zip(batch, np.split(ids, np.cumsum(lengths)[:-1]), strict=True):
-            own = clients.setdefault(client, [])
-            if len(own) < 30:
-                own.append((tokens, labels.setdefault(label, len(labels))))
+            examples = clients.setdefault(client, [])
+            if len(examples) < 30:
+                examples.append((tokens, labels.setdefault(label, len(labels))))
 
     for path in sorted((folder / "raw").glob("*.csv")):
         with path.open(newline="", encoding="utf-8") as file:
@@ -108,13 +123,13 @@ def plain_loop(folder: Path) -> None:
     with (folder / "plain.tfrecord").open("wb") as file:
         for client, examples in clients.items():
             tokens, own = zip(*examples, strict=True)
-            lengths = np.array([len(one) for one in tokens])
+            lengths = np.array([len(ids) for ids in tokens])
             record = records.encode_client(client, np.concatenate(tokens), lengths, np.array(own), np.zeros(len(own)))
             records.write_frame(file, record)
 
 
-def timed(arguments: Sequence[str], folder: Path) -> tuple[float, float]:
-    """Seconds and peak megabytes of a process and those it starts."""
+def timed(arguments: Sequence[str], folder: Path) -> Usage:
+    """Runs a module as a process."""
     started = time.perf_counter()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
     process = subprocess.Popen(
@@ -128,48 +143,67 @@ def timed(arguments: Sequence[str], folder: Path) -> tuple[float, float]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"{' '.join(arguments)} in {folder} ended with exit code {process.returncode}; expected 0.")
-    return time.perf_counter() - started, usage.ru_maxrss / 1e3
+    return Usage(time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1e3)
 
 
 def measure(rows: int, repeats: int, start_up: Mapping[str, float]) -> dict[str, Any]:
-    """All ways in turns; ratios of medians. `start_up` is the seconds that each takes for next to nothing."""
-    ways: dict[str, Sequence[str]] = {
-        "plain loop": ["benchmarks.preparation", "--plain", "."],
-        "prepare": ["tff_pipeline", "prepare", "--config", "config.toml", "--set", "prepare.workers=1"],
-        "2 workers": ["tff_pipeline", "prepare", "--config", "config.toml", "--set", "prepare.workers=2"],
-    }
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    with tempfile.TemporaryDirectory() as made:
-        write_rows(Path(made) / "raw", rows)
+    """All ways in turn; ratios of medians. `start_up` is the seconds that each takes for next to nothing."""
+    usages: dict[str, list[Usage]] = {way: [] for way in WAYS}
+    with tempfile.TemporaryDirectory() as base:
+        write_rows(Path(base) / "raw", rows)
         for number in range(repeats):
-            for name, arguments in ways.items():
-                folder = Path(made) / f"{name}-{number}".replace(" ", "-")
+            for way, arguments in WAYS.items():
+                folder = Path(base) / f"{way}-{number}".replace(" ", "-")
                 folder.mkdir()
-                (folder / "raw").symlink_to(Path(made) / "raw")
+                (folder / "raw").symlink_to(Path(base) / "raw")
                 (folder / "config.toml").write_text(CONFIG)
-                found[name].append(timed(arguments, folder))
+                usages[way].append(timed(arguments, folder))
                 subprocess.run(["rm", "-rf", str(folder)], check=True)
-    seconds = {name: float(np.median([one for one, _ in values])) for name, values in found.items()}
+    seconds = {way: float(np.median([usage.seconds for usage in of_way])) for way, of_way in usages.items()}
+    cpu_seconds = {way: float(np.median([usage.cpu_seconds for usage in of_way])) for way, of_way in usages.items()}
+    work = {way: seconds[way] - start_up[way] for way in WAYS} if start_up else None
     return {
         "rows": rows,
-        "rows_a_second": {name: round(rows / value) for name, value in seconds.items()},
-        "median": {name: round(value, 2) for name, value in seconds.items()},
-        "seconds": {name: [round(one, 2) for one, _ in values] for name, values in found.items()},
+        "rows_a_second": {way: round(rows / value) for way, value in seconds.items()},
+        "median": {way: round(value, 2) for way, value in seconds.items()},
+        "median_cpu": {way: round(value, 2) for way, value in cpu_seconds.items()},
+        "seconds": {way: [round(usage.seconds, 2) for usage in of_way] for way, of_way in usages.items()},
         "ratio_to_plain_loop": round(seconds["plain loop"] / seconds["prepare"], 3),
+        "cpu_ratio_to_plain_loop": round(cpu_seconds["plain loop"] / cpu_seconds["prepare"], 3),
         "two_workers_over_one": round(seconds["prepare"] / seconds["2 workers"], 3),
-        "two_workers_over_one_work_alone": round(
-            (seconds["prepare"] - start_up["prepare"]) / (seconds["2 workers"] - start_up["2 workers"]), 3
-        )
-        if start_up
-        else None,
-        "peak_mb": {name: round(max(peak for _, peak in values)) for name, values in found.items()},
+        "two_workers_over_one_work_alone": round(work["prepare"] / work["2 workers"], 3) if work else None,
+        "peak_mb": {way: round(max(usage.peak_mb for usage in of_way)) for way, of_way in usages.items()},
     }
+
+
+_HEADER = (
+    "| rows | plain loop, rows/s | prepare, rows/s | ratio | CPU ratio | 2 workers, rows/s | over one | work alone "
+    "| peak MB: plain, one, 2 |"
+)
+
+
+def _row(result: dict[str, Any]) -> str:
+    rate, peak = result["rows_a_second"], result["peak_mb"]
+    cells = [
+        f"{result['rows']:,}",
+        f"{rate['plain loop']:,}",
+        f"{rate['prepare']:,}",
+        f"{result['ratio_to_plain_loop']:.2f}",
+        f"{result['cpu_ratio_to_plain_loop']:.2f}",
+        f"{rate['2 workers']:,}",
+        f"{result['two_workers_over_one']:.2f}",
+        f"{result['two_workers_over_one_work_alone']:.2f}",
+        ", ".join(f"{peak[way]:,}" for way in WAYS),
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument(
+        "--repeats", type=int, default=2, help="how often each way runs; medians are printed (default: 2)"
+    )
     parser.add_argument("--json", action="store_true", help="a JSON line for each number of rows")
     parser.add_argument("--plain", metavar="FOLDER", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
@@ -177,35 +211,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.plain:
         plain_loop(Path(arguments.plain))
         return 0
-    if not arguments.json:
-        print(
-            "| rows | plain loop, rows/s | prepare, rows/s | ratio | 2 workers, rows/s | over one | work alone | peak MB: plain, one, 2 |"
-        )
-        print("|" + " --- |" * 8, flush=True)
-    start_up: dict[str, float] = {}
-    for rows in (START_UP_ROWS, *arguments.rows):
-        result = measure(rows, arguments.repeats, start_up)
-        if arguments.json:
-            print(json.dumps(result), flush=True)
-        elif rows == START_UP_ROWS:
-            print(
-                f"(start-up: {', '.join(f'{name} {took:.1f} s' for name, took in result['median'].items())})",
-                flush=True,
-            )
-        else:
-            rate, peak = result["rows_a_second"], result["peak_mb"]
-            cells = [
-                f"{rows:,}",
-                f"{rate['plain loop']:,}",
-                f"{rate['prepare']:,}",
-                f"{result['ratio_to_plain_loop']:.2f}",
-                f"{rate['2 workers']:,}",
-                f"{result['two_workers_over_one']:.2f}",
-                f"{result['two_workers_over_one_work_alone']:.2f}",
-                f"{peak['plain loop']:,}, {peak['prepare']:,}, {peak['2 workers']:,}",
-            ]
-            print(f"| {' | '.join(cells)} |", flush=True)
-        start_up = start_up or result["median"]
+    start_up = measure(START_UP_ROWS, arguments.repeats, {})
+    if arguments.json:
+        print(json.dumps(start_up), flush=True)
+    else:
+        print(f"start-up: {', '.join(f'{way} {took:.1f} s' for way, took in start_up['median'].items())}\n\n{_HEADER}")
+        print("|" + " --- |" * (_HEADER.count(" | ") + 1), flush=True)
+    for rows in arguments.rows:
+        result = measure(rows, arguments.repeats, start_up["median"])
+        print(json.dumps(result) if arguments.json else _row(result), flush=True)
     return 0
 
 

@@ -1,16 +1,16 @@
-"""How long a round takes: this project's local runtime, TFF's own executor, and a plain TensorFlow loop without federation.
+"""Seconds a round takes: this project's local runtime, TFF's own executor, and a plain TensorFlow loop without federation.
 
     python -m benchmarks.round [--json] [--rounds N] [--only MODEL/TRAINABLE ...] [--check] [--record]
 
 All three train the same clients with the same batches, optimizer and clip, in turn, so that a machine that slows down
 slows all of them; medians and ratios are printed, with the spread. Texts are of two kinds:
 
-    long   made up, 64 tokens each, 32 a client, in batches of 16
-    real   conversations of MultiDoGO as they come (--data), most turns under 12 tokens, in batches of 32; and the same
-           ones with every turn padded to 64 tokens, as is usual elsewhere
+    long   invented, 64 tokens each, 32 a client, in batches of 16
+    real   conversations of MultiDoGO as they are (--data), most turns under 12 tokens, in batches of 32; and the same
+           conversations with every turn padded to 64 tokens, as is usual elsewhere
 
-The plain loop and the local runtime pad to the longest text of a batch. A noise for every weight, which the training
-loop makes, is timed beside (`noise`): a plain loop has none. --record appends ratios to benchmarks/history.jsonl, and
+The plain loop and the local runtime pad to the longest text of a batch. Drawing noise for every weight, which the training
+loop does, is timed separately (`noise`): a plain loop has none. --record appends ratios to benchmarks/history.jsonl, and
 --check exits with 1 where a ratio is more than half as large again as the last one that was recorded there for as many
 cores.
 """
@@ -59,7 +59,7 @@ class Texts:
 
 
 def records_of(lengths_by_client: Sequence[np.ndarray]) -> Texts:
-    """Clients with texts of these lengths. The ids are random: what they are changes nothing about the time."""
+    """Clients with texts of these lengths. The token ids are random, since they do not affect the time."""
     from tff_pipeline.data.records import encode_client
 
     random = np.random.default_rng(0)
@@ -71,7 +71,7 @@ def records_of(lengths_by_client: Sequence[np.ndarray]) -> Texts:
 
 
 def conversation_lengths(data: Path, count: int) -> list[np.ndarray] | None:
-    """Tokens of each turn of `count` conversations drawn from all businesses; None where the data is not there."""
+    """Tokens of each turn of `count` conversations drawn from all businesses; None where the data is missing."""
     from tff_pipeline.config import ModelSection
     from tff_pipeline.data.tokenization import Tokenizer
 
@@ -84,7 +84,7 @@ def conversation_lengths(data: Path, count: int) -> list[np.ndarray] | None:
         return None
     drawn = np.random.default_rng(0).choice(len(conversations), count, replace=False)
     tokenizer = Tokenizer.from_config(ModelSection(checkpoint=MODELS["minilm"]), MAX_LENGTH)
-    chosen = [list(conversations.values())[place] for place in sorted(drawn)]
+    chosen = [list(conversations.values())[index] for index in sorted(drawn)]
     return [tokenizer.encode(texts)[1] for texts in chosen]
 
 
@@ -140,8 +140,8 @@ def plain_loop(logits: Callable[[Any], Any], variables: Sequence[Any], clients: 
                 step(inputs, labels)
             change = [first - variable.numpy() for first, variable in zip(start, variables, strict=True)]
             norm = float(np.sqrt(sum(np.vdot(part, part) for part in change)))
-            for place, part in zip(total, change, strict=True):
-                place += part * min(1.0, CLIP / max(norm, 1e-12))
+            for sum_of_part, part in zip(total, change, strict=True):
+                sum_of_part += part * min(1.0, CLIP / max(norm, 1e-12))
 
     return run
 
@@ -184,7 +184,9 @@ class Subject:
                 freeze(build, weights, trainable=trainable, directory=frozen)
             make = lambda: TextLearner(build, trainable=trainable, frozen=frozen)  # noqa: E731
             logits = network
-        self.clients = {kind: self._clients(kind, one, trainable, network.hidden_size) for kind, one in lengths.items()}
+        self.clients = {
+            kind: self._clients(kind, texts, trainable, network.hidden_size) for kind, texts in lengths.items()
+        }
         self.dimension = sum(value.size for value in self.initial)
         plan = PrivacyPlan(
             mechanism=Gaussian(clip_norm=CLIP, noise_multiplier=1.0), unit="client", clients=100, expected_cohort=20.0, sampling_probability=0.2,
@@ -275,15 +277,15 @@ def measure(model: str, trainable: str, rounds: int, data: Path) -> Iterator[dic
     if real is None:
         print(f"{data}: no <business>/train.tsv; real text is left out", file=sys.stderr)
     else:
-        lengths |= {"real": real, "real, padded": [np.full(len(one), MAX_LENGTH) for one in real]}
+        lengths |= {"real": real, "real, padded": [np.full(len(turns), MAX_LENGTH) for turns in real]}
     subject = Subject(model, trainable, lengths)
     try:
         for kind in ("long", "real")[: 1 if real is None else 2]:
             seconds, result = subject.measured(kind, rounds)
             medians = {name: float(np.median(values)) for name, values in seconds.items()}
 
-            def ratio(one: str, other: str) -> float | None:
-                return round(medians[one] / medians[other], 3) if one in medians else None  # noqa: B023
+            def ratio(numerator: str, denominator: str) -> float | None:
+                return round(medians[numerator] / medians[denominator], 3) if numerator in medians else None  # noqa: B023
 
             yield {
                 "model": model,
@@ -310,7 +312,7 @@ def machine() -> str:
 
 
 def compared(result: dict[str, Any], history: Sequence[dict[str, Any]]) -> list[str]:
-    """Which ratios of a result are clearly worse than the last recorded ones of the same case and number of cores."""
+    """A sentence on each ratio that is clearly worse than the last recorded one of the same case and number of cores."""
     keys = ("model", "trainable", "texts", "machine")
     last = next(
         (old for old in reversed(history) if all(old[key] == {**result, "machine": machine()}[key] for key in keys)),

@@ -33,7 +33,7 @@ def texts(size: int) -> list[str]:
 
 
 def measured(contenders: dict[str, Callable[[], Any]], *, requests: int) -> dict[str, list[float]]:
-    """Milliseconds of each contender's requests, taken in turns."""
+    """Milliseconds of each contender's requests, which take turns."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(WARM_UP + requests):
         for name, ask in contenders.items():
@@ -46,10 +46,10 @@ def measured(contenders: dict[str, Callable[[], Any]], *, requests: int) -> dict
 
 def summary(times: dict[str, list[float]], base: str) -> dict[str, dict[str, float]]:
     """Median and quartiles of each, what its median adds to that of `base`, and the ratio of the two."""
-    medians = {name: statistics.median(each) for name, each in times.items()}
+    medians = {name: statistics.median(of_name) for name, of_name in times.items()}
     rows = {}
-    for name, each in times.items():
-        low, _, high = statistics.quantiles(each, n=4)
+    for name, of_name in times.items():
+        low, _, high = statistics.quantiles(of_name, n=4)
         row = {"median_ms": medians[name], "low_ms": low, "high_ms": high}
         rows[name] = row | {"adds_ms": medians[name] - medians[base], "ratio": medians[name] / medians[base]}
     return rows
@@ -114,11 +114,12 @@ def _measure(version: Path, *, requests: int, sizes: Sequence[int]) -> list[dict
                     }
                     times = measured(contenders, requests=requests)
                     # Timed where it ran: the pipe that asked for it is no part of it.
-                    times["in process"] = [1000 * each for each in inside[WARM_UP:]]
+                    times["in process"] = [1000 * seconds for seconds in inside[WARM_UP:]]
                     results += [{"batch": size, "way": way, **row} for way, row in summary(times, "in process").items()]
                 if "explain" in read_manifest(version)["signatures"]:
-                    asked = [(name, in_process(1, name)) for _ in range(8) for name in ("serving_default", "explain")]
-                    kept = {name: [1000 * spent for each, spent in asked[4:] if each == name] for name, _ in asked}
+                    signatures = ("serving_default", "explain")
+                    rounds = [{name: 1000 * in_process(1, name) for name in signatures} for _ in range(8)]
+                    kept = {name: [times[name] for times in rounds[2:]] for name in signatures}
                     row = summary(kept, "serving_default")["explain"]
                     results.append({"batch": 1, "way": "explain, in process", **row})
         finally:

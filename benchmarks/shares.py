@@ -1,6 +1,7 @@
-"""What noise that the silos add costs a round: drawing a silo's share, and rotating and rounding a client's update.
+"""What a round costs where the silos add the noise: drawing a silo's noise share, and encoding a client's update.
 
-`python -m benchmarks.shares` times both on this machine's cores for a head, for adapters and for a whole small BERT.
+`python -m benchmarks.shares` times both on this machine's cores for a head, for adapters and for all weights of a small BERT.
+To encode is to rotate, to round to integers, and to put them into the ring of the secure sum.
 """
 
 import argparse
@@ -19,14 +20,14 @@ _SIZES = {"head": 18_865, "adapters": 92_593, "everything": 22_732_081}
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeat", type=int, default=3, help="the median of how many is printed")
+    parser.add_argument("--repeat", type=int, default=3, help="how often each is timed; the median is printed")
     repeat = parser.parse_args(argv).repeat
 
     import tensorflow as tf
 
     from tff_pipeline.aggregators.distributed_discrete_gaussian import decode, encode
 
-    print("| trained | coordinates, padded | a silo's share, s | a client's integers, s | turning the sum back, s |")
+    print("| trained | coordinates, padded | drawing a noise share, s | encoding an update, s | decoding the sum, s |")
     print("| --- | --- | --- | --- | --- |")
     for name, dimension in _SIZES.items():
         made = finest_discretization(
@@ -55,12 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _median(repeat: int, work: Callable[[], object]) -> float:
-    found = []
+    """The median of the seconds that `work` takes."""
+    seconds = []
     for _ in range(repeat):
         started = time.perf_counter()
         work()
-        found.append(time.perf_counter() - started)
-    return statistics.median(found)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
 
 
 if __name__ == "__main__":

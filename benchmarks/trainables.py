@@ -1,10 +1,10 @@
-"""What is trained, side by side on real text at one epsilon: a head, low-rank adapters, all weights.
+"""A head, low-rank adapters and all weights, trained on real text at one epsilon and compared.
 
     python -m benchmarks.trainables [--config configs/multidogo.toml] [--set KEY=VALUE ...] [--only head lora full]
 
 Trains the configuration once for each, in fewer and smaller rounds than its own (SETTING, which --set overrides), and
-evaluates on the silos' test texts. Each has the learning rate it was given here; choosing them on the test texts would
-flatter, so they were chosen on other runs' validation files or not at all. Prints a Markdown table: weights trained,
+evaluates on the silos' test texts. The learning rates are those in KINDS; choosing them on the test texts would flatter, so
+they were chosen on other runs' validation files or not at all. Prints a Markdown table: weights trained,
 accuracy, macro-F1, bytes that the server sends to a silo and a silo to the server in a round, seconds a round (median).
 """
 
@@ -35,7 +35,7 @@ def row(name: str, run: Path) -> str:
         rounds = list(csv.DictReader(file))
     down, up, seconds = (
         # Where the silos add the noise, no round says how long it took.
-        float(np.median([float(one[key] or "nan") for one in rounds]))
+        float(np.median([float(entry[key] or "nan") for entry in rounds]))
         for key in ("bytes_down", "bytes_up", "seconds")
     )
     overall, epsilon = scores["overall"], facts["guarantee"]["epsilon"]

@@ -1,7 +1,7 @@
 """The simulation that every CI run executes: the whole pipeline under TFF's own executor, and again on this project's runtime.
 
-Both are seeded alike, so both draw the same clients and the same noise; the trained weights have to agree to float
-tolerance. The exported model of the second is then asked.
+Both have the same seed, so both draw the same clients and the same noise, and their trained weights must agree to float
+tolerance. Then the answers of the second run's exported model are printed.
 
     python -m examples.simulation [--config configs/ci.toml] [--set KEY=VALUE ...]
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-# Three rounds of training amplify the last bits of float32 sums that were added in another order.
+# Three rounds of training amplify the last bits of float32 sums, which depend on the order of the summands.
 TOLERANCE = 1e-4
 
 
@@ -29,7 +29,7 @@ def run(config: str, runtime: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def trained(result: dict[str, Any]) -> list[np.ndarray]:
-    """The weights a run ended with."""
+    """The weights at the end of a run."""
     with np.load(Path(result["paths"]["run"]) / "trained" / "arrays.npz") as stored:
         return [stored[name] for name in sorted(stored.files)]
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     results = {runtime: run(arguments.config, runtime, arguments.set) for runtime in ("reference", "local")}
     pairs = zip(*(trained(result) for result in results.values()), strict=True)
-    difference = max(float(np.abs(one - other).max()) for one, other in pairs)
+    difference = max(float(np.abs(expected - actual).max()) for expected, actual in pairs)
     accuracies = {runtime: result["evaluation"]["overall"]["accuracy"] for runtime, result in results.items()}
     print(
         f"largest difference between any two weights: {difference:.2g} (at most {TOLERANCE:g}); accuracy {accuracies}"

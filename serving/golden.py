@@ -112,6 +112,8 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     if not arguments.rest and not arguments.grpc:
         parser.error("give --rest, --grpc or both")
+    if arguments.rest:
+        _check_address(parser, arguments.rest)
     try:
         differences = check(arguments.version, rest=arguments.rest, grpc=arguments.grpc, label=arguments.label)
     except PipelineError as error:
@@ -121,6 +123,15 @@ def main(argv: Sequence[str]) -> int:
         print(sentence)
     print(json.dumps({"differences": len(differences)}) if differences else "every golden pair got its answer")
     return 1 if differences else 0
+
+
+def _check_address(parser: argparse.ArgumentParser, address: str) -> None:
+    from serving.client import checked_address
+
+    try:
+        checked_address(address)
+    except ValueError as error:
+        parser.error(f"--rest: {error}")
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def test_every_epsilon_that_is_shown_is_at_least_what_was_worked_out(tmp_path, m
     monkeypatch.setattr(accounting, "epsilon", lambda *_, **__: exact)
     made = plan()
     for unit in ("client", "silo"):
-        said = " ".join(statement.sentences(plan(unit=unit), seeded=False, silos=3))
+        said = " ".join(statement.sentences(plan(unit=unit), seeded=False))
         assert "3.999" not in said
         assert said.count("(4, 1e-05)-differentially private") == (2 if unit == "silo" else 1)
     drawn = plot.svg(made, made.epsilon())

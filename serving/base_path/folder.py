@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from serving import lock
-from serving.base_path.version import checked_manifest, file_names, not_published, other_contents
+from serving.base_path.version import checked_manifest, file_names, not_published, other_contents, reading
 from tff_pipeline.artifacts import MANIFEST, model_versions, read_manifest, sync_directory, version_numbers
 from tff_pipeline.errors import ArtifactError
 from tff_pipeline.progress import Progress
@@ -23,7 +23,7 @@ from tff_pipeline.progress import Progress
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """The versions in a folder."""
+    """The versions in a folder. All methods raise ArtifactError if it cannot be read."""
 
     path: Path
 
@@ -32,18 +32,21 @@ class Folder:
 
     def complete_versions(self) -> list[int]:
         """Ascending."""
-        return model_versions(self.path)
+        with reading(self.path):
+            return model_versions(self.path)
 
     def check_complete(self, version: int) -> None:
         """Raises ArtifactError if the version is not published, or one of its files was changed."""
-        if version not in version_numbers(self.path):
-            raise not_published(self.path, version, self.complete_versions())
-        read_manifest(self.path / str(version), check_files=True)
+        with reading(self.path):
+            if version not in version_numbers(self.path):
+                raise not_published(self.path, version, self.complete_versions())
+            read_manifest(self.path / str(version), check_files=True)
 
     def manifests(self) -> Iterator[tuple[int, dict[str, Any] | None]]:
         """Every number that is taken, ascending, with its manifest; None where the version is incomplete or damaged."""
-        for number in version_numbers(self.path):
-            yield number, manifest_or_none(self.path / str(number))
+        with reading(self.path):
+            manifests = [(number, manifest_or_none(self.path / str(number))) for number in version_numbers(self.path)]
+        yield from manifests
 
 
 def manifest_or_none(version: Path) -> dict[str, Any] | None:
@@ -144,14 +147,16 @@ def _copy(source: Path, target: Path) -> None:
 
 def _check_same(final: Path, version: Path) -> None:
     """Raises ArtifactError if the version that is published under a number is not the one that is to be published."""
-    try:
-        read_manifest(final, check_files=True)
-    except ArtifactError as error:
-        raise ArtifactError(
-            f"{final}: exists already and is not complete: {error} A published version is never overwritten, and no command "
-            "of this project leaves such a folder. Move it away, and publish again."
-        ) from None
-    if (final / MANIFEST).read_bytes() != (version / MANIFEST).read_bytes():
+    with reading(final):
+        try:
+            read_manifest(final, check_files=True)
+        except ArtifactError as error:
+            raise ArtifactError(
+                f"{final}: exists already and is not complete: {error} A published version is never overwritten, and no "
+                "command of this project leaves such a folder. Move it away, and publish again."
+            ) from None
+        is_same = (final / MANIFEST).read_bytes() == (version / MANIFEST).read_bytes()
+    if not is_same:
         raise other_contents(final, version)
 
 
@@ -177,14 +182,19 @@ def retain(base_path: Path, keep: int, *, needed: Sequence[int], base_lock: lock
 
     Returns:
       The numbers that were removed.
+
+    Raises:
+      ArtifactError: if the base path cannot be read, or a version cannot be removed.
+      LockLostError: if another command has taken over; then the version that it may need is left.
     """
     if base_lock is None:
         with lock.lock_base_path(base_path, command="retain", progress=Progress()) as taken:
             return retain(base_path, keep, needed=needed, base_lock=taken)
-    kept = model_versions(base_path)[-keep:]
+    with reading(base_path):
+        kept, numbers = model_versions(base_path)[-keep:], version_numbers(base_path)
     if len(kept) < keep:
         return []
-    removed = [number for number in version_numbers(base_path) if number < kept[0] and number not in needed]
+    removed = [number for number in numbers if number < kept[0] and number not in needed]
     for number in removed:
         _remove(base_path / str(number), base_lock)
     return removed
@@ -193,7 +203,13 @@ def retain(base_path: Path, keep: int, *, needed: Sequence[int], base_lock: lock
 def _remove(version: Path, base_lock: lock.Lock) -> None:
     aside = version.with_name(f"{lock.REMOVING}{version.name}-{base_lock.token}")
     base_lock.confirm()
-    os.rename(version, aside)  # first out of the server's sight, then file by file
+    try:
+        os.rename(version, aside)  # first out of the server's sight, then file by file
+    except OSError as error:
+        raise ArtifactError(
+            f"{version}: cannot be removed ({error.strerror}); expected permission to rename in its folder. What was published "
+            "stays published. Give this user permission, or remove old versions by hand."
+        ) from error
     try:
         base_lock.confirm()
     except lock.LockLostError:

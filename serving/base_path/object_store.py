@@ -25,7 +25,7 @@ _CLAIM = ".uploading-"
 
 @dataclasses.dataclass(frozen=True)
 class ObjectStore:
-    """The versions at an address."""
+    """The versions at an address. All methods raise ArtifactError if it cannot be reached or read."""
 
     address: str
 
@@ -37,9 +37,10 @@ class ObjectStore:
         import tensorflow as tf
 
         files = tf.io.gfile
-        names = [name.rstrip("/") for name in files.listdir(self.address)] if files.exists(self.address) else []
-        numbers = sorted(int(name) for name in names if name.isascii() and name.isdigit())
-        return [number for number in numbers if files.exists(f"{self.address}/{number}/{SAVED_MODEL}")]
+        with _reaching(self.address, "cannot be listed"):
+            names = [name.rstrip("/") for name in files.listdir(self.address)] if files.exists(self.address) else []
+            numbers = sorted(int(name) for name in names if name.isascii() and name.isdigit())
+            return [number for number in numbers if files.exists(f"{self.address}/{number}/{SAVED_MODEL}")]
 
     def check_complete(self, version: int) -> None:
         """Raises ArtifactError if the version is not published."""
@@ -47,27 +48,17 @@ class ObjectStore:
             raise not_published(self.address, version, published)
 
     def manifests(self) -> Iterator[tuple[int, dict[str, Any] | None]]:
-        """Every complete version, ascending, with its manifest; None where that is missing or damaged.
-
-        Raises:
-          ArtifactError: if the address cannot be listed or read.
-        """
+        """Every complete version, ascending, with its manifest; None where that is missing or damaged."""
         import tensorflow as tf
 
-        try:
-            for number in self.complete_versions():
-                with tempfile.TemporaryDirectory() as folder:
-                    for name in (MANIFEST, COMPLETE):
-                        source = f"{self.address}/{number}/{name}"
-                        if tf.io.gfile.exists(source):
-                            (Path(folder) / name).write_bytes(_read(source))
-                    manifest = manifest_or_none(Path(folder))
-                yield number, manifest
-        except tf.errors.OpError as error:
-            raise ArtifactError(
-                f"{self.address}: cannot be listed ({error.message}); expected an address that TensorFlow's file systems "
-                "reach from here, with this user's credentials."
-            ) from None
+        for number in self.complete_versions():
+            with tempfile.TemporaryDirectory() as folder, _reaching(f"{self.address}/{number}", "cannot be read"):
+                for name in (MANIFEST, COMPLETE):
+                    source = f"{self.address}/{number}/{name}"
+                    if tf.io.gfile.exists(source):
+                        (Path(folder) / name).write_bytes(_read(source))
+                manifest = manifest_or_none(Path(folder))
+            yield number, manifest
 
     @contextlib.contextmanager
     def newest_copy(self) -> Iterator[Path | None]:
@@ -79,10 +70,11 @@ class ObjectStore:
         source = f"{self.address}/{numbers[-1]}"
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / str(numbers[-1])
-            for path in _files_under(source):
-                target = copy / path.removeprefix(f"{source}/")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(_read(path))
+            with _reaching(source, "cannot be read"):
+                for path in _files_under(source):
+                    target = copy / path.removeprefix(f"{source}/")
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(_read(path))
             yield copy
 
 
@@ -96,7 +88,8 @@ def upload(version: Path, base: str, *, wait_s: float = lock.WAIT_S, progress: P
       The published address.
 
     Raises:
-      ArtifactError: if the version is incomplete or altered, its number is taken there, or a copy is not what was sent.
+      ArtifactError: if the version is incomplete or altered, its number is taken there, a copy is not what was sent, or the
+        address cannot be reached or written.
       LockedError: if another upload of this number does not end within `wait_s`.
       LockLostError: if this upload's claim was removed.
     """
@@ -105,7 +98,11 @@ def upload(version: Path, base: str, *, wait_s: float = lock.WAIT_S, progress: P
     files, manifest, base = tf.io.gfile, checked_manifest(version), base.rstrip("/")
     final = f"{base}/{manifest['version']}"
     names = [name for name in file_names(manifest) if name != SAVED_MODEL]
-    with _claim(base, manifest["version"], wait_s, progress or Progress()) as claim:
+    failure = "could not be uploaded, and is not served before it is complete"
+    with (
+        _reaching(final, failure),
+        _claim(base, manifest["version"], wait_s, progress or Progress()) as claim,
+    ):
         if files.exists(f"{final}/{SAVED_MODEL}"):
             _check_same(final, version)
             return final
@@ -148,6 +145,21 @@ def _read(path: str) -> bytes:
 
     with tf.io.gfile.GFile(path, "rb") as file:
         return file.read()
+
+
+@contextlib.contextmanager
+def _reaching(address: str, failure: str) -> Iterator[None]:
+    """Turns an error of TensorFlow's file systems in the block into an ArtifactError."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        reason = error.message if isinstance(error, tf.errors.OpError) else error
+        raise ArtifactError(
+            f"{address}: {failure} ({reason}); expected an address that TensorFlow's file systems reach from here, with this "
+            "user's credentials. Correct the address or the credentials, and run the command again."
+        ) from error
 
 
 def _files_under(address: str) -> list[str]:

@@ -11,7 +11,7 @@ not available; not after a timeout, which would ask a busy server twice. All att
 from serving.client.answers import AVAILABLE, Explanation, Piece, Prediction
 from serving.client.errors import ServerError, ServerTimeout, ServerUnavailable
 from serving.client.grpc_client import GrpcClient
-from serving.client.rest_client import RestClient
+from serving.client.rest_client import RestClient, checked_address
 
 Client = RestClient | GrpcClient
 
@@ -26,4 +26,5 @@ __all__ = [
     "ServerError",
     "ServerTimeout",
     "ServerUnavailable",
+    "checked_address",
 ]

@@ -1,6 +1,7 @@
 """The client of a model server's REST port."""
 
 import base64
+import contextlib
 import http.client
 import json
 import ssl
@@ -13,6 +14,15 @@ import numpy as np
 
 from serving.client.answers import Explanation, Prediction, Target, explain_inputs, explanations
 from serving.client.errors import ServerError, ServerTimeout, ServerUnavailable, call_until_available
+
+
+def checked_address(address: str) -> str:
+    """The address of a REST port; raises ValueError if it is none."""
+    with contextlib.suppress(ValueError):  # a port that is no number
+        parts = urlsplit(address)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return address
+    raise ValueError(f"{address!r}: is no address of a REST port; expected an address such as http://localhost:8501.")
 
 
 class RestClient:
@@ -30,14 +40,10 @@ class RestClient:
         tls: ssl.SSLContext | None = None,
     ):
         """`address` is http://HOST:PORT, or https:// with a proxy before the server, which itself has no TLS."""
-        parts = urlsplit(address)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(
-                f"{address!r}: is no address of a REST port; expected an address such as http://localhost:8501."
-            )
+        parts = urlsplit(checked_address(address))
         self._target = Target(model, version, label)
         self._address, self._prefix = address.rstrip("/"), parts.path.rstrip("/")
-        self._host, self._port, self._secure = parts.hostname, parts.port, parts.scheme == "https"
+        self._host, self._port, self._secure = parts.hostname or "", parts.port, parts.scheme == "https"
         self._timeout_s, self._headers, self._tls = timeout_s, dict(headers or {}), tls
         self._local = threading.local()
 

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from serving import lock
+from serving.client import checked_address
 from serving.rollout import Rollout
 from tff_pipeline.progress import Progress
 
@@ -18,6 +19,7 @@ def add_rollout_arguments(parser: argparse.ArgumentParser, *, required: bool) ->
         metavar="URL",
         action="append",
         default=[],
+        type=_address,
         help="REST address of a server that follows it; each step waits for it. May be given several times",
     )
     parser.add_argument(
@@ -31,6 +33,13 @@ def add_rollout_arguments(parser: argparse.ArgumentParser, *, required: bool) ->
         help="how long to wait for another command that changes this base path; one that was killed is not waited for, "
         f"or at most {lock.LEASE_S:g} s if it ran on another machine (default: {lock.WAIT_S:g})",
     )
+
+
+def _address(text: str) -> str:
+    try:
+        return checked_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def rollout_of(arguments: argparse.Namespace, name: str, command: str, progress: Progress) -> Rollout:

@@ -1,4 +1,4 @@
-"""`tff-pipeline publish`: puts an exported version under the base path that a model server watches: whole, or not at all."""
+"""`tff-pipeline publish`: puts an exported version under the base path of a model server, completely or not at all."""
 
 import argparse
 import json

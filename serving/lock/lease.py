@@ -1,4 +1,4 @@
-"""A lock that is held: it is renewed, confirmed before every commit, and released."""
+"""A lock that this process holds: it is renewed, confirmed before every commit, and released."""
 
 import contextlib
 import dataclasses
@@ -100,11 +100,16 @@ class Lock:
           The names.
 
         Raises:
-          ArtifactError: if a name cannot be taken.
+          ArtifactError: if the folder cannot be listed, or a name cannot be taken.
         """
-        names = [
-            name for name in sorted(os.listdir(folder)) if name.startswith(prefix) and not name.endswith(self.token)
-        ]
+        try:
+            present = sorted(os.listdir(folder))
+        except OSError as error:
+            raise ArtifactError(
+                f"{folder}: cannot be listed ({error.strerror}), so that what a stopped command has left in it cannot be "
+                "removed; expected a folder that this user may read. Give this user permission."
+            ) from None
+        names = [name for name in present if name.startswith(prefix) and not name.endswith(self.token)]
         for name in names:
             try:
                 with contextlib.suppress(FileNotFoundError):

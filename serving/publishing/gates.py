@@ -14,7 +14,7 @@ import numpy as np
 
 from serving.model_server.session import DEFAULT_SIGNATURE, ModelSession
 from tff_pipeline.config import GatesSection
-from tff_pipeline.errors import ConfigError, GateError
+from tff_pipeline.errors import ArtifactError, ConfigError, GateError
 
 
 def check(candidate: Mapping[str, Any], serving: Mapping[str, Any] | None, gates: GatesSection) -> list[str]:
@@ -77,6 +77,7 @@ def check_changes(candidate: Path, serving: Path | None, gates: GatesSection) ->
 
     Raises:
       ConfigError: if the texts cannot be read, or there are none.
+      ArtifactError: if a version cannot be loaded.
       GateError: with the proportion of labels that changed.
     """
     if gates.max_changed is None or serving is None:
@@ -111,7 +112,7 @@ def check_changes(candidate: Path, serving: Path | None, gates: GatesSection) ->
 
 def _predictions(version: Path, texts: Sequence[bytes]) -> list[tuple[list[bytes], list[float]]]:
     """The labels and scores of each text: one, or for token classification one for each word."""
-    session = ModelSession(version)
+    session = _loaded(version)
     try:
         signature = session.signatures[DEFAULT_SIGNATURE]
         by_word = "mask" in signature.outputs
@@ -128,6 +129,19 @@ def _predictions(version: Path, texts: Sequence[bytes]) -> list[tuple[list[bytes
         return predictions
     finally:
         session.close()
+
+
+def _loaded(version: Path) -> ModelSession:
+    import tensorflow as tf
+
+    try:
+        return ModelSession(version)
+    except (OSError, RuntimeError, tf.errors.OpError) as error:
+        reason = error.message if isinstance(error, tf.errors.OpError) else error
+        raise ArtifactError(
+            f"{version}: cannot be loaded to compare labels ({reason}); expected a version that a server can load. Publish "
+            "another version first if it is the one that serves, or export again if it is the candidate."
+        ) from error
 
 
 def _measured(manifest: Mapping[str, Any], measure: str) -> float:

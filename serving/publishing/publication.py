@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from serving import lock
-from serving.base_path import folder, object_store
+from serving.base_path import Folder, folder, object_store
 from serving.base_path.object_store import ObjectStore
 from serving.publishing import gates
 from serving.rollout import STABLE, Rollout, followers
-from tff_pipeline.artifacts import model_versions, read_manifest
+from tff_pipeline.artifacts import read_manifest
 from tff_pipeline.config import GatesSection
 from tff_pipeline.errors import ConfigError
 from tff_pipeline.progress import Progress
@@ -114,6 +114,6 @@ class Publication:
 
 def _serving(base_path: Path, labels: Mapping[str, int]) -> Path | None:
     """The version that serves now: the stable one, or else the newest."""
-    complete, stable = model_versions(base_path), labels.get(STABLE)
+    complete, stable = Folder(base_path).complete_versions(), labels.get(STABLE)
     number = stable if stable in complete else complete[-1] if complete else None
     return base_path / str(number) if number is not None else None

@@ -1,6 +1,6 @@
 """Which version a model server serves, by labels in its models.config: canary, promotion, rollback, and a list.
 
-The server refuses a label for a version that is not available, and takes a configuration as a whole or not at all; so
+The server refuses a label for a version that is not available, and accepts a configuration completely or not at all; so
 every change is written in the server's order, each step by a rename, and each waits until the servers have taken the one
 before:
 

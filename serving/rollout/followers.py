@@ -7,7 +7,7 @@ from pathlib import Path
 from serving import lock
 from serving.rollout import config_file
 from tff_pipeline.artifacts import read_json
-from tff_pipeline.errors import ConfigError
+from tff_pipeline.errors import ArtifactError, ConfigError
 
 _FOLLOWERS = "models-configs.json"  # in the base path's folder of the lock
 
@@ -15,7 +15,7 @@ _FOLLOWERS = "models-configs.json"  # in the base path's folder of the lock
 def register(base_path: Path, file: Path, base_lock: lock.Lock) -> None:
     """Remembers that this models.config names versions of this base path."""
     path, target = base_path / lock.FOLDER / _FOLLOWERS, os.path.realpath(file)
-    known = read_json(path) if path.exists() else []
+    known = _known(path)
     if target not in known:
         base_lock.write(path, json.dumps([*known, target], indent=2).encode(), prefix=lock.PREPARED)
 
@@ -24,10 +24,10 @@ def needed(base_path: Path) -> set[int]:
     """The versions that any models.config which was used with this base path names.
 
     Raises:
-      ConfigError: if one of these files cannot be read; then nothing may be removed.
+      ConfigError, ArtifactError: if one of these files or their list cannot be read; then nothing may be removed.
     """
     path, versions = base_path / lock.FOLDER / _FOLLOWERS, set()
-    for name in read_json(path) if path.exists() else []:
+    for name in _known(path):
         try:
             message, _ = config_file.read(Path(name))
         except ConfigError as error:
@@ -39,3 +39,20 @@ def needed(base_path: Path) -> set[int]:
             if Path(config.base_path).resolve() == base_path.resolve():
                 versions |= {*config.model_version_policy.specific.versions, *config.version_labels.values()}
     return versions
+
+
+def _known(path: Path) -> list[str]:
+    """The files that were registered; raises ArtifactError if their list cannot be read."""
+    try:
+        names = read_json(path) if path.exists() else []
+    except OSError as error:
+        raise ArtifactError(
+            f"{path}: lists the models.config files that follow this base path, and cannot be read ({error.strerror}); expected "
+            "a file that this user may read. Give this user permission. Nothing was changed."
+        ) from None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ArtifactError(
+            f"{path}: holds something else than a list of files; expected the paths of the models.config files that follow this "
+            "base path, as a JSON list. Correct it by hand: the versions that they name are kept. Nothing was changed."
+        )
+    return names

@@ -22,11 +22,10 @@ from scipy import stats
 from tff_pipeline import audit
 from tff_pipeline.aggregators import distributed_discrete_gaussian as integer_aggregation
 from tff_pipeline.aggregators import dp_sum
-from tff_pipeline.audit import attack, checks, exact
+from tff_pipeline.audit import attack, criteria, exact
 from tff_pipeline.audit.testbed import _with_canaries
 from tff_pipeline.cli import main
 from tff_pipeline.errors import PrivacyError
-from tff_pipeline.learning import process as learning
 from tff_pipeline.learning.state import ServerState
 from tff_pipeline.privacy import randomness, sampling
 from tff_pipeline.privacy.draws import Draws
@@ -45,7 +44,6 @@ from tff_pipeline.secagg.masking import Party
 
 SECRET = b"s" * 32
 OBSERVATIONS = 50_000  # a hundred rounds; the default is four times that
-BUILD = learning.build
 
 # Noise of a bit more than the clip; epsilon is of no account here.
 GAUSSIAN = a_plan(noise_multiplier=1.2, sampling_probability=0.5, expected_cohort=500.0, rounds=30, delta=1e-4)
@@ -77,22 +75,6 @@ PLANS = {
     "silos": SILOS,
     "distributed silos": SHARED_SILOS,
 }
-
-
-@pytest.fixture(autouse=True)
-def compiled_once(monkeypatch: pytest.MonkeyPatch):
-    """The process is compiled once for each plan, in place of once for each attack."""
-    monkeypatch.setattr(learning, "build", _cached)
-
-
-_MADE: dict[Any, Any] = {}
-
-
-def _cached(model_fn, training, plan, shapes, **options):
-    key = (plan, tuple(shapes))
-    if key not in _MADE:
-        _MADE[key] = BUILD(model_fn, training, plan, shapes, **options)
-    return _MADE[key]
 
 
 def attacked(name: str, **options: Any) -> audit.Finding:
@@ -129,7 +111,7 @@ def test_every_client_sampled_always_stands_too():
 
 def test_a_sound_run_is_refuted_in_at_most_one_of_a_thousand():
     """By the union bound: the shares of all tests, and what the bound on epsilon may err with."""
-    assert sum(checks.SIGNIFICANCE.values()) + (1 - attack.CONFIDENCE) <= checks.FALSE_REFUTATIONS == 1e-3
+    assert sum(criteria.SIGNIFICANCE.values()) + (1 - attack.CONFIDENCE) <= criteria.FALSE_REFUTATIONS == 1e-3
 
 
 # -- faults, in what training calls
@@ -188,7 +170,6 @@ def no_noise_on(tensor: int) -> list[tuple[Any, str, Any]]:
 
 def norm_without(chosen: slice) -> list[tuple[Any, str, Any]]:
     return [
-        (learning, "build", BUILD),
         (dp_sum, "norm_at_least", lambda tensors: NORM(tensors[chosen])),
         (integer_aggregation, "encode", encoded(chosen)),
     ]

@@ -27,11 +27,11 @@ def source(form: str, **keys) -> reading.Source:
 
 def rows(data: bytes, at: reading.Source) -> list[reading.RawRow]:
     """Every row by itself, in the order of their lines."""
-    found = []
+    all_rows = []
     for part in formats.read_columns(io.BytesIO(data), at):
         kept = [reading.RawRow(line, reading.Fields(*fields)) for line, *fields in zip(*part[:5], strict=True)]
-        found += sorted([*kept, *(reading.RawRow(line, None, reason) for line, reason, _ in part.rejects)])
-    return found
+        all_rows += sorted([*kept, *(reading.RawRow(line, None, reason) for line, reason, _ in part.rejects)])
+    return all_rows
 
 
 def texts(data: bytes, at: reading.Source) -> list[tuple[int, object]]:
@@ -69,14 +69,14 @@ def test_lines_are_counted_past_what_is_broken_blank_or_long():
     """Rows come 64 at a time: line breaks in fields, blank lines and broken quotes in and across those, told by hand."""
     text, expected, line = "text,label\n", [], 2
     for number in range(300):
-        row, lines, found = {
+        row, lines, outcome = {
             0: ('"a\nb\rc\r\nd",x\r\n', 4, "a\nb\rc\r\nd"),
             1: ("\n", 1, None),
             2: ('"broken" quote,x\n', 1, "broken quoting"),
             3: ("one field\n", 1, "wrong number of fields"),
         }.get(number % 7, (f"row {number},x\n", 1, f"row {number}"))
         text += row
-        expected += [(line, found)] if found else []
+        expected += [(line, outcome)] if outcome else []
         line += lines
 
     assert texts(text.encode(), source("csv")) == expected
@@ -229,8 +229,8 @@ def test_parquet_refusals():
 def test_conll_sentences():
     data = "@paul\tO\n#tag\tB-x\n\t\n\n你好\tB-x\n".encode()
 
-    found = rows(data, source("conll"))
-    assert [(row.line, row.fields.text, row.fields.label) for row in found] == [
+    sentences = rows(data, source("conll"))
+    assert [(row.line, row.fields.text, row.fields.label) for row in sentences] == [
         (1, ("@paul", "#tag"), ("O", "B-x")),
         (5, ("你好",), ("B-x",)),
     ]
@@ -239,8 +239,8 @@ def test_conll_sentences():
 def test_conll_with_index_column_and_comment_keys():
     data = b"# newdoc id = d1\n# sent_id = s1\n# text = my card\n1\tmy\tO\t-\t-\n2\tcard\tB-x\t-\t-\n\n# sent_id = s2\n1\thelp\n\n# newdoc id = d2\n1\thelp\tO\t-\t-\n"
 
-    found = rows(data, source("conll", text="1", label="2", client="newdoc id"))
-    assert [(row.line, row.fields and (row.fields.text, row.fields.client), row.reason) for row in found] == [
+    sentences = rows(data, source("conll", text="1", label="2", client="newdoc id"))
+    assert [(row.line, row.fields and (row.fields.text, row.fields.client), row.reason) for row in sentences] == [
         (4, (("my", "card"), "d1"), ""),
         (8, None, "wrong number of fields"),
         (11, (("help",), "d2"), ""),
@@ -479,9 +479,9 @@ def test_conll_fields_end_at_blanks_and_tabs_only():
 def test_conll_comment_with_another_client_ends_a_sentence(key):
     data = b"# client = anna\n# group = g\nmy O\ncard O\n# %b = new\nhelp O\n# other = x\nme O\n\n" % key.encode()
 
-    found = rows(data, source("conll", client="client", group="group"))
+    sentences = rows(data, source("conll", client="client", group="group"))
     second = {"client": ("new", "g"), "group": ("anna", "new")}[key]
-    assert [(row.line, row.fields.text, row.fields[2:]) for row in found] == [
+    assert [(row.line, row.fields.text, row.fields[2:]) for row in sentences] == [
         (3, ("my", "card"), ("anna", "g")),
         (6, ("help", "me"), second),
     ]
@@ -491,8 +491,8 @@ def test_conll_client_ends_with_its_document():
     """A document without a comment of its own is nobody's: its rows have no client, and are rejected as such."""
     data = b"# client = anna\n# group = g\nmy O\n-DOCSTART- O\n\nsecret O\n\n-DOCSTART- O\n# client = ben\nhelp O\n"
 
-    found = rows(data, source("conll", client="client", group="group"))
-    assert [(row.fields.text, row.fields.client, row.fields.group) for row in found] == [
+    sentences = rows(data, source("conll", client="client", group="group"))
+    assert [(row.fields.text, row.fields.client, row.fields.group) for row in sentences] == [
         (("my",), "anna", "g"),
         (("secret",), "", ""),
         (("help",), "ben", ""),

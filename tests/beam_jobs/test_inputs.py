@@ -19,16 +19,19 @@ ROWS = "text,label\nhelp,y\n"
 def find(folder: Path, given) -> inputs.Inputs:
     """What the configuration in `folder` finds."""
     globs = (
-        {split: str(folder / one) for split, one in given.items()}
+        {split: str(folder / pattern) for split, pattern in given.items()}
         if isinstance(given, dict)
-        else tuple(one if "://" in one else str(folder / one) for one in ([given] if isinstance(given, str) else given))
+        else tuple(
+            pattern if "://" in pattern else str(folder / pattern)
+            for pattern in ([given] if isinstance(given, str) else given)
+        )
     )
     section = SiloSection(name="bank", input=globs, format="csv")
     return inputs.find(section, folder, lambda path: reading.Source(section, path))
 
 
-def names(found: inputs.Inputs) -> list[str]:
-    return [file.name for file in found.files]
+def names(silo_inputs: inputs.Inputs) -> list[str]:
+    return [file.name for file in silo_inputs.files]
 
 
 def refusal(folder: Path, given) -> str:
@@ -89,9 +92,9 @@ def test_folders_that_are_links_are_read_and_loops_end(tmp_path):
     (tmp_path / "archive" / "2024" / "out").symlink_to(tmp_path / "archive")
 
     for given in ("in/*/a.csv", "in/**.csv"):
-        found = find(tmp_path, given)
-        assert names(found) == ["in/2023/a.csv", "in/2024/a.csv"]
-        assert found.warnings == []
+        silo_inputs = find(tmp_path, given)
+        assert names(silo_inputs) == ["in/2023/a.csv", "in/2024/a.csv"]
+        assert silo_inputs.warnings == []
 
 
 def test_files_without_rows_may_be_the_same_in_two_splits(tmp_path):
@@ -100,13 +103,13 @@ def test_files_without_rows_may_be_the_same_in_two_splits(tmp_path):
     for name, content in {"train/a": ROWS, "train/b": header, "test/a": ROWS * 2, "test/b": header}.items():
         write(tmp_path / f"{name}.csv", content)
 
-    found = find(tmp_path, {"train": "train/*.csv", "test": "test/*.csv"})
-    assert [(file.name, file.split) for file in found.files] == [
+    silo_inputs = find(tmp_path, {"train": "train/*.csv", "test": "test/*.csv"})
+    assert [(file.name, file.split) for file in silo_inputs.files] == [
         ("test/a.csv", "test"),
         ("test/b.csv", "test"),
         ("train/a.csv", "train"),
     ]
-    assert found.warnings == [("train/b.csv", "holds no rows and is the same as test/b.csv, byte for byte")]
+    assert silo_inputs.warnings == [("train/b.csv", "holds no rows and is the same as test/b.csv, byte for byte")]
 
 
 @pytest.mark.parametrize("kind", ["copy", "link", "hard link"])
@@ -119,9 +122,9 @@ def test_the_same_file_twice_is_read_once_with_a_warning(tmp_path, kind):
         "hard link": lambda: os.link(tmp_path / "a.csv", again),
     }[kind]()
 
-    found = find(tmp_path, "*.csv")
-    assert names(found) == [entry["name"] for entry in found.entries] == ["a.csv"]
-    assert found.warnings == [
+    silo_inputs = find(tmp_path, "*.csv")
+    assert names(silo_inputs) == [entry["name"] for entry in silo_inputs.entries] == ["a.csv"]
+    assert silo_inputs.warnings == [
         ("latest.csv", "is the same as a.csv, byte for byte, and was read once; take one of them out of the input")
     ]
     assert "is the same as" in refusal(tmp_path, {"train": "a.csv", "test": "latest.csv"})
@@ -153,9 +156,9 @@ def test_what_is_no_file(tmp_path):
     assert f"is a folder; expected files. Write {tmp_path / 'folder' / '*'} for all files in it" in refusal(
         tmp_path, "folder"
     )
-    found = find(tmp_path, "folder/*.csv")
-    assert names(found) == ["folder/a.csv"]
-    assert found.warnings == [(str(tmp_path / "folder" / "b.csv"), "is no regular file and was left out")]
+    silo_inputs = find(tmp_path, "folder/*.csv")
+    assert names(silo_inputs) == ["folder/a.csv"]
+    assert silo_inputs.warnings == [(str(tmp_path / "folder" / "b.csv"), "is no regular file and was left out")]
 
 
 def test_what_this_account_may_not_read(tmp_path, monkeypatch):
@@ -193,10 +196,10 @@ class Far(FileSystem):
         return "far"
 
     @classmethod
-    def _ask(cls, what: str) -> None:
-        if what in cls.silent:
+    def _ask(cls, request: str) -> None:
+        if request in cls.silent:
             cls.never.wait()
-        if what in cls.broken:
+        if request in cls.broken:
             raise RuntimeError("secret of the library")
 
     def _list(self, dir_or_prefix: str) -> Iterator[FileMetadata]:
@@ -249,11 +252,11 @@ def far(monkeypatch):
 @pytest.mark.parametrize("given", ["far://bucket/a.csv", "far://bucket/*.csv"])
 def test_an_endpoint_that_answers(tmp_path, far, given):
     endpoints.ANSWER_S = 20  # monkeypatched by the fixture
-    found = find(tmp_path, given)
+    silo_inputs = find(tmp_path, given)
 
-    assert names(found) == ["far://bucket/a.csv"]
-    assert found.entries[0]["bytes"] == len(ROWS)
-    with formats.opened(endpoints.open_raw, found.files[0].path) as file:
+    assert names(silo_inputs) == ["far://bucket/a.csv"]
+    assert silo_inputs.entries[0]["bytes"] == len(ROWS)
+    with formats.opened(endpoints.open_raw, silo_inputs.files[0].path) as file:
         assert file.read() == ROWS.encode()
         file.seek(5)
         assert file.read(3) == b"lab"

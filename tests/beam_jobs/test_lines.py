@@ -56,15 +56,23 @@ def test_lines_are_those_of_python(monkeypatch, block, carriage_returns):
         data = bytes(random_.choice(b"aaaa\n\r") for _ in range(random_.randint(0, 40)))
         expected = data.splitlines(keepends=True) if carriage_returns else io.BytesIO(data).readlines()
         taken = lines.Lines(io.BufferedReader(io.BytesIO(data)), limit=6, carriage_returns=carriage_returns)
-        found = []
-        for one in taken:
-            if isinstance(one, lines.LongLine):
-                found.append(b"".join(one.pieces))
-                assert len(found[-1].rstrip(b"\r\n" if carriage_returns else b"\n")) > 6
+        lines_ = []
+        for block_ in taken:
+            if isinstance(block_, lines.LongLine):
+                lines_.append(b"".join(block_.pieces))
+                assert len(lines_[-1].rstrip(b"\r\n" if carriage_returns else b"\n")) > 6
             else:
-                found += [line.encode() for line in lines.text_lines(one, carriage_returns=carriage_returns)]
-        assert found == expected
+                lines_ += [line.encode() for line in lines.text_lines(block_, carriage_returns=carriage_returns)]
+        assert lines_ == expected
         assert taken.read == len(expected)
+
+
+def test_lines_are_numbered_across_blocks_and_long_lines(monkeypatch):
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 4)
+    content = io.BufferedReader(io.BytesIO(b"ab\nc\n" + b"d" * 50 + b"\n\ne"))
+
+    numbered = list(lines.numbered_lines(lines.Lines(content, limit=6), io.BytesIO))
+    assert numbered == [(1, b"ab\n"), (2, b"c\n"), (3, None), (4, b"\n"), (5, b"e")]
 
 
 class Repeated(io.RawIOBase):

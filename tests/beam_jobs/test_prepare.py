@@ -242,7 +242,7 @@ def test_one_person_is_one_client_in_every_format(case):
     """A number with and without zeros behind the point, and as text; blanks around a name."""
     case.silo |= {"input": {"train": "data.jsonl"}, "format": "jsonl"}
     ids = ["42", "42.0", '"42"', '" 42 "', '"42.0"', '"alice"', '"alice "']
-    case.write("data.jsonl", "".join(f'{{"text": "help", "label": "x", "client": {one}}}\n' for one in ids))
+    case.write("data.jsonl", "".join(f'{{"text": "help", "label": "x", "client": {raw_id}}}\n' for raw_id in ids))
     numbers = words_by_client(case.prepare_it())["train"]
 
     assert sorted(map(len, numbers.values())) == [2, 5]
@@ -330,15 +330,15 @@ def test_one_worker_or_several_the_same_bytes(case, monkeypatch):
     for part in range(3):
         case.write(f"part{part}.csv", many(40) + ",broken,anna\n" * (part + 1))
     alone = case.prepare_it()
-    found = {}
+    data = {}
     for mode, beam_args in WORKERS.items():
         case.workdir = mode
-        found[mode] = data_bytes(case.prepare_it(*beam_args))
+        data[mode] = data_bytes(case.prepare_it(*beam_args))
 
     assert manifest_of(alone)["rejects"] == {"empty text": 6}
     assert manifest_of(alone)["over_bound"] == {"clients": 40, "examples_dropped": 40 * 7}
-    assert found["multi_threading"] == data_bytes(alone)
-    assert found["multi_processing"] == data_bytes(alone)
+    assert data["multi_threading"] == data_bytes(alone)
+    assert data["multi_processing"] == data_bytes(alone)
 
 
 @pytest.mark.parametrize(
@@ -367,8 +367,8 @@ def test_workers_are_what_the_configuration_says_unless_the_runner_is_told(case,
     asked = []
 
     def ask(_plan, _tokenizer, options):
-        found = options.get_all_options()
-        asked.append((found["direct_num_workers"], found["direct_running_mode"]))
+        given = options.get_all_options()
+        asked.append((given["direct_num_workers"], given["direct_running_mode"]))
         raise InputError("stop here")
 
     case.write("data.csv", GOOD)
@@ -403,12 +403,12 @@ def test_parquet_and_jsonl_hold_the_same_examples_as_csv(case):
     case.write("data.csv", GOOD)
     case.write("data.jsonl", "\n".join(map(json.dumps, rows)))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), case.folder / "data.parquet")
-    found = []
+    examples = []
     for form in ("csv", "jsonl", "parquet"):
         case.silo |= {"input": f"data.{form}", "format": form}
-        found.append(words_by_client(case.prepare_it()))
+        examples.append(words_by_client(case.prepare_it()))
 
-    assert found[0] == found[1] == found[2]
+    assert examples[0] == examples[1] == examples[2]
     assert examples_in(case.prepare_it()) == EXAMPLES
 
 
@@ -420,13 +420,13 @@ def test_conll_labels_go_to_first_pieces(case):
     snapshot = case.prepare_it()
     manifest = manifest_of(snapshot)
     with records.ClientReader(snapshot, "train", manifest["splits"]["train"]["shards"]) as reader:
-        found = sorted(
+        arrays = sorted(
             [value.tolist() for value in records.decode_client(reader.read(row)).values()] for row in range(2)
         )
 
     assert manifest["labels"] == ["B-x", "B-y", "O"]
     assert manifest["splits"]["train"]["labels"] == {"B-x": 1, "B-y": 1, "O": 2}
-    assert found == [
+    assert arrays == [
         [[2, 4, 5, 13, 3], [5], [-1, 2, 0, -1, -1], [0]],
         [[2, 11, 12, 7, 3], [5], [-1, 1, -1, 2, -1], [0]],
     ]
@@ -464,17 +464,17 @@ def test_rows_that_are_clients_stay_themselves_when_files_grow(case):
 
 def test_the_bound_keeps_the_same_examples_in_whatever_order_the_rows_come(case):
     case.prepare["max_examples_per_client"] = 3
-    rows = [f"{one} {two},{two},anna" for one in VOCABULARY[4:11] for two in VOCABULARY[4:8]]
+    rows = [f"{first} {second},{second},anna" for first in VOCABULARY[4:11] for second in VOCABULARY[4:8]]
     case.write("data.csv", "\n".join(["text,label,client", *rows]))
-    one = case.prepare_it()
+    first = case.prepare_it()
     case.write("data.csv", "\n".join(["text,label,client", *reversed(rows)]))
-    two = case.prepare_it()
+    second = case.prepare_it()
 
-    assert one != two
-    assert examples_in(one) == examples_in(two)
-    assert len(examples_in(one)) == 3
-    assert manifest_of(one)["over_bound"] == {"clients": 1, "examples_dropped": 25}
-    assert manifest_of(one)["accepted"] == 28
+    assert first != second
+    assert examples_in(first) == examples_in(second)
+    assert len(examples_in(first)) == 3
+    assert manifest_of(first)["over_bound"] == {"clients": 1, "examples_dropped": 25}
+    assert manifest_of(first)["accepted"] == 28
 
 
 def test_a_client_in_the_files_of_several_splits_stays_with_what_is_held_out(case):
@@ -776,13 +776,13 @@ def test_a_worker_that_is_killed_stops_the_job(case, monkeypatch, capfd):
 
 def workers_of(parent: int) -> list[int]:
     """The worker processes that a process has started."""
-    found = []
+    workers = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             started_by = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             if started_by == parent and b"beam_jobs.worker" in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
-    return found
+                workers.append(int(folder.name))
+    return workers
 
 
 def test_a_worker_alone_says_what_it_is_for():

@@ -45,21 +45,21 @@ def examples(rows: Rows) -> list[gathering.Example]:
 
 def spilled(tmp_path, parts):
     writer = SegmentWriter(tmp_path)
-    for one in parts:
-        writer.add(0, one.encode())
+    for rows in parts:
+        writer.add(0, rows.encode())
     return writer.close()
 
 
 def gather(tmp_path, parts, *, limit=100, file_splits=()):
     rejected: list[tuple[int, int]] = []
-    found = gathering.gather(
+    gathered = gathering.gather(
         spilled(tmp_path, parts),
         limit,
         KEYS,
         file_splits=file_splits,
         rejected=lambda file, line: rejected.append((file, line)),
     )
-    return found, rejected
+    return gathered, rejected
 
 
 def test_client_hash_is_keyed_and_has_128_bits():
@@ -266,8 +266,10 @@ def test_more_clients_than_are_remembered_have_the_hashes_they_had(monkeypatch):
     monkeypatch.setattr(batches, "BATCH_ROWS", 2)
     names = ["a", "b", "c", "d", "a", "e", "b", "a"]
 
-    found = batched([columns((line, "help", "x", name, "")) for line, name in enumerate(names)])
-    assert b"".join(batch.clients for batch in found) == b"".join(clients.client_hash(KEYS, name) for name in names)
+    batched_rows = batched([columns((line, "help", "x", name, "")) for line, name in enumerate(names)])
+    assert b"".join(batch.clients for batch in batched_rows) == b"".join(
+        clients.client_hash(KEYS, name) for name in names
+    )
 
 
 def test_tokenize_keeps_the_order_and_rejects_what_has_no_tokens():
@@ -348,13 +350,13 @@ def test_rows_are_parted_by_range():
 def test_the_bound_does_not_depend_on_the_order_of_rows():
     every = examples(rows_of(values=[(value,) for value in (4, 5, 6, 7, 8)]))
     chosen = {
-        tuple(sorted(one.tokens for one in gathering.bound(order, 2, KEYS, AB)))
-        for order in itertools.permutations([one._replace(line=line) for line, one in enumerate(every)])
+        tuple(sorted(example.tokens for example in gathering.bound(order, 2, KEYS, AB)))
+        for order in itertools.permutations([example._replace(line=line) for line, example in enumerate(every)])
     }
-    moved = gathering.bound([one._replace(file=3, line=100 - one.line) for one in every], 2, KEYS, AB)
+    moved = gathering.bound([example._replace(file=3, line=100 - example.line) for example in every], 2, KEYS, AB)
 
     assert len(chosen) == 1
-    assert tuple(sorted(one.tokens for one in moved)) in chosen
+    assert tuple(sorted(example.tokens for example in moved)) in chosen
 
 
 def test_the_bound_is_keyed_and_its_result_in_reading_order():
@@ -375,22 +377,22 @@ def test_gather_puts_rows_of_any_order_together(tmp_path):
         rows_of(client=bytes(16)),
     ]
 
-    found, _ = gather(tmp_path, parts)
-    assert found.rows.first_of_clients().tolist() == [0, 2]
-    assert numbers_to_hashes(found.rows.clients[[0, 2]]) == [bytes(16), AB]
-    assert found.rows.lengths.tolist() == [3, 4] * 4
-    assert [token for token in found.rows.tokens.tolist() if token > 3] == [5, 6, 7, 4, 5, 5, 6, 7, 7, 8, 9, 9]
+    gathered, _ = gather(tmp_path, parts)
+    assert gathered.rows.first_of_clients().tolist() == [0, 2]
+    assert numbers_to_hashes(gathered.rows.clients[[0, 2]]) == [bytes(16), AB]
+    assert gathered.rows.lengths.tolist() == [3, 4] * 4
+    assert [token for token in gathered.rows.tokens.tolist() if token > 3] == [5, 6, 7, 4, 5, 5, 6, 7, 7, 8, 9, 9]
     for order in itertools.permutations(parts):
         again, _ = gather(tmp_path, order)
-        assert examples(again.rows) == examples(found.rows)
+        assert examples(again.rows) == examples(gathered.rows)
 
 
 def test_clients_whose_hashes_agree_half_way_are_two(tmp_path):
-    one, two = AB[:8] + bytes(8), AB[:8] + b"\x01" + bytes(7)
+    first, second = AB[:8] + bytes(8), AB[:8] + b"\x01" + bytes(7)
 
-    found, _ = gather(tmp_path, [rows_of(client=two), rows_of(client=one), rows_of(client=two, first=9)])
-    assert found.rows.first_of_clients().tolist() == [0, 2]
-    assert numbers_to_hashes(found.rows.clients) == [one] * 2 + [two] * 4
+    gathered, _ = gather(tmp_path, [rows_of(client=second), rows_of(client=first), rows_of(client=second, first=9)])
+    assert gathered.rows.first_of_clients().tolist() == [0, 2]
+    assert numbers_to_hashes(gathered.rows.clients) == [first] * 2 + [second] * 4
 
 
 @pytest.mark.parametrize("gather_bytes", [1, 2**20])
@@ -402,11 +404,11 @@ def test_a_client_of_many_rows_is_trimmed_on_the_way_to_the_same_examples(tmp_pa
     parts = [rows_of(first=line, values=((line,),)) for line in range(1, 201)]
     small = rows_of(client=bytes(16), values=[(value,) for value in range(5)])
 
-    found, _ = gather(tmp_path, [*parts[:100], small, *parts[100:]], limit=5)
-    at_once = gathering.bound((example for one in parts for example in examples(one)), 5, KEYS, AB)
+    gathered, _ = gather(tmp_path, [*parts[:100], small, *parts[100:]], limit=5)
+    at_once = gathering.bound((example for part in parts for example in examples(part)), 5, KEYS, AB)
 
-    assert (found.over_bound_clients, found.examples_dropped) == (1, 195)
-    assert examples(found.rows) == examples(small) + at_once
+    assert (gathered.over_bound_clients, gathered.examples_dropped) == (1, 195)
+    assert examples(gathered.rows) == examples(small) + at_once
 
 
 def test_a_client_in_several_splits_stays_with_what_is_held_out(tmp_path):
@@ -418,9 +420,9 @@ def test_a_client_in_several_splits_stays_with_what_is_held_out(tmp_path):
     ]
 
     for order in itertools.permutations(parts):
-        found, rejected = gather(tmp_path, order, file_splits=["validation", "test", "train"])
-        assert found.rows.files.tolist() == [1, 1, 2, 2]
-        assert numbers_to_hashes(found.rows.clients) == [AB] * 2 + [b"\xcd" * 16] * 2
+        gathered, rejected = gather(tmp_path, order, file_splits=["validation", "test", "train"])
+        assert gathered.rows.files.tolist() == [1, 1, 2, 2]
+        assert numbers_to_hashes(gathered.rows.clients) == [AB] * 2 + [b"\xcd" * 16] * 2
         assert rejected == [(0, 9), (0, 10), (2, 5), (2, 6)]
 
 
@@ -509,12 +511,12 @@ def test_percentiles_are_values_that_occur():
 
 
 def test_merging_summaries_does_not_depend_on_their_order():
-    one = summaries.ReadSummary(rows={0: 3}, reasons={"empty text": 1}, labels=["b"], groups=["g"])
-    two = summaries.ReadSummary(
+    first = summaries.ReadSummary(rows={0: 3}, reasons={"empty text": 1}, labels=["b"], groups=["g"])
+    second = summaries.ReadSummary(
         rows={0: 2, 1: 4}, reasons={"empty text": 2, "not JSON": 1}, labels=["a", "b"], groups=[""]
     )
 
-    assert summaries.merged([one, two]) == summaries.merged([two, one])
-    assert summaries.merged([one, two]).rows == {0: 5, 1: 4}
-    assert summaries.merged([one, two]).reasons == {"empty text": 3, "not JSON": 1}
-    assert summaries.merged([one, two]).labels == ["a", "b"]
+    assert summaries.merged([first, second]) == summaries.merged([second, first])
+    assert summaries.merged([first, second]).rows == {0: 5, 1: 4}
+    assert summaries.merged([first, second]).reasons == {"empty text": 3, "not JSON": 1}
+    assert summaries.merged([first, second]).labels == ["a", "b"]

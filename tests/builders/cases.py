@@ -16,7 +16,7 @@ from tff_pipeline.privacy.plan import PrivacyPlan
 HIDDEN, LABELS = 16, 3
 COHORT = {"bank": [0, 2], "shop": [1, 3]}
 LABEL_MAP = np.array([2, 0, 1])  # the silos' own order of labels to the global one
-# A unit is clip / quanta. Float32 sums in another order move a coordinate by a few parts in ten million of the
+# A unit is a quantization step. Float32 sums in another order move a coordinate by a few parts in ten million of the
 # clip; four clients together stay under this many units (4 were seen).
 UNITS = 10
 _PLAN = PrivacyPlan(

@@ -30,9 +30,10 @@ def share() -> None:
     from tff_pipeline.model import network
     from tff_pipeline.privacy import accounting
 
-    for module, name in ((process, "build"), (network, "base_network"), (accounting, "epsilon")):
-        if not hasattr(getattr(module, name), "kept"):
-            setattr(module, name, _once(getattr(module, name), _NEW.get(name, lambda made: lambda: made)))
+    if not hasattr(process.build, "__wrapped__"):
+        process.build = _once(process.build)
+        accounting.epsilon = _once(accounting.epsilon)
+        network.base_network = _network_once(network.base_network)
 
 
 def share_if_imported() -> None:
@@ -41,29 +42,13 @@ def share_if_imported() -> None:
         share()
 
 
-def _as_drawn(network: Any) -> Callable[[], Any]:
-    """The network again, with the weights that it has now: who asks for one sets its weights."""
-    drawn = [variable.numpy() for variable in network.variables]
-
-    def again() -> Any:
-        network.set_weights(drawn)
-        return network
-
-    return again
-
-
-_NEW = {"base_network": _as_drawn}
-
-
-def _once(make: Callable[..., Any], again: Callable[[Any], Callable[[], Any]]) -> Callable[..., Any]:
-    kept: dict[Hashable, Callable[[], Any]] = {}
+def _once(make: Callable[..., Any]) -> Callable[..., Any]:
+    kept: dict[Hashable, Any] = {}
 
     @functools.wraps(make)
     def once(*arguments: Any, **options: Any) -> Any:
         modules = {make.__module__}
         try:
-            if options.get("seed", 0) is None:
-                raise _Unknown("a seed that is drawn")
             # Events may come as a generator, which can be read once.
             arguments = tuple(list(value) if isinstance(value, Iterator) else value for value in arguments)
             given = _content(arguments, modules), _content(options, modules)
@@ -71,10 +56,30 @@ def _once(make: Callable[..., Any], again: Callable[[Any], Callable[[], Any]]) -
         except _Unknown:
             return make(*arguments, **options)
         if key not in kept:
-            kept[key] = again(make(*arguments, **options))
-        return kept[key]()
+            kept[key] = make(*arguments, **options)
+        return kept[key]
 
-    once.kept = kept  # type: ignore[attr-defined]
+    return once
+
+
+def _network_once(make: Callable[..., Any]) -> Callable[..., Any]:
+    """A network that was made before, with what it was traced to, and with the weights that a new one would have."""
+
+    @functools.wraps(make)
+    def weights(*arguments: Any, **options: Any) -> list[Any]:
+        return [variable.numpy() for variable in make(*arguments, **options).variables]
+
+    kept, drawn = _once(make), _once(weights)
+
+    @functools.wraps(make)
+    def once(model: Any, *arguments: Any, seed: int | None, **options: Any) -> Any:
+        if model.checkpoint != "random":
+            return make(model, *arguments, seed=seed, **options)
+        network = kept(model, *arguments, seed=0, **options)
+        draw = weights if seed is None else drawn
+        network.set_weights(draw(model, *arguments, seed=seed, **options))
+        return network
+
     return once
 
 
@@ -105,7 +110,9 @@ def _function(function: types.FunctionType, modules: set[str]) -> Hashable:
     modules.add(function.__module__)
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
     names = [name for name in function.__code__.co_names if name in function.__globals__]
-    told = [_identity(function.__globals__[name]) for name in names]
+    values = [function.__globals__[name] for name in names]
+    modules.update(value.__module__ for value in values if isinstance(value, type | types.FunctionType))
+    told = [_identity(value) for value in values]
     return function.__code__, _content((cells, function.__defaults__, function.__kwdefaults__), modules), tuple(told)
 
 
@@ -118,8 +125,6 @@ def _own(value: Any, modules: set[str]) -> Hashable:
         tokens = Tokenizer.from_config(value.model, value.prepare.max_length).fingerprint
         return Config, _content(value.model, modules), value.task.kind, tokens
     if isinstance(value, ModelSection):
-        if value.checkpoint != "random":
-            raise _Unknown("a checkpoint's files")
         return ModelSection, msgspec.structs.replace(value, vocabulary=None)  # beside it a tokenizer is given
     if isinstance(value, Tokenizer):
         return Tokenizer, value.fingerprint

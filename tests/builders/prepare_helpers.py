@@ -80,7 +80,7 @@ class Case:
 
 def _toml(value: Any) -> str:
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + "}"
+        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
     return json.dumps(value)
 
 
@@ -98,9 +98,9 @@ def words_by_client(snapshot: Path) -> dict[str, dict[str, list[tuple[str, str]]
     import tensorflow as tf
 
     manifest = manifest_of(snapshot)
-    found: dict[str, dict[str, list[tuple[str, str]]]] = {}
+    words: dict[str, dict[str, list[tuple[str, str]]]] = {}
     for split, summary in manifest["splits"].items():
-        found[split] = {}
+        words[split] = {}
         with records.ClientReader(snapshot, split, summary["shards"]) as reader:
             for row in range(len(reader)):
                 record = reader.read(row)
@@ -114,10 +114,10 @@ def words_by_client(snapshot: Path) -> dict[str, dict[str, list[tuple[str, str]]
                         " ".join(VOCABULARY[token] for token in arrays[records.TOKENS][at + 1 : at + length - 1])
                     )
                     at += length
-                found[split][client] = list(
+                words[split][client] = list(
                     zip(texts, [manifest["labels"][label] for label in arrays[records.LABELS]], strict=True)
                 )
-    return found
+    return words
 
 
 def examples_in(snapshot: Path) -> list[tuple[str, str]]:

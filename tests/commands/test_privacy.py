@@ -79,7 +79,7 @@ def test_a_delta_at_or_above_one_in_the_number_of_clients_is_refused_unless_insi
     assert "Delta is not below" not in said
     code, said, _ = plan("0.01", "privacy.allow_large_delta=true")
     assert code == 0
-    assert "Delta is not below one in the number of clients, 100" in said
+    assert "Delta is not below one divided by the number of clients, 100" in said
     # Of silos there are two: no delta that anybody would set is refused for them, but this one is.
     config = load(tiny.path, [*SETTINGS, "privacy.unit=silo", "training.clients_per_round=1", "privacy.delta=0.5"])
     with pytest.raises(PrivacyError, match=r"delta is 0.5, and the population has 2 silos"):

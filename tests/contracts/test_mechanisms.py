@@ -199,7 +199,7 @@ def test_rows_with_noise_of_their_own_hold_as_much_as_the_rounds_do(made):
 
 
 def test_the_statement_names_its_noise_or_that_there_is_none(made):
-    said = " ".join(sentences(made, seeded=False, silos=made.silos))
+    said = " ".join(sentences(made, seeded=False))
     assert ("No guarantee" in said) == (not made.private)
     if made.private:
         assert f"{made.noise_stddev:.6g}" in said

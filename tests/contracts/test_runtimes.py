@@ -126,15 +126,15 @@ def test_a_round_with_nobody_changes_nothing_without_noise(case, local, referenc
 
 
 def test_supplied_noise_is_what_reaches_the_weights(case, local, reference):
-    """Nobody takes part, so the update is the noise, rounded to the grain and divided by the expected cohort of 4."""
+    """Nobody takes part, so the update is the noise, rounded to the rounding step and divided by the expected cohort of 4."""
 
     random = np.random.default_rng(2)
     noise = [random.normal(size=shape) for shape in case.compiled.shapes]
-    grain = plan().rounding_step
+    step = plan().rounding_step
     for runtime in (local, reference):
         result = runtime.run_round(started(case, runtime).with_noise(noise), {}, round_number=1000)
         for after, before, added in zip(result.state.weights, case.weights, noise, strict=True):
-            expected = before - np.round(added / grain) * grain / 4
+            expected = before - np.round(added / step) * step / 4
             np.testing.assert_allclose(after, expected, atol=1e-6)
 
 
@@ -167,7 +167,7 @@ def test_noise_is_used_once(case, local):
 
 
 def test_sums_of_32_bits_are_those_of_64(head):
-    """A population for which 31 bits would be too coarse is summed in 64; both give the same weights, to a few quanta."""
+    """A population for which 31 bits would be too coarse is summed in 64; both give the same weights, to a few steps."""
     from tff_pipeline.runtime.local import LocalRuntime
     from tff_pipeline.runtime.scripted import ScriptedRuntime
 

@@ -131,7 +131,7 @@ def test_sensitivity_is_the_clip_and_what_float32_may_add():
     assert plan().noise_stddev == 1.2 * plan().sensitivity
 
 
-def test_the_grain_is_a_power_of_two_about_a_thousandth_of_the_noise():
+def test_the_rounding_step_is_a_power_of_two_about_a_thousandth_of_the_noise():
     assert math.log2(plan().rounding_step).is_integer()
     assert 2**-11 <= plan().rounding_step / plan().noise_stddev <= 2**-10
 
@@ -141,15 +141,15 @@ def test_everything_follows_from_one_number():
     assert more.noise_stddev == 2 * plan().noise_stddev
     assert more.round_event["noise_multiplier"] == 2.4
     assert more.epsilon() < plan().epsilon()
-    assert "2.4 times the sensitivity" in " ".join(statement.sentences(more, seeded=False, silos=3))
+    assert "2.4 times the sensitivity" in " ".join(statement.sentences(more, seeded=False))
 
 
 def test_the_statement_says_who_is_trusted_and_what_is_not_covered():
-    said = " ".join(statement.sentences(plan(), seeded=True, silos=3))
+    said = " ".join(statement.sentences(plan(), seeded=True))
     for words in (
         "differentially private for the client",
         "Poisson sampling",
-        "probability 0.1 ",
+        "probability 0.1, ",
         "trusted to add the noise",
         "client of two silos",
         "treated as public",
@@ -157,13 +157,13 @@ def test_the_statement_says_who_is_trusted_and_what_is_not_covered():
         "Seed: pipeline.seed is set",
     ):
         assert words in said
-    assert "Seed:" not in " ".join(statement.sentences(plan(), seeded=False, silos=3))
-    assert "no exported version has them" in said
-    released = " ".join(statement.sentences(plan(), seeded=False, silos=3, metrics="released"))
+    assert "Seed:" not in " ".join(statement.sentences(plan(), seeded=False))
+    assert "no exported version contains them" in said
+    released = " ".join(statement.sentences(plan(), seeded=False, metrics="released"))
     assert "released with every exported version" in released
-    assert "no exported version has them" not in released
-    assert "The server sees it" in " ".join(statement.sentences(plan(), seeded=False, silos=1))
-    none = " ".join(statement.sentences(plan(NoPrivacy, delta=None), seeded=False, silos=3))
+    assert "no exported version contains them" not in released
+    assert "The server sees it" in " ".join(statement.sentences(plan(silos=1), seeded=False))
+    none = " ".join(statement.sentences(plan(NoPrivacy, delta=None), seeded=False))
     assert "No guarantee" in none
     assert "Epsilon is infinite" in none
 
@@ -251,7 +251,7 @@ def test_everybody_has_room_where_the_guarantee_counts_on_no_sampling():
     assert plan(sampling_probability=1.0, expected_cohort=1000.0).quantization.largest_cohort == 1000
 
 
-def test_quanta_are_as_many_as_31_bits_hold_where_that_is_fine_enough():
+def test_levels_are_as_many_as_31_bits_hold_where_that_is_fine_enough():
     assert plan(dimension=1000).quantization.levels == pytest.approx(
         2**30 / plan().quantization.largest_cohort, rel=1e-4
     )
@@ -260,7 +260,7 @@ def test_quanta_are_as_many_as_31_bits_hold_where_that_is_fine_enough():
 
 
 @pytest.mark.parametrize("clients", [3, 10, 37, 1000, 2**22 + 1])
-def test_half_a_clip_is_a_whole_number_that_float32_holds(clients):
+def test_half_a_clip_is_an_integer_that_float32_holds(clients):
     """An adaptive clip counts with it, and its sensitivity is a half exactly."""
     numbers = {"clients": clients, "dimension": 1000}
     for made in (plan(Tree, rounds_per_tree=5, **numbers), plan(NoPrivacy, **numbers)):

@@ -240,7 +240,7 @@ def test_everything_follows_from_one_number():
     assert more.noise_stddev / more.sensitivity == pytest.approx(2 * less.noise_stddev / less.sensitivity, rel=1e-3)
     assert more.round_event["sensitivity_squared"] == discretization(more).sensitivity_squared
     assert more.curve() < less.curve()
-    assert "2.4 times the sensitivity" in " ".join(statement.sentences(more, seeded=False, silos=3))
+    assert "2.4 times the sensitivity" in " ".join(statement.sentences(more, seeded=False))
     # Two honest shares of three: the noise is sqrt(3 / 2) times what counts.
     assert less.noise_stddev == pytest.approx(1.2 * less.sensitivity * math.sqrt(3 / 2), rel=1e-6)
     assert less.round_event["honest_silos"] == 2
@@ -604,27 +604,27 @@ def test_with_16_bits_a_silo_sends_half_and_the_round_is_the_same(case, local):
 
 
 def test_the_statement_says_who_adds_the_noise_and_against_whom_it_holds():
-    said = " ".join(statement.sentences(plan(), seeded=False, silos=3))
+    said = " ".join(statement.sentences(plan(), seeded=False))
     for words in (
-        "Each of 3 silos adds to its sum, before it is masked, discrete Gaussian noise",
-        "counts on 2 of these shares",
+        "Each of 3 silos adds its noise share to its sum before the sum is masked: discrete Gaussian noise",
+        "counts on 2 of these noise shares",
         "never a sum of updates without noise",
         "the server together with any one of the silos",
-        "trusts 2 of the 3 to add their shares",
+        "trusts 2 of the 3 silos to add their noise shares",
         "modulo 2^32",
     ):
         assert words in said
     assert "server is trusted to add" not in said
     # Rounded up: 20 rounds of 16,384 coordinates, each within 2 e of the Gaussian, e = 2 exp(-8 pi**2).
     exact = 20 * 2**14 * 2 * 2 * math.exp(-8 * math.pi**2)
-    assert f"a factor of 1 + 10^{math.ceil(math.log10(2 * exact))} over" in said
+    assert f"a factor of 1 + 10^{math.ceil(math.log10(2 * exact))}, which" in said
     assert "no loss, no accuracy and no number of clients" in said
     assert "Training metrics: there are none" in said
-    none = " ".join(statement.sentences(plan(tolerated_silos=0), seeded=False, silos=3))
+    none = " ".join(statement.sentences(plan(tolerated_silos=0), seeded=False))
     assert "holds against the server. It does not hold against a silo" in none
-    alone = " ".join(statement.sentences(plan(silos=1, tolerated_silos=0), seeded=False, silos=1))
+    alone = " ".join(statement.sentences(plan(silos=1, tolerated_silos=0), seeded=False))
     assert "has the noise in it already" in alone
-    two = " ".join(statement.sentences(plan(tolerated_silos=2), seeded=False, silos=3))
+    two = " ".join(statement.sentences(plan(tolerated_silos=2), seeded=False))
     assert "any 2 of the silos" in two
 
 
@@ -632,22 +632,11 @@ def test_the_statement_says_who_adds_the_noise_and_against_whom_it_holds():
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Two silos, prepared; the process is compiled once for all runs on copies of the folder."""
-    from tff_pipeline.learning import process as learning
-
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two silos, prepared."""
     folder = tmp_path_factory.mktemp("tiny")
     prepared(folder, ROWS, changes=SETTINGS)
-    made, build = {}, learning.build
-
-    def cached(model_fn: Any, training: Any, plan: PrivacyPlan, shapes: Any, **options: Any) -> Any:
-        if plan not in made:
-            made[plan] = build(model_fn, training, plan, shapes, **options)
-        return made[plan]
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(learning, "build", cached)
-        yield folder
+    return folder
 
 
 def trained(folder: Path, *changes: str) -> tuple[Path, list[np.ndarray]]:

@@ -92,17 +92,17 @@ def test_a_run_releases_the_mean_of_noised_sums(tmp_path):
 def test_they_are_one_number_of_the_noise_and_the_sums():
     from tff_pipeline.training.releases import _released_accuracy
 
-    made = a_plan(**NOISED)
+    noised = NOISED["metrics"]
     sums = {"client_accuracy": 300_000_000.0, "finite_clients": 400.0}
-    assert _released_accuracy(sums, [0.0, 0.0], made) == 0.75
-    assert _released_accuracy(sums, [20.0, -20.0], made) == pytest.approx(320 / 380, abs=1e-3)
-    assert _released_accuracy(sums, [1000.0, 0.0], made) == 1.0
-    assert _released_accuracy(sums, [-1000.0, -1000.0], made) == 0.0
+    assert _released_accuracy(sums, [0.0, 0.0], noised) == 0.75
+    assert _released_accuracy(sums, [20.0, -20.0], noised) == pytest.approx(320 / 380, abs=1e-3)
+    assert _released_accuracy(sums, [1000.0, 0.0], noised) == 1.0
+    assert _released_accuracy(sums, [-1000.0, -1000.0], noised) == 0.0
     # Neighbours cannot be told by low-order bits: what is released is a multiple of the rounding step.
-    assert made.noised_metrics.released(1 / 3) * 2**6 == round(made.noised_metrics.released(1 / 3) * 2**6)
+    assert noised.released(1 / 3) * 2**6 == round(noised.released(1 / 3) * 2**6)
 
 
 def test_the_statement_says_what_is_released():
-    said = " ".join(sentences(a_plan(**NOISED), seeded=False, silos=2, metrics="noised"))
+    said = " ".join(sentences(a_plan(**NOISED), seeded=False, metrics="noised"))
     assert "two sums with Gaussian noise of standard deviation 20, which epsilon covers" in said
-    assert "the metrics, whose two sums have noise of standard deviation 20, a round is a Gaussian mechanism" in said
+    assert "the released training metrics are computed from has Gaussian noise of standard deviation 20." in said

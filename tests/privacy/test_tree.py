@@ -23,23 +23,6 @@ from tff_pipeline.privacy.ledger import Ledger
 from tff_pipeline.privacy.mechanisms import Tree
 from tff_pipeline.privacy.mechanisms.tree import TreeEvent
 
-
-@pytest.fixture(scope="module")
-def compiled_once():
-    from tff_pipeline.learning import process as learning
-
-    made, build = {}, learning.build
-
-    def cached(model_fn, training, plan, shapes, **options):
-        if plan not in made:
-            made[plan] = build(model_fn, training, plan, shapes, **options)
-        return made[plan]
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(learning, "build", cached)
-        yield
-
-
 TREE = {"kind": "tree", "noise_multiplier": 5.0, "rounds_per_tree": 10}
 
 
@@ -158,12 +141,12 @@ def test_every_round_expects_the_same_cohort_and_trees_draw_anew():
 
 
 def test_the_statement_says_trees_and_turns_and_no_sampling():
-    said = " ".join(statement.sentences(plan(rounds=25), seeded=False, silos=3))
+    said = " ".join(statement.sentences(plan(rounds=25), seeded=False))
     for words in (
         "A tree spans 10 rounds",
         "takes part at most 3 time(s), in 3 tree(s) of at most 4 level(s)",
-        "No sampling is counted on",
-        "replaced by zero",
+        "does not rely on sampling",
+        "replacing its updates by zero",
     ):
         assert words in said
     assert "Poisson" not in said
@@ -173,9 +156,7 @@ def test_the_statement_says_trees_and_turns_and_no_sampling():
 # -- a run
 
 
-def test_a_run_that_was_killed_goes_on_with_the_same_tree_and_charges_nothing_twice(
-    tmp_path, monkeypatch, compiled_once
-):
+def test_a_run_that_was_killed_goes_on_with_the_same_tree_and_charges_nothing_twice(tmp_path, monkeypatch):
     """Four clients, two a round: trees of two rounds. Killed in the fourth round, after its charge."""
     from tff_pipeline.runtime.local import LocalRuntime
     from tff_pipeline.training import run as training

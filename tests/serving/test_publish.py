@@ -390,7 +390,7 @@ def test_an_upload_interrupted_at_any_file_has_no_model_and_is_begun_again(versi
             return opened(path, mode)
 
         monkeypatch.setattr(tf.io.gfile, "GFile", failing)
-        with pytest.raises(OSError, match="the network is gone"):
+        with pytest.raises(ArtifactError, match=r"desk/1: could not be uploaded, .* \(the network is gone\); expected"):
             upload(version, store)
         assert not tf.io.gfile.exists(f"{store}/1/saved_model.pb")
         with ObjectStore(store).newest_copy() as newest:

@@ -21,7 +21,6 @@ from builders.tiny import Row, prepared, quiet
 from tff_pipeline.artifacts import COMPLETE, MANIFEST, Workdir, is_complete, read_json, seal
 from tff_pipeline.config import Config, load
 from tff_pipeline.errors import ArtifactError, PipelineError, PrivacyError
-from tff_pipeline.learning import process as learning
 from tff_pipeline.learning.state import ServerState
 from tff_pipeline.privacy import charges as account
 from tff_pipeline.privacy.round import Round
@@ -58,22 +57,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     prepared(folder, {silo: silo_rows(silo, 40) for silo in ("bank", "shop")}, changes=[*SETTINGS, *GAUSSIAN])
     return folder
-
-
-@pytest.fixture(autouse=True)
-def compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TFF compiles the same process once for all runs of this module."""
-    monkeypatch.setattr(learning, "build", _build_once)
-
-
-_BUILD, _BUILT = learning.build, {}
-
-
-def _build_once(model_fn: Any, settings: Any, plan: Any, shapes: Sequence[Any], **options: Any) -> Any:
-    key = (plan, str(settings), str(shapes), str(options))
-    if key not in _BUILT:
-        _BUILT[key] = _BUILD(model_fn, settings, plan, shapes, **options)
-    return _BUILT[key]
 
 
 class Killed(BaseException):

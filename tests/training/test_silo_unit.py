@@ -95,11 +95,11 @@ def test_the_statement_speaks_of_silos_and_says_what_it_costs():
     made = a_plan(
         unit="silo", clients=3, expected_cohort=3.0, sampling_probability=1.0, noise_multiplier=5.0, dimension=10_000
     )
-    said = sentences(made, seeded=False, silos=3)
+    said = sentences(made, seeded=False)
 
     assert said[0].startswith("Guarantee")
-    assert "for the silo: adding or removing all texts of one silo" in said[0]
-    assert "every one of 3 silos takes part independently with probability 1" in said[1]
+    assert "private for the silo. Adding one silo, with all its clients and texts," in said[0]
+    assert "every one of 3 silos takes part with probability 1, independently" in said[1]
     (cost,) = [sentence for sentence in said if sentence.startswith("Cost")]
     # The noise is 5 on each of 10,000 coordinates, of a sum that is divided by 3: 500 / 3 of a clip.
     assert "is about 167 times as long as the clip" in cost

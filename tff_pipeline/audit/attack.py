@@ -3,24 +3,21 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import special
 
 from tff_pipeline.audit import exact
 from tff_pipeline.audit.canaries import GUESSES_A_ROUND
+from tff_pipeline.audit.criteria import Check
 from tff_pipeline.config import TrainingSection
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy import accounting
 from tff_pipeline.privacy.plan import PrivacyPlan
 from tff_pipeline.progress import Bar
 
-if TYPE_CHECKING:
-    from tff_pipeline.audit.checks import Check
-
 GUESSES = 200_000
-# Half of `checks.FALSE_REFUTATIONS` is left for the bound.
+# Half of `criteria.FALSE_REFUTATIONS` is left for the bound.
 CONFIDENCE = 0.9995
 _FEWEST_ROUNDS = 100
 _NO_NOISE = 1e-6  # of the planned variance: what rounding the sum leaves
@@ -30,7 +27,7 @@ _SHAPES = ((40, 3), (3,))
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What an audit found.
+    """The result of an audit.
 
     Attributes:
       claimed: epsilon of the run's rounds at its delta; the next two are what it follows from.
@@ -42,7 +39,7 @@ class Finding:
       sampling_probability_at_least: the bound that the sampler's draws gave.
       noise_found_again: how an attacker knows the noise, or "" where none does.
       turns_in_a_tree: with trees, the most that a client was drawn in one of them; more than one refutes the claim.
-      checks: what else was looked at (`checks.Check`); one that failed refutes the claim.
+      checks: what else was looked at (`criteria.Check`); one that failed refutes the claim.
     """
 
     claimed: float
@@ -56,7 +53,7 @@ class Finding:
     sampling_probability_at_least: float
     noise_found_again: str
     turns_in_a_tree: int = 0
-    checks: "tuple[Check, ...]" = ()
+    checks: tuple[Check, ...] = ()
 
     @property
     def failed(self) -> list[str]:
@@ -186,7 +183,7 @@ def _epsilon(plan: PrivacyPlan, noise_at_most: float, rate: float) -> float:
     return max(0.0, 0.998 * spent - 1e-3)  # without what the accountant's coarse steps may have added
 
 
-def _known_noise(done: "Sequence[Check]") -> str:
+def _known_noise(done: Sequence[Check]) -> str:
     """How an attacker knows the noise, so that there is none for it; or ""."""
     by_name = {check.name: check for check in done}
     if by_name["noise variance"].statistic < _NO_NOISE:

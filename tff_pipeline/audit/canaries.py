@@ -36,8 +36,8 @@ def population(
     made: list[Clients] = []
     for number, own in enumerate(np.array_split(coordinates, silos)):
         examples = [
-            np.repeat(scale * np.eye(dimension, dtype=np.float32)[[coordinate]], _EXAMPLES[place % 5], axis=0)
-            for place, coordinate in enumerate(own)
+            np.repeat(scale * np.eye(dimension, dtype=np.float32)[[coordinate]], _EXAMPLES[index % 5], axis=0)
+            for index, coordinate in enumerate(own)
         ]
         name = f"silo-{number:04d}"
         made.append(

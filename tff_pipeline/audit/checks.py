@@ -1,55 +1,18 @@
-"""What a sound mechanism's observations satisfy: exact equalities, and statistical tests with a stated error.
+"""What a sound mechanism's observations satisfy: noise, cohorts, clip, masks and keys, by the criteria of `criteria`."""
 
-Each statistical test has a significance level; they add up to the probability with which all tests together refute a sound
-run at most. Where a test looks at many things at once (clients, coordinates, pairs of rounds) its level is divided by their
-number (Bonferroni).
-"""
-
-import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import stats
 
 from tff_pipeline.audit import exact
+from tff_pipeline.audit.criteria import Check, at_most, cosines, probable, variance
+from tff_pipeline.audit.observed import Observed
+from tff_pipeline.audit.testbed import Testbed
 from tff_pipeline.privacy.draws import Draws
 from tff_pipeline.privacy.mechanisms import NoisedMetrics
 
-if TYPE_CHECKING:
-    from tff_pipeline.audit.observed import Observed
-    from tff_pipeline.audit.testbed import Testbed
-
-# How often a sound run is refuted: at most this, half by the tests here and half by the bound on epsilon (`attack`).
-FALSE_REFUTATIONS = 1e-3
-_LEVEL = 2e-5
-SIGNIFICANCE = dict.fromkeys(
-    (
-        "noise variance",
-        "noise variance by tensor",
-        "noise variance by coordinate",
-        "noise variance by round",
-        "noise distribution",
-        "noise between rounds",
-        "noise between coordinates",
-        "noise of each silo",
-        "noise between shares",
-        "noise on the count",
-        "noise on the metrics",
-        "sampling rate",
-        "sampling of each client",
-        "sampling of pairs",
-        "cohort sizes",
-        "cohort sizes by silo",
-        "cohorts between rounds",
-        "mask bits",
-        "recorded cohorts",
-        "recorded cohort sizes",
-        "recorded noise",
-    ),
-    _LEVEL,
-)
 # Cohorts that are drawn beside those of the rounds played: as a silo draws them, without the work of a round.
 MORE_COHORTS = 1000
 _MOST_STARTS = 100_000  # rounds that their trees may be long together: every round's draws are told of all before it
@@ -57,53 +20,10 @@ _CLOCK_DRAWS = 4
 _CLOCK_NS = ((10**9, 10), (10**6, 100), (10**3, 2000))  # units, and how many of each are tried
 # Noise that correlates so much with a guess was guessed. Independent vectors of 200 numbers do with a probability of 1e-70.
 _SAME = 0.9
-_FEW_VECTORS = 10_000  # whose cosines are all looked at; of more, repetition to the last digit
 _REPEATED_COHORTS = 200
 
 
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """One check of an audit.
-
-    Attributes:
-      name: of the check; a statistical one's significance level is `SIGNIFICANCE[name]`.
-      statistic: what was measured.
-      bound: what it was compared with.
-      passed: whether a sound mechanism could have given that.
-      meaning: what the statistic is, and on which side of the bound it has to be.
-    """
-
-    name: str
-    statistic: float
-    bound: float
-    passed: bool
-    meaning: str
-
-
-def at_least(name: str, statistic: float, bound: float, meaning: str) -> Check:
-    # A NaN passes nothing.
-    return Check(name, float(statistic), float(bound), bool(statistic >= bound), f"{meaning}, at least")
-
-
-def at_most(name: str, statistic: float, bound: float, meaning: str) -> Check:
-    return Check(name, float(statistic), float(bound), bool(statistic <= bound), f"{meaning}, at most")
-
-
-def probable(name: str, pvalue: float, meaning: str) -> Check:
-    """A test by its p-value, already multiplied by the number of things it looked at."""
-    return at_least(name, min(1.0, pvalue), SIGNIFICANCE[name], f"p-value of {meaning}")
-
-
-def variance(name: str, squares: np.ndarray | float, numbers: int, meaning: str) -> Check:
-    """Are sums of `numbers` squares, standard normal if the noise is the plan's, as large as chance makes them?
-
-    More noise than planned refutes nothing.
-    """
-    bound = float(stats.chi2.ppf(SIGNIFICANCE[name] / np.size(squares), numbers)) / numbers
-    return at_least(name, float(np.min(squares)) / numbers, bound, f"{meaning} over the plan's")
-
-
-def everything(testbed: "Testbed", observed: "Observed", table: np.ndarray) -> Iterator[Check]:
+def everything(testbed: Testbed, observed: Observed, table: np.ndarray) -> Iterator[Check]:
     """Yields all checks of rounds that were played. `table` is of independent cohorts (`sampled`)."""
     yield from noise(testbed, observed)
     yield from cohorts(testbed, observed, table)
@@ -115,7 +35,7 @@ def everything(testbed: "Testbed", observed: "Observed", table: np.ndarray) -> I
 # -- noise
 
 
-def noise(testbed: "Testbed", observed: "Observed") -> Iterator[Check]:
+def noise(testbed: Testbed, observed: Observed) -> Iterator[Check]:
     """The noise of every round as the observer of what is released sees it."""
     plan = testbed.plan
     numbers = plan.mechanism.own_noise(observed.noise)
@@ -138,7 +58,7 @@ def noise(testbed: "Testbed", observed: "Observed") -> Iterator[Check]:
     yield at_most("noise from the clock", float(guessed), 0, "draws that a generator seeded by the clock gives")
 
 
-def _by_tensor(testbed: "Testbed", squares: np.ndarray) -> Check:
+def _by_tensor(testbed: Testbed, squares: np.ndarray) -> Check:
     """The tensors differ in size by no more than two, so that the smallest ratio of all tells."""
     name, sizes = "noise variance by tensor", [math.prod(shape) for shape in testbed.shapes]
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
@@ -146,7 +66,7 @@ def _by_tensor(testbed: "Testbed", squares: np.ndarray) -> Check:
     return variance(name, sums, len(squares) * sizes[0], "smallest variance of a tensor's noise")
 
 
-def _distribution(testbed: "Testbed", numbers: np.ndarray) -> Check:
+def _distribution(testbed: Testbed, numbers: np.ndarray) -> Check:
     """Kolmogorov and Smirnov's test; integers are spread evenly over their rounding interval."""
     flat, step = numbers.ravel(), testbed.view.step_over_noise
     if step:
@@ -156,15 +76,7 @@ def _distribution(testbed: "Testbed", numbers: np.ndarray) -> Check:
     return probable("noise distribution", pvalue, "the noise's distribution, a normal one with the plan's variance")
 
 
-def cosines(name: str, vectors: np.ndarray, meaning: str) -> Check:
-    few = vectors[:_FEW_VECTORS]
-    largest, pairs = exact.largest_cosine(few)
-    if len(few) < len(vectors) and len(np.unique(vectors, axis=0)) < len(vectors):
-        largest = 1.0
-    return at_most(name, largest, exact.cosine_bound(vectors.shape[1], SIGNIFICANCE[name] / max(1, pairs)), meaning)
-
-
-def _metrics(testbed: "Testbed", metrics: NoisedMetrics, rounds: int) -> Check:
+def _metrics(testbed: Testbed, metrics: NoisedMetrics, rounds: int) -> Check:
     starts = testbed.starts(rounds)
     draws = testbed.draws
     noise = [draws.server.metrics_noise(draws.round(starts[: number + 1])) for number in range(rounds)]
@@ -174,7 +86,7 @@ def _metrics(testbed: "Testbed", metrics: NoisedMetrics, rounds: int) -> Check:
     return variance("noise on the metrics", squares, drawn.size, "variance of the noise on metrics")
 
 
-def clock(observed: "Observed") -> int:
+def clock(observed: Observed) -> int:
     """How many of some draws are also drawn by numpy's generators, seeded by the clock at any time while they were drawn."""
     recognized = 0
     for began, ended, drawn in observed.windows[:_CLOCK_DRAWS]:
@@ -204,7 +116,7 @@ def _normals(seed: int, size: int) -> Iterator[np.ndarray]:
 # -- cohorts
 
 
-def cohorts(testbed: "Testbed", observed: "Observed", table: np.ndarray) -> Iterator[Check]:
+def cohorts(testbed: Testbed, observed: Observed, table: np.ndarray) -> Iterator[Check]:
     """Is every client in every round by itself, with the plan's probability? With trees, in every tree at most once?
 
     `table` is of independent cohorts (`sampled`).
@@ -233,7 +145,7 @@ def cohorts(testbed: "Testbed", observed: "Observed", table: np.ndarray) -> Iter
     yield probable("cohorts between rounds", exact.overlaps(table, q), "how much cohorts overlap, at any lag")
 
 
-def sampled(testbed: "Testbed", observed: "Observed") -> np.ndarray:
+def sampled(testbed: Testbed, observed: Observed) -> np.ndarray:
     """Independent cohorts, bool [count, canaries]: those of all rounds; with trees, one of each tree."""
     every = testbed.plan.mechanism.period
     starts = range(0, len(observed.cohorts) - every + 1, every)
@@ -245,19 +157,19 @@ def sampled(testbed: "Testbed", observed: "Observed") -> np.ndarray:
     return np.concatenate([played, cohorts_of(testbed, testbed.draws, numbers)])
 
 
-def cohorts_of(testbed: "Testbed", draws: Draws, numbers: Sequence[int]) -> np.ndarray:
+def cohorts_of(testbed: Testbed, draws: Draws, numbers: Sequence[int]) -> np.ndarray:
     """The cohorts of some rounds, bool [rounds, canaries], as the silos draw them."""
     starts = testbed.starts(max(numbers) + 1)
     table = np.zeros((len(numbers), testbed.plan.clients), bool)
     offsets = np.cumsum([0, *testbed.clients.values()])
-    for place, number in enumerate(numbers):
+    for index, number in enumerate(numbers):
         at = draws.round(starts[: number + 1])
         for offset, (silo, clients) in zip(offsets, testbed.clients.items(), strict=False):
-            table[place, offset + draws.silos[silo].cohort(at, clients)] = True
+            table[index, offset + draws.silos[silo].cohort(at, clients)] = True
     return table
 
 
-def turns(testbed: "Testbed", observed: "Observed") -> int:
+def turns(testbed: Testbed, observed: Observed) -> int:
     """With trees, the most rounds of one tree that a client took part in; else 0."""
     mechanism = testbed.plan.mechanism
     if mechanism.turns_in_a_period is None:
@@ -280,7 +192,7 @@ def _pairs(table: np.ndarray, q: float) -> float:
 # -- clip, masks, keys: equalities
 
 
-def clip(observed: "Observed") -> Iterator[Check]:
+def clip(observed: Observed) -> Iterator[Check]:
     """No client, whatever it does, moves the noiseless sum by more than the plan's sensitivity."""
     worst = max(observed.sensitivities, key=lambda name: _or_infinite(observed.sensitivities[name]))
     reached = _or_infinite(observed.sensitivities[worst])
@@ -291,7 +203,7 @@ def _or_infinite(value: float) -> float:
     return math.inf if math.isnan(value) else value
 
 
-def masks(testbed: "Testbed", observed: "Observed") -> Iterator[Check]:
+def masks(testbed: Testbed, observed: Observed) -> Iterator[Check]:
     """Does the server learn the sum of all silos, and nothing else? With one silo there is nothing to hide in."""
     rounds = len(observed.cohorts)
     yield at_most(
@@ -308,7 +220,7 @@ def masks(testbed: "Testbed", observed: "Observed") -> Iterator[Check]:
     yield probable("mask bits", float(pvalues.min() * pvalues.size), "the bits of the masks, ones and zeros alike")
 
 
-def keys(testbed: "Testbed") -> Iterator[Check]:
+def keys(testbed: Testbed) -> Iterator[Check]:
     """Is everything new, for everybody, when one key is, or what the run or the round starts from?"""
     base, parties = testbed.draws, ["server", *list(testbed.clients)[:2]]
     others = {
@@ -327,12 +239,12 @@ def keys(testbed: "Testbed") -> Iterator[Check]:
     yield at_most("draws bound to keys", len(same), 0, meaning)
 
 
-def _noise_of(testbed: "Testbed", draws: Draws, starts: Sequence[str]) -> list[np.ndarray]:
+def _noise_of(testbed: Testbed, draws: Draws, starts: Sequence[str]) -> list[np.ndarray]:
     """All noise of a round, by who draws it."""
     return testbed.view.draw_noise(draws, draws.round(starts), testbed.shapes)
 
 
-def _same_noise(testbed: "Testbed", base: Draws, other: Draws) -> bool:
+def _same_noise(testbed: Testbed, base: Draws, other: Draws) -> bool:
     starts = testbed.starts(1)
     return _alike(_noise_of(testbed, base, starts), _noise_of(testbed, other, starts))
 
@@ -341,7 +253,7 @@ def _alike(some: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> bool:
     return any(exact.largest_cosine(np.stack(pair))[0] > _SAME for pair in zip(some, others, strict=True))
 
 
-def _same_cohorts(testbed: "Testbed", base: Draws, other: Draws) -> bool:
+def _same_cohorts(testbed: Testbed, base: Draws, other: Draws) -> bool:
     """Told only where chance would hardly make them the same: with sampling of one half of many clients, not of all of two."""
     q, numbers = testbed.plan.sampling_probability, range(_REPEATED_COHORTS)
     chance = (q**2 + (1 - q) ** 2) ** (testbed.plan.clients * len(numbers) / testbed.plan.mechanism.period)

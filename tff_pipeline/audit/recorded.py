@@ -13,7 +13,7 @@ from scipy import stats
 
 from tff_pipeline.artifacts import is_complete, read_json, read_manifest
 from tff_pipeline.audit import exact
-from tff_pipeline.audit.checks import SIGNIFICANCE, Check, at_least, at_most, probable
+from tff_pipeline.audit.criteria import SIGNIFICANCE, Check, at_least, at_most, probable
 from tff_pipeline.config import Config
 from tff_pipeline.privacy import charges as account
 from tff_pipeline.privacy.plan import PrivacyPlan

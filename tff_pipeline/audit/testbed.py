@@ -250,7 +250,7 @@ class Testbed:
         """What the server is given, against what each silo summed and drew."""
         runtime = self._runtime
         left = [np.zeros_like(part) for part in runtime.given[0]]
-        for place, (silo, report) in enumerate(zip(runtime.sums, runtime.given, strict=True)):
+        for index, (silo, report) in enumerate(zip(runtime.sums, runtime.given, strict=True)):
             unmasked = [np.array(part) for part in runtime.sums[silo]]
             if silo in runtime.noise_shares:
                 unmasked[-1] += runtime.noise_shares[silo][2].astype(unmasked[-1].dtype)
@@ -259,7 +259,7 @@ class Testbed:
             for slot, mask in enumerate(masks):
                 left[slot] += mask
                 bits = np.unpackbits(mask.reshape(-1).view(np.uint8))
-                observed.mask_bits[place, slot] += (int(bits.sum()), bits.size)
+                observed.mask_bits[index, slot] += (int(bits.sum()), bits.size)
                 digest.update(np.ascontiguousarray(mask).tobytes())
             observed.masks.append(digest.digest())
         observed.other_totals += any(part.any() for part in left)

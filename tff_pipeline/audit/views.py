@@ -1,4 +1,4 @@
-"""How a mechanism shows in what is observed: what a client's integers say, where the noise is, what is checked besides.
+"""How a mechanism shows in what is observed: what a client's integers say, where the noise is, what else is checked.
 
 A mechanism whose noise the server adds shows as `View` says, unless `view_of` names another.
 """
@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tff_pipeline.aggregators import distributed_discrete_gaussian
 from tff_pipeline.aggregators.dp_sum import CLIP_LEARNING_RATE
-from tff_pipeline.audit.checks import Check, cosines, variance
+from tff_pipeline.audit.criteria import Check, cosines, variance
 from tff_pipeline.audit.observed import Observed, Watched
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.learning.state import ServerState
@@ -106,18 +106,18 @@ class View:
 
     # -- what the secure slots hold
 
-    def _update_places(self, slots: Sequence[np.ndarray]) -> list[int]:
+    def _update_slots(self, slots: Sequence[np.ndarray]) -> list[int]:
         """Which slots an update is in: they alone are no scalars."""
-        places = [place for place, slot in enumerate(slots) if slot.ndim]
-        if [slots[place].shape for place in places] != self._shapes:
+        indices = [index for index, slot in enumerate(slots) if slot.ndim]
+        if [slots[index].shape for index in indices] != self._shapes:
             raise PrivacyError(
                 f"the process sums arrays of other shapes than its weights'; expected those of {len(self._shapes)} weights, and scalars. The audit does not know this process."
             )
-        return places
+        return indices
 
     def _update_of(self, slots: Sequence[np.ndarray], clients: int) -> np.ndarray:
         """The sum of some clients' updates, flat, from the integers of the secure slots."""
-        numbers = np.concatenate([self._centred(slots[place], clients).ravel() for place in self._update_places(slots)])
+        numbers = np.concatenate([self._centred(slots[index], clients).ravel() for index in self._update_slots(slots)])
         return numbers * self.plan.quantization.step
 
     def _centred(self, slot: np.ndarray, clients: int) -> np.ndarray:
@@ -163,8 +163,8 @@ class AdaptiveView(View):
 
     def _count_of(self, slots: Sequence[np.ndarray], clients: int) -> float:
         """Those within the clip less those beyond it, halved. The slot after the update's."""
-        place = self._update_places(slots)[-1] + 1
-        return float(self._centred(slots[place], clients) / self.plan.quantization.levels)
+        index = self._update_slots(slots)[-1] + 1
+        return float(self._centred(slots[index], clients) / self.plan.quantization.levels)
 
 
 class NoiseShareView(View):
@@ -208,10 +208,10 @@ class NoiseShareView(View):
         noise = centred(given - total[-1], discretization.modulus)
         observed.noise[number] = noise / (2.0**discretization.log2_scale * math.sqrt(discretization.silos))
         known = np.zeros(discretization.length)
-        for place, (silo, (began, ended, noise_share)) in enumerate(watched.noise_shares.items()):
+        for silo_number, (silo, (began, ended, noise_share)) in enumerate(watched.noise_shares.items()):
             observed.noise_shares[silo][number] = noise_share
             observed.windows.append((began, ended, noise_share))
-            known += noise_share if place >= discretization.honest_silos else 0
+            known += noise_share if silo_number >= discretization.honest_silos else 0
         known = distributed_discrete_gaussian.rotated_back(tf.constant(known), seed, discretization).numpy()
         observed.released[number] = released - discretization.step * known
 

@@ -62,21 +62,21 @@ def _panel(
 ) -> str:
     widest, highest = max(x for x, _ in points), max(y for _, y in points)
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def pixel(x: float, y: float) -> tuple[float, float]:
         across = left + _MARGIN + x / widest * (_WIDTH - 2 * _MARGIN)
         return across, 30 + _HEIGHT - _MARGIN - y / highest * (_HEIGHT - 2 * _MARGIN)
 
     parts = []
     for value in _ticks(highest):
-        x, y = place(0, value)
+        x, y = pixel(0, value)
         parts.append(
-            f'<line x1="{x:.1f}" y1="{y:.1f}" x2="{place(widest, 0)[0]:.1f}" y2="{y:.1f}" stroke="#ddd"/><text x="{x - 6:.1f}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>'
+            f'<line x1="{x:.1f}" y1="{y:.1f}" x2="{pixel(widest, 0)[0]:.1f}" y2="{y:.1f}" stroke="#ddd"/><text x="{x - 6:.1f}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>'
         )
     for value in _ticks(widest):
-        x, y = place(value, 0)
+        x, y = pixel(value, 0)
         parts.append(f'<text x="{x:.1f}" y="{y + 16:.1f}" text-anchor="middle">{value:g}</text>')
-    line = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in points)
-    mark_x, mark_y = place(*here)
+    line = " ".join("{:.1f},{:.1f}".format(*pixel(x, y)) for x, y in points)
+    mark_x, mark_y = pixel(*here)
     centre = left + _WIDTH / 2
     parts += [
         f'<polyline points="{line}" fill="none" stroke="#1f6fb2" stroke-width="2"/>',

@@ -89,8 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _plan(config: Config, clients: int | None) -> tuple[PrivacyPlan | None, list[str]]:
     """The plan, as far as there is one, and what is missing for it."""
     if clients is not None:
-        # Epsilon does not depend on the number of weights; only quanta do, and the noise's standard deviation in its last
-        # digits. A head has some thousands.
+        # Epsilon does not depend on the number of weights; only the quantization step does, and the noise's standard
+        # deviation in its last digits. A head has some thousands.
         return make(config, clients=clients, dimension=_HEAD), [
             f"this plans for {clients} clients (--clients); what the guarantee rests on is the number that preparation finds."
         ]
@@ -104,7 +104,6 @@ def _said(config: Config, plan: PrivacyPlan) -> list[str]:
     return sentences(
         plan,
         seeded=config.pipeline.seed is not None,
-        silos=len(config.silos),
         reference=config.runtime.kind == "reference",
         metrics=config.privacy.metrics,
     )

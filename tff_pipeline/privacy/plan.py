@@ -14,16 +14,13 @@ import numpy as np
 from tff_pipeline.config import Config, PrivacySection
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy import accounting, mechanisms
-from tff_pipeline.privacy.distributed import Discretization
 from tff_pipeline.privacy.mechanisms import (
-    DistributedDiscreteGaussian,
     Mechanism,
     NoisedMetrics,
     Quantization,
     RunNumbers,
     ServerInputs,
 )
-from tff_pipeline.privacy.mechanisms.server_noise import SampledGaussian
 from tff_pipeline.privacy.round import Round
 
 # What the flat form of a plan in run.json holds under the keys of other mechanisms' numbers.
@@ -145,7 +142,7 @@ class PrivacyPlan(RunNumbers):
     @property
     def noised_metrics(self) -> NoisedMetrics | None:
         """The noise on training metrics where they are released with noise, else None."""
-        return self.mechanism.metrics if isinstance(self.mechanism, SampledGaussian) else None
+        return self.mechanism.noised_metrics
 
     @property
     def noise_over_clip(self) -> float:
@@ -196,27 +193,11 @@ class PrivacyPlan(RunNumbers):
         run = {field.name: stored[field.name] for field in dataclasses.fields(RunNumbers) if field.name in stored}
         return cls(**run, mechanism=mechanisms.from_json(stored))
 
-    # -- names that callers still use; they go when the callers do
-
-    @property
-    def integers(self) -> Discretization | None:
-        mechanism = self.mechanism
-        return mechanism.discretization(self) if isinstance(mechanism, DistributedDiscreteGaussian) else None
-
-    @property
-    def metrics_stddev(self) -> float:
-        return self.noised_metrics.stddev if self.noised_metrics else 0.0
-
-    def on_metrics_grain(self, noised: float) -> float:
-        if self.noised_metrics is None:
-            raise PrivacyError('the run releases no metrics with noise; expected privacy.metrics = "noised".')
-        return self.noised_metrics.released(noised)
-
 
 def make(config: Config, *, clients: int, dimension: int) -> PrivacyPlan:
     """The plan of a run on a population of `clients` (silos, where they are the unit) whose updates have `dimension` coordinates.
 
-    With `target_epsilon` the smallest noise is found that stays at or under it.
+    With `target_epsilon` it has the smallest noise that stays at or under it.
 
     Raises:
       PrivacyError: if the cohort is larger than the population, no noise reaches the target, or delta is too large for the

@@ -22,8 +22,8 @@ def cohort_of_tree(
     A client's number, uniform below 2**64, falls into one of `rounds_per_tree` pieces of width `probability`, which is its
     round, or beyond them. So the expected cohort of every round is clients * probability, as it is with `cohort`.
     """
-    tree, place = divmod(round_number, rounds_per_tree)
+    tree, turn = divmod(round_number, rounds_per_tree)
     if probability >= 1:
-        return np.arange(clients if place == 0 else 0)
+        return np.arange(clients if turn == 0 else 0)
     numbers = uniform_words(derive(silo_secret, f"turns/{tree}"), clients)
-    return np.flatnonzero(numbers // np.uint64(max(1, int(probability * 2**64))) == np.uint64(place))
+    return np.flatnonzero(numbers // np.uint64(max(1, int(probability * 2**64))) == np.uint64(turn))

@@ -25,7 +25,6 @@ def describe(work: Job, plan: PrivacyPlan) -> dict[str, Any]:
         said = statement.sentences(
             plan,
             seeded=config.pipeline.seed is not None,
-            silos=len(work.snapshots),
             reference=config.runtime.kind == "reference",
             metrics=config.privacy.metrics,
         )
@@ -73,8 +72,8 @@ def announce(facts: dict[str, Any], plan: PrivacyPlan, progress: Progress) -> No
     )
     if plan.unit == "silo" and plan.private:
         progress.event("cost", statement.cost(plan), noise_over_clip=round(plan.noise_over_clip, 3))
-    if plan.integers:
-        drawn = plan.integers.silos * plan.integers.length
+    if plan.mechanism.silos_add_noise:
+        drawn = plan.mechanism.numbers_drawn_by_silos(plan)
         if drawn > _NOISE_IS_QUICK:
             progress.event(
                 "noise",

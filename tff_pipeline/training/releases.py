@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tff_pipeline.artifacts import write_atomic, write_json
+from tff_pipeline.privacy.mechanisms import NoisedMetrics
 from tff_pipeline.privacy.plan import PrivacyPlan
 from tff_pipeline.privacy.round import Round
 from tff_pipeline.privacy.server_draws import ServerDraws
@@ -54,8 +55,9 @@ class Releases:
         """
         self._seconds.append(seconds)
         entry = _entry(at.number + 1, result, self._plan, seconds)
-        if self._plan.metrics_stddev:
-            entry["released_accuracy"] = _released_accuracy(result.metrics, self._draws.metrics_noise(at), self._plan)
+        noised = self._plan.noised_metrics
+        if noised is not None:
+            entry["released_accuracy"] = _released_accuracy(result.metrics, self._draws.metrics_noise(at), noised)
         if clip is not None:
             entry["clip_norm"] = round(clip, 6)
         return entry
@@ -87,7 +89,7 @@ class Releases:
 
     def placement(self, runtime: Runtime) -> None:
         """Writes placement.json once clients have worked, and says so if a GPU was to work and the CPU did."""
-        if self._plan.integers:  # the first round in which anybody took part would show
+        if self._plan.mechanism.silos_add_noise:  # the first round in which anybody took part would show
             return
         path = self._run / "placement.json"
         if path.exists() or not (placement := runtime.placement()):
@@ -105,29 +107,30 @@ class Releases:
 def _entry(number: int, result: RoundResult, plan: PrivacyPlan, seconds: float) -> dict[str, Any]:
     """One round as the history keeps it. Epsilon is worked out now and then, and after the last round."""
     due = plan.private and (number == plan.rounds or number % max(1, plan.rounds // _EPSILONS_SHOWN) == 0)
-    metrics = {} if plan.integers else result.metrics
+    silent = plan.mechanism.silos_add_noise  # then nothing that tells of the cohort is kept
+    metrics = {} if silent else result.metrics
     seen = metrics.get("instances", 0) > 0
     return {
         "round": number,
-        "clients": None if plan.integers else sum(len(rows) for rows in result.cohorts.values()),
+        "clients": None if silent else sum(len(rows) for rows in result.cohorts.values()),
         "finite_clients": int(metrics["finite_clients"]) if metrics else None,
         "examples": int(metrics["instances"]) if metrics else None,
         "loss": metrics["loss"] if seen else None,
         "accuracy": metrics["accuracy"] if seen else None,
         "epsilon": float(rounded_up(plan.epsilon(number))) if due else None,
-        "seconds": None if plan.integers else round(seconds, 3),
+        "seconds": None if silent else round(seconds, 3),
         # To and from each silo.
         "bytes_down": result.bytes_down,
         "bytes_up": result.bytes_up,
     }
 
 
-def _released_accuracy(metrics: Mapping[str, float], noise: Sequence[float], plan: PrivacyPlan) -> float:
+def _released_accuracy(metrics: Mapping[str, float], noise: Sequence[float], noised: NoisedMetrics) -> float:
     """The mean of the clients' own accuracies from two noised sums, of which one client changes each by at most one."""
     from tff_pipeline.model.learner import MILLION
 
     sums = metrics["client_accuracy"] / MILLION, metrics["finite_clients"]
-    accuracies, clients = (plan.on_metrics_grain(total + added) for total, added in zip(sums, noise, strict=True))
+    accuracies, clients = (noised.released(total + added) for total, added in zip(sums, noise, strict=True))
     return round(min(1.0, max(0.0, accuracies / max(1.0, clients))), 4)
 
 

@@ -15,7 +15,7 @@ from builders.plans import plan as a_plan
 from scipy import stats
 
 from tff_pipeline.privacy import sampling
-from tff_pipeline.privacy.mechanisms.server_noise import round_noise
+from tff_pipeline.privacy.mechanisms.noise import round_noise
 
 ROUNDS = 400
 PLAN = a_plan(noise_multiplier=0.7, clip_norm=0.5, expected_cohort=10.0, sampling_probability=0.25, dimension=123)
@@ -93,17 +93,17 @@ def test_coordinates_and_rounds_are_independent(released):
         assert np.abs(correlations).max() < bound
 
 
-def test_what_is_released_lies_on_the_grain(mechanism):
-    """Low-order bits of the float noise do not leave: the noised sum is a whole number of grains."""
-    grains = mechanism.released([1, 2, 3], noise(9999)) / PLAN.rounding_step
+def test_what_is_released_is_a_multiple_of_the_rounding_step(mechanism):
+    """Low-order bits of the float noise do not leave: the noised sum is a multiple of the rounding step."""
+    multiples = mechanism.released([1, 2, 3], noise(9999)) / PLAN.rounding_step
     # The release is the sum over 10 in float32, which is all that rounds it again.
-    np.testing.assert_allclose(grains, np.round(grains), atol=1e-3)
+    np.testing.assert_allclose(multiples, np.round(multiples), atol=1e-3)
 
 
 def test_any_client_moves_the_sum_by_at_most_the_sensitivity(mechanism):
     """Forty random cohorts and a client more: in L2, before the noise, and hardly less, since canaries reach the clip.
 
-    With the noise off the sum is rounded to the grain, so neighbours are compared through the secure slots.
+    With the noise off the sum is rounded to the rounding step, so neighbours are compared through the secure slots.
     """
     random = np.random.default_rng(3)
     runtime, state, step = mechanism._runtime, mechanism._state, PLAN.quantization.step

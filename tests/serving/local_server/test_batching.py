@@ -223,7 +223,7 @@ def test_the_projects_own_file(root):
 def test_files_that_are_refused(tmp_path):
     file = tmp_path / "batching_parameters.txt"
     for text, message in (
-        ("max_batch_size: 3", r"Numbers of the first group stand in braces"),
+        ("max_batch_size: 3", r"the numbers of batching parameters stand in braces"),
         ("max_batch_size { value: 8 } allowed_batch_sizes: 4", "the last of allowed_batch_sizes is 4; expected 8"),
         (
             "max_batch_size { value: 8 } enable_large_batch_splitting { value: true } max_execution_batch_size { value: 4 }",

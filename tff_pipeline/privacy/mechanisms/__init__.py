@@ -9,12 +9,14 @@ from typing import Any
 from tff_pipeline.config import PrivacySection
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy.mechanisms.adaptive_gaussian import AdaptiveGaussian
-from tff_pipeline.privacy.mechanisms.base import Event, Mechanism, RunNumbers, ServerInputs
+from tff_pipeline.privacy.mechanisms.base import Mechanism, ServerInputs
 from tff_pipeline.privacy.mechanisms.distributed_discrete_gaussian import DistributedDiscreteGaussian
+from tff_pipeline.privacy.mechanisms.event import Event
 from tff_pipeline.privacy.mechanisms.gaussian import Gaussian
+from tff_pipeline.privacy.mechanisms.metrics import NoisedMetrics
 from tff_pipeline.privacy.mechanisms.none import NoPrivacy
 from tff_pipeline.privacy.mechanisms.quantization import Quantization
-from tff_pipeline.privacy.mechanisms.server_noise import NoisedMetrics
+from tff_pipeline.privacy.mechanisms.run_numbers import RunNumbers
 from tff_pipeline.privacy.mechanisms.tree import Tree
 
 MECHANISMS: tuple[type[Mechanism], ...] = (Gaussian, AdaptiveGaussian, DistributedDiscreteGaussian, Tree, NoPrivacy)

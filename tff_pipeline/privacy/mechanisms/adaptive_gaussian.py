@@ -14,14 +14,11 @@ import numpy as np
 from tff_pipeline.config import Config
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy import randomness
-from tff_pipeline.privacy.mechanisms.base import (
-    RunNumbers,
-    ServerInputs,
-    require_positive,
-    rounding_step,
-    server_secret,
-)
-from tff_pipeline.privacy.mechanisms.server_noise import COUNT_STDDEV, NoisedMetrics, SampledGaussian, round_noise
+from tff_pipeline.privacy.mechanisms.base import ServerInputs, require_positive
+from tff_pipeline.privacy.mechanisms.metrics import NoisedMetrics
+from tff_pipeline.privacy.mechanisms.noise import COUNT_STDDEV, round_noise, rounding_step, server_secret
+from tff_pipeline.privacy.mechanisms.run_numbers import RunNumbers
+from tff_pipeline.privacy.mechanisms.server_noise import SampledGaussian
 from tff_pipeline.privacy.round import Round
 
 # What Andrew et al. 2021 (section 3.1) recommend: the median.
@@ -110,20 +107,19 @@ class AdaptiveGaussian(SampledGaussian):
             count_noise=count_noise(secret, round_number=round.number, stddev=self.count_stddev),
         )
 
-    def _clip_in_words(self, run: RunNumbers) -> str:
-        return f"{self.clip_norm:g} in the first round, and then of what follows the {self.quantile:g} quantile of the {run.unit}s' norms (adaptive clipping)"
+    _unit_of_noise: ClassVar[str] = "times the round's clip"
 
-    def _noise_in_words(self, run: RunNumbers) -> str:
-        return "times the round's clip " + super()._noise_in_words(run)
+    def _clip_sentence(self, run: RunNumbers) -> str:
+        return f"The update of a {run.unit} is clipped to an L2 norm of at most {self.clip_norm:g} in the first round; after that, the clip follows the {self.quantile:g} quantile of the {run.unit}s' norms (adaptive clipping)."
 
     def _other_sums(self, run: RunNumbers) -> list[str]:
         return [
-            f"the number of {run.unit}s within the clip, which sets the next one and has noise of standard deviation {self.count_stddev:g}",
+            f"The number of {run.unit}s whose update was within the clip, from which the next round's clip follows, has Gaussian noise of standard deviation {self.count_stddev:g}.",
             *super()._other_sums(run),
         ]
 
     def _summed(self, run: RunNumbers) -> str:
-        return f"their updates and of the number of {run.unit}s within the clip, before the noise, and of their training metrics"
+        return f"the updates and of the number of {run.unit}s within the clip, before the noise, and of the training metrics"
 
 
 def count_noise(secret: bytes, *, round_number: int, stddev: float) -> np.ndarray:

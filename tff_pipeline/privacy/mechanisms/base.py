@@ -1,8 +1,7 @@
 """What every mechanism is: a frozen value that says what a round clips, draws, adds, costs and tells.
 
 A mechanism holds its own numbers only. Those of the run (clients, rounds, sampling probability, dimension, ...) are
-`RunNumbers`, which every method that needs them is given; `plan.PrivacyPlan` is both together. An `Event` is what one round
-is to the accountant: the ledger holds its JSON form, so a form that was once written is read for ever.
+`RunNumbers`, which every method that needs them is given; `plan.PrivacyPlan` is both together.
 """
 
 import abc
@@ -16,92 +15,12 @@ import numpy as np
 from tff_pipeline.config import Config
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy import sampling
+from tff_pipeline.privacy.mechanisms.event import Event
+from tff_pipeline.privacy.mechanisms.metrics import NoisedMetrics
 from tff_pipeline.privacy.mechanisms.quantization import Quantization
+from tff_pipeline.privacy.mechanisms.run_numbers import RunNumbers
 from tff_pipeline.privacy.randomness import derive
 from tff_pipeline.privacy.round import Round
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunNumbers:
-    """The numbers of a run that no mechanism owns.
-
-    Attributes:
-      unit: what a neighbouring population has one more or one fewer of: "client", or "silo", which is then what a round
-        samples, trains on and clips as a whole. The names below say client for either.
-      clients: size of the population, N.
-      expected_cohort: expected number of clients in a round, q N.
-      sampling_probability: with which a client takes part in a round, q.
-      rounds: number of rounds T.
-      delta: the failure probability the guarantee is stated at, or None.
-      dimension: number of coordinates of an update, d.
-      max_examples_per_client: the contribution bound that preparation enforced.
-      local_epochs: passes over a client's examples in a round.
-      silos: number of silos, n.
-    """
-
-    unit: str
-    clients: int
-    expected_cohort: float
-    sampling_probability: float
-    rounds: int
-    delta: float | None
-    dimension: int
-    max_examples_per_client: int
-    local_epochs: int
-    silos: int = 1
-
-    @property
-    def denominator(self) -> float:
-        """What the noised sum is divided by: the expected cohort, which no client changes."""
-        return self.expected_cohort
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Event(abc.ABC):
-    """One round as the ledger charges it and as the accountant composes it: Gaussian mechanisms, or no privacy at all.
-
-    Attributes:
-      unit: whom the round's noise hides, "client" or "silo".
-    """
-
-    kind: ClassVar[str]
-    unit: str = "client"
-
-    @classmethod
-    @abc.abstractmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Self: ...
-
-    @abc.abstractmethod
-    def numbers(self) -> dict[str, Any]:
-        """The event's own numbers, under the ledger's keys."""
-
-    def as_json(self) -> dict[str, Any]:
-        """The ledger's form. The unit is in it only where it is not the client."""
-        unit = {"unit": self.unit} if self.unit != "client" else {}
-        return {**unit, "kind": self.kind, **self.numbers()}
-
-    @property
-    @abc.abstractmethod
-    def gaussian_noise_multiplier(self) -> float | None:
-        """Of the Gaussian mechanisms that the round is accounted for as; None where nothing is guaranteed."""
-
-    @property
-    def poisson_probability(self) -> float | None:
-        """Of the Poisson sampling that is counted on; None where none is."""
-        return None
-
-    @property
-    def log_error(self) -> float:
-        """How far the logarithm of a probability may be from that of the mechanism which is accounted for in its place."""
-        return 0.0
-
-    def gaussians(self, rounds: int) -> int:
-        """How many Gaussian mechanisms the first `rounds` rounds of a run are."""
-        return rounds
-
-    @abc.abstractmethod
-    def __str__(self) -> str:
-        """The round in words, as `tff-pipeline ledger show` lists it after the word "each"."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -175,6 +94,11 @@ class Mechanism(abc.ABC):
     # -- the sum, its bounds and its noise
 
     @property
+    def noised_metrics(self) -> NoisedMetrics | None:
+        """The noise on training metrics where they are released with noise, else None."""
+        return None
+
+    @property
     def clip_of_sum(self) -> float | None:
         """The clip in the units that updates are summed in: 1 where the sum is in units of the round's clip."""
         return self.clip_norm
@@ -241,6 +165,10 @@ class Mechanism(abc.ABC):
     ) -> ServerInputs:
         """What the server, whose `secret` it is, draws for a round whose weights have `shapes`."""
 
+    def numbers_drawn_by_silos(self, run: RunNumbers) -> int:
+        """How many numbers of noise all silos together draw in a round."""
+        return 0
+
     def noise_share(self, run: RunNumbers, secret: bytes, *, silo: str, round: Round) -> np.ndarray:
         """The silo's share of the round's noise, int64 [length], where the silos add it.
 
@@ -258,7 +186,7 @@ class Mechanism(abc.ABC):
         return f"in a round with probability {run.sampling_probability:.4g}"
 
     @abc.abstractmethod
-    def mechanism_sentence(self, run: RunNumbers) -> str:
+    def mechanism_sentences(self, run: RunNumbers) -> list[str]:
         """What happens to an update, and what is added to the sum."""
 
     @abc.abstractmethod
@@ -269,54 +197,45 @@ class Mechanism(abc.ABC):
         """Whether the guarantee holds against another silo, which sees every round's model and what it adds itself."""
         return True
 
-    def secure_sum_sentences(self, run: RunNumbers, silos: int) -> list[str]:
+    def secure_sum_sentences(self, run: RunNumbers) -> list[str]:
         """What the server learns of a round, and who is trusted with what."""
-        said = (
-            "Secure sum: there is one silo, so its masked sum is its sum. The server sees it."
-            if silos == 1
-            else f"Secure sum: what a silo sends is masked with keys agreed pairwise among the {silos} silos; a server that follows the protocol learns the sums over all silos of {self._summed(run)}, and nothing more as long as no silo tells it its own."
-        )
-        return [said, *self._trust()]
+        if run.silos == 1:
+            learned = [
+                "Secure sum: there is only one silo, so the masked sum is the sum of that silo.",
+                "The server sees it.",
+            ]
+        else:
+            learned = [
+                f"Secure sum: each silo masks what it sends with keys that every two of the {run.silos} silos agree on.",
+                f"A server that follows the protocol learns the sums over all silos of {self._summed(run)}; it learns nothing more, unless a silo tells it its own sums.",
+            ]
+        return [*learned, *self._trust()]
 
     def _summed(self, run: RunNumbers) -> str:
         """What a round's secure sums are of, where the server adds the noise."""
-        return "their updates, before the noise, and of their training metrics"
+        return "the updates, before the noise, and of the training metrics"
 
     def _trust(self) -> list[str]:
         return [
-            "The server is trusted to add the noise, and the silos to sample and clip as stated.",
-            "The guarantee holds against whoever gets the models; it does not hold against the server, which has every sum without noise.",
+            "The server is trusted to add the noise, and the silos are trusted to sample and clip as stated.",
+            "The guarantee holds against anybody who obtains the models; it does not hold against the server, which sees every sum before the noise is added.",
         ]
 
     def metrics_sentences(self, run: RunNumbers, policy: str) -> list[str]:
         """What becomes of training metrics under `privacy.metrics`."""
-        said = [
-            "Training metrics: the loss, the accuracy and the size of the cohort of every round are sums without noise, which no guarantee covers.",
-            "The server's operator has them: in memory, in the run's folder (rounds.csv, states and TensorBoard), and on standard error after every round, from where they reach whoever reads its log.",
+        paragraph = [
+            "Training metrics: the loss, the accuracy and the cohort size of every round are sums without noise, which no guarantee covers.",
+            "The operator of the server has them: in memory, in the run's folder (rounds.csv, states and TensorBoard), and on standard error after every round, where anybody who reads its log sees them.",
         ]
         if self.private:
-            said.append("The guarantee does not hold against whoever has those of all rounds.")
-        said.append("A run that stops because no update of a round was finite tells as much.")
+            paragraph.append("The guarantee does not hold against anybody who has the metrics of all rounds.")
+        paragraph.append("A run that stops because no update of a round was finite reveals as much.")
         if policy == "released":
             return [
-                *said,
-                "Those of the last round are released with every exported version, and the guarantee does not cover what they tell.",
+                *paragraph,
+                "The metrics of the last round are released with every exported version, and the guarantee does not cover what they reveal.",
             ]
-        return [*said, "They are withheld: no exported version has them."]
-
-
-def server_secret(secret: bytes, round: Round) -> bytes:
-    """What the server's draws of a round follow from, where no other round has a part in them."""
-    return derive(secret, f"noise/{round.binding}")
-
-
-def rounding_step(stddev: float) -> float:
-    """A power of two, about a thousandth of the noise's standard deviation.
-
-    It hides what float64 arithmetic does to a Gaussian, the better the coarser it is, and costs nothing: uniform
-    rounding adds step**2 / 12 to the variance, less than a ten-millionth of it.
-    """
-    return 2.0 ** math.floor(math.log2(stddev) - 10)
+        return [*paragraph, "The metrics are withheld: no exported version contains them."]
 
 
 def require_positive(mechanism: Mechanism, **numbers: float) -> None:

@@ -16,15 +16,11 @@ from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy import distributed, randomness
 from tff_pipeline.privacy.discrete_gaussian import discrete_gaussian
 from tff_pipeline.privacy.distributed import Discretization
-from tff_pipeline.privacy.mechanisms.base import (
-    Event,
-    Mechanism,
-    RunNumbers,
-    ServerInputs,
-    require_positive,
-    server_secret,
-)
-from tff_pipeline.privacy.mechanisms.server_noise import PoissonGaussianEvent, poisson_sampled
+from tff_pipeline.privacy.mechanisms.base import Mechanism, ServerInputs, require_positive
+from tff_pipeline.privacy.mechanisms.event import Event
+from tff_pipeline.privacy.mechanisms.noise import server_secret
+from tff_pipeline.privacy.mechanisms.run_numbers import RunNumbers
+from tff_pipeline.privacy.mechanisms.server_noise import PoissonGaussianEvent, clip_sentence, poisson_sampled
 from tff_pipeline.privacy.round import Round
 
 
@@ -82,7 +78,7 @@ class DistributedDiscreteGaussianEvent(Event):
         return distributed.log_error(log2_scale=self.log2_share, honest_silos=self.honest_silos, length=self.length)
 
     def __str__(self) -> str:
-        return f"a distributed discrete gaussian with sampling probability {self.sampling_probability:.6g}, worth a noise multiplier of {self.gaussian_noise_multiplier:g} by {self.honest_silos} silos' shares"
+        return f"a distributed discrete gaussian with sampling probability {self.sampling_probability:.6g}, worth a noise multiplier of {self.gaussian_noise_multiplier:g} by {self.honest_silos} silos' noise shares"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,6 +143,10 @@ class DistributedDiscreteGaussian(Mechanism):
         Raises:
           PrivacyError: if the sum of a round does not fit the ring.
         """
+        if self.tolerated_silos >= run.silos:
+            raise PrivacyError(
+                f"the guarantee is to do without the noise shares of {self.tolerated_silos} of {run.silos} silos; expected fewer than all."
+            )
         discretization = distributed.finest_discretization(
             clip_norm=self.clip_norm,
             noise_multiplier=self.noise_multiplier,
@@ -195,23 +195,30 @@ class DistributedDiscreteGaussian(Mechanism):
         key = randomness.derive(server_secret(secret, round), f"rotation/{round.number}")
         return ServerInputs(rotation=randomness.uniform_words(key, 2).view(np.int64))
 
+    def numbers_drawn_by_silos(self, run: RunNumbers) -> int:
+        return run.silos * self.discretization(run).length
+
     def noise_share(self, run: RunNumbers, secret: bytes, *, silo: str, round: Round) -> np.ndarray:
         discretization = self.discretization(run)
         key = randomness.derive(secret, f"share/{silo}/{round.binding}/{round.number}")
         return discrete_gaussian(key, discretization.log2_scale, discretization.length)
 
-    def mechanism_sentence(self, run: RunNumbers) -> str:
+    def mechanism_sentences(self, run: RunNumbers) -> list[str]:
         discretization = self.discretization(run)
-        return (
-            f"Mechanism: {poisson_sampled(run)}, its update is clipped to an L2 norm of {self.clip_norm:g}, rotated at random and rounded to whole multiples of {discretization.step:.6g}. Each of {discretization.silos} silos adds to its sum, before it is masked, discrete Gaussian noise of "
-            f"standard deviation 2^{discretization.log2_scale} such multiples, {discretization.step * 2**discretization.log2_scale:.6g}. The guarantee counts on {discretization.honest_silos} of these shares, which together are at least {self.noise_multiplier:g} times the sensitivity, "
-            f"rotation and rounding included; all of them have a standard deviation of {discretization.noise_stddev:.6g}. The sum is taken modulo 2^{discretization.bits}, and divided by {run.denominator:g}, the expected cohort."
-        )
+        step, scale = discretization.step, discretization.log2_scale
+        return [
+            *poisson_sampled(run),
+            clip_sentence(run, self.clip_norm),
+            f"It is rotated at random, and rounded to integer multiples of a step of {step:.6g}.",
+            f"Each of {discretization.silos} silos adds its noise share to its sum before the sum is masked: discrete Gaussian noise on every coordinate, of standard deviation 2^{scale} steps, which is {step * 2**scale:.6g}.",
+            f"The guarantee counts on {discretization.honest_silos} of these noise shares, which together are worth a standard deviation of at least {self.noise_multiplier:g} times the sensitivity, the most that one {run.unit} can change the sum (in L2 norm, rotation and rounding included); all of them together have one of {discretization.noise_stddev:.6g}.",
+            f"The sum is taken modulo 2^{discretization.bits}, and divided by {run.denominator:g}, the expected number of {run.unit}s in a round.",
+        ]
 
     def accounting_sentences(self, run: RunNumbers) -> list[str]:
         log_error = run.rounds * self.event(run).log_error
         return [
-            f"The silos' integers are accounted for as the Gaussian noise they are proven to be worth, which no probability differs from by more than a factor of 1 + 10^{math.ceil(math.log10(2 * log_error))} over all rounds; that is counted."
+            f"The sum of the silos' integers is accounted for as having the continuous Gaussian noise that it is proven to be worth; over all rounds no probability differs from that by more than a factor of 1 + 10^{math.ceil(math.log10(2 * log_error))}, which epsilon and delta include."
         ]
 
     def holds_against_silos(self, run: RunNumbers) -> bool:
@@ -219,28 +226,30 @@ class DistributedDiscreteGaussian(Mechanism):
         discretization = self.discretization(run)
         return discretization.honest_silos < discretization.silos
 
-    def secure_sum_sentences(self, run: RunNumbers, silos: int) -> list[str]:
+    def secure_sum_sentences(self, run: RunNumbers) -> list[str]:
         discretization = self.discretization(run)
-        sends_alike = f"Nothing else leaves a silo in a round: no loss, no accuracy and no number of clients, and it sends as much when {'it was not' if run.unit == 'silo' else 'none of its clients was'} drawn."
-        timing = "How long a silo works is not hidden: it grows with what was drawn, and whoever measures it (times in logs and files are enough) may learn how large a cohort was, which the guarantee assumes nobody does."
-        if discretization.silos == 1:
+        silos, honest = discretization.silos, discretization.honest_silos
+        nobody = "it was not drawn" if run.unit == "silo" else "none of its clients was drawn"
+        nothing_else = [
+            f"Nothing else leaves a silo in a round: no loss, no accuracy and no number of clients; a silo sends as much when {nobody}.",
+            "How long a silo works is not hidden: the time grows with the cohort, and whoever measures it (times in logs and files are enough) may learn how large the cohort was, which the guarantee assumes nobody does.",
+        ]
+        if silos == 1:
             return [
-                "Secure sum: there is one silo.",
-                "The server sees what it sends, which has the noise in it already, so nobody outside the silo sees a sum of updates without noise.",
-                sends_alike,
-                timing,
+                "Secure sum: there is only one silo.",
+                "What it sends to the server has the noise in it already, so nobody outside the silo sees a sum of updates without noise.",
+                *nothing_else,
                 "The guarantee holds against the server.",
-                "The silo trusts nobody; its clients trust it to sample, clip and add the noise as stated.",
+                "The silo need not trust anybody; its clients trust it to sample, clip and add the noise as stated.",
             ]
         return [
-            (
-                f"Secure sum: what a silo sends has its share of the noise in it, and is masked with keys agreed pairwise among the {discretization.silos} silos; a server that follows the protocol learns the noised sum over all silos, "
-                "never a sum of updates without noise."
+            f"Secure sum: each silo masks what it sends, which has its noise share in it, with keys that every two of the {silos} silos agree on.",
+            "A server that follows the protocol learns the noised sum over all silos, and never a sum of updates without noise.",
+            *nothing_else,
+            *_against_whom(
+                silos - honest, "the other silos" if run.unit == "silo" else "the clients of the other silos"
             ),
-            sends_alike,
-            timing,
-            *_against_whom(discretization, "for the others" if run.unit == "silo" else "for the clients of the others"),
-            f"Each silo trusts {discretization.honest_silos} of the {discretization.silos} to add their shares as stated, and all to sample and clip.",
+            f"Each silo trusts {honest} of the {silos} silos to add their noise shares as stated, and all of them to sample and clip as stated.",
         ]
 
     def metrics_sentences(self, run: RunNumbers, policy: str) -> list[str]:
@@ -250,17 +259,16 @@ class DistributedDiscreteGaussian(Mechanism):
         ]
 
 
-def _against_whom(discretization: Discretization, others: str) -> list[str]:
-    several = discretization.silos - discretization.honest_silos
-    if not several:
+def _against_whom(tolerated: int, others: str) -> list[str]:
+    if not tolerated:
         return [
             "The guarantee holds against the server.",
-            "It does not hold against a silo, which sees every round's model and can take its own share away: privacy.tolerated_silos = 1 covers that.",
+            "It does not hold against a silo, which sees the model of every round and can subtract its own noise share: privacy.tolerated_silos = 1 covers that.",
         ]
-    if several == 1:
+    if tolerated == 1:
         return [
-            f"The guarantee holds against the server together with any one of the silos, which may tell it its share or leave it out, {others}."
+            f"For {others}, the guarantee holds against the server together with any one of the silos, which may tell the server its noise share or leave it out."
         ]
     return [
-        f"The guarantee holds against the server together with any {several} of the silos, which may tell it their shares or leave them out, {others}."
+        f"For {others}, the guarantee holds against the server together with any {tolerated} of the silos, which may tell the server their noise shares or leave them out."
     ]

@@ -6,8 +6,11 @@ from typing import Any, ClassVar, Self
 
 from tff_pipeline.config import Config
 from tff_pipeline.errors import PrivacyError
-from tff_pipeline.privacy.mechanisms.base import RunNumbers, ServerInputs, server_secret
-from tff_pipeline.privacy.mechanisms.server_noise import NoisedMetrics, SampledGaussian, round_noise
+from tff_pipeline.privacy.mechanisms.base import ServerInputs
+from tff_pipeline.privacy.mechanisms.metrics import NoisedMetrics
+from tff_pipeline.privacy.mechanisms.noise import round_noise, server_secret
+from tff_pipeline.privacy.mechanisms.run_numbers import RunNumbers
+from tff_pipeline.privacy.mechanisms.server_noise import SampledGaussian
 from tff_pipeline.privacy.round import Round
 
 

@@ -9,7 +9,9 @@ import numpy as np
 
 from tff_pipeline.config import Config
 from tff_pipeline.errors import PrivacyError
-from tff_pipeline.privacy.mechanisms.base import Event, Mechanism, RunNumbers, ServerInputs, require_positive
+from tff_pipeline.privacy.mechanisms.base import Mechanism, ServerInputs, require_positive
+from tff_pipeline.privacy.mechanisms.event import Event
+from tff_pipeline.privacy.mechanisms.run_numbers import RunNumbers
 from tff_pipeline.privacy.round import Round
 
 # Without a clip an update still has to fit a range to be quantized; a coordinate beyond it is clamped.
@@ -86,16 +88,17 @@ class NoPrivacy(Mechanism):
     ) -> ServerInputs:
         return ServerInputs(noise=[np.zeros(shape) for shape in shapes])
 
-    def mechanism_sentence(self, run: RunNumbers) -> str:
-        return (
-            'No guarantee: privacy.mechanism is "none". Epsilon is infinite; the model may remember its training texts.'
-        )
+    def mechanism_sentences(self, run: RunNumbers) -> list[str]:
+        return [
+            'No guarantee: privacy.mechanism is "none".',
+            "Epsilon is infinite; the model may reveal texts that it was trained on.",
+        ]
 
     def accounting_sentences(self, run: RunNumbers) -> list[str]:
         return []
 
     def _summed(self, run: RunNumbers) -> str:
-        return "their updates, of the weights that these are counted by, and of their training metrics"
+        return "the updates, of the weights that they are multiplied by, and of the training metrics"
 
     def _trust(self) -> list[str]:
         return []

@@ -6,31 +6,15 @@ one Gaussian mechanism with the plan's noise multiplier z (Andrew et al. 2021, a
 
 import abc
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-import numpy as np
-
-from tff_pipeline.config import Config
-from tff_pipeline.errors import PrivacyError
-from tff_pipeline.privacy import randomness
-from tff_pipeline.privacy.mechanisms.base import (
-    Event,
-    Mechanism,
-    RunNumbers,
-    require_positive,
-    rounding_step,
-    server_secret,
-)
+from tff_pipeline.privacy.mechanisms.base import Mechanism, require_positive
+from tff_pipeline.privacy.mechanisms.event import Event
+from tff_pipeline.privacy.mechanisms.metrics import NoisedMetrics
+from tff_pipeline.privacy.mechanisms.noise import rounding_step
 from tff_pipeline.privacy.mechanisms.quantization import CLIP_EXCESS, Quantization, largest_poisson_cohort
-from tff_pipeline.privacy.round import Round
-
-# Counts and metrics have noise of a twentieth of the cohort unless something else is asked for: what Andrew et al. 2021
-# (section 3.1) recommend for the count of clients within an adaptive clip.
-COUNT_STDDEV = 1 / 20
-# Of metrics: one client adds its accuracy to one sum and itself to another.
-_METRICS_SENSITIVITY = math.sqrt(2)
+from tff_pipeline.privacy.mechanisms.run_numbers import RunNumbers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,59 +49,6 @@ class PoissonGaussianEvent(Event):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NoisedMetrics:
-    """Training metrics of a round that are released from two sums with Gaussian noise, which epsilon covers.
-
-    Attributes:
-      stddev: standard deviation of the noise on each of the two sums, in clients.
-    """
-
-    stddev: float
-
-    def __post_init__(self) -> None:
-        if not (self.stddev > 0 and math.isfinite(self.stddev)):
-            raise PrivacyError(f"metrics_stddev is {self.stddev!r}; expected a number of clients above 0.")
-
-    def noise(self, secret: bytes, *, round: Round) -> list[float]:
-        """The noise on the two sums, drawn with the server's secret."""
-        key = randomness.derive(server_secret(secret, round), f"metrics/{round.number}")
-        (noise,) = randomness.gaussian(key, self.stddev, [(2,)])
-        return noise.tolist()
-
-    def released(self, noised: float) -> float:
-        """A noised sum, rounded as `rounding_step` says why."""
-        step = rounding_step(self.stddev)
-        return round(noised / step) * step
-
-    def left_of(self, left: float, run: RunNumbers, noise_multiplier: float) -> float:
-        """What the metrics leave of `left`, the inverse square of the noise multiplier that everything together may have.
-
-        Raises:
-          PrivacyError: if they alone tell more than that.
-        """
-        left -= (_METRICS_SENSITIVITY / self.stddev) ** 2
-        if left <= 0:
-            raise PrivacyError(
-                f"the cohort of {run.expected_cohort:g} {run.unit}s is too small for metrics with noise at noise multiplier {noise_multiplier:g}: with a standard deviation of {self.stddev:g} they "
-                f"would tell more than everything together may; expected more than {noise_multiplier * _METRICS_SENSITIVITY:g}. "
-                'Raise training.clients_per_round (or privacy.metrics_stddev, by default a twentieth of it), or set privacy.metrics = "withheld".'
-            )
-        return left
-
-    @classmethod
-    def from_config(cls, config: Config) -> Self | None:
-        """None where the configuration releases no metrics with noise."""
-        privacy = config.privacy
-        if privacy.metrics != "noised":
-            return None
-        return cls(stddev=privacy.metrics_stddev or COUNT_STDDEV * config.training.clients_per_round)
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Self | None:
-        return cls(stddev=stored["metrics_stddev"]) if stored.get("metrics_stddev") else None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class ServerNoise(Mechanism):
     """Clip on the client, secure sum, Gaussian noise at the server, which is trusted to add it."""
 
@@ -149,7 +80,7 @@ class ServerNoise(Mechanism):
 
     def accounting_sentences(self, run: RunNumbers) -> list[str]:
         return [
-            "The noise is computed in float64, rounded to about a thousandth of its standard deviation, and accounted for as exactly Gaussian; docs/privacy.md estimates what that leaves out."
+            "The noise is computed in float64 and accounted for as exactly Gaussian, and the noised sum is rounded to about a thousandth of the noise's standard deviation; docs/privacy.md estimates the error, which epsilon does not include."
         ]
 
 
@@ -163,6 +94,10 @@ class SampledGaussian(ServerNoise, abc.ABC):
 
     event_type: ClassVar[type[Event]] = PoissonGaussianEvent
     metrics: NoisedMetrics | None = None
+
+    @property
+    def noised_metrics(self) -> NoisedMetrics | None:
+        return self.metrics
 
     def numbers(self) -> dict[str, Any]:
         return super().numbers() | ({"metrics_stddev": self.metrics.stddev} if self.metrics else {})
@@ -197,46 +132,49 @@ class SampledGaussian(ServerNoise, abc.ABC):
             clients = largest_poisson_cohort(run.clients, run.expected_cohort)
         return Quantization.finest(self._value_range, largest_cohort=clients, dimension=run.dimension)
 
-    def mechanism_sentence(self, run: RunNumbers) -> str:
-        return (
-            f"Mechanism: {poisson_sampled(run)}, its update is clipped to an L2 norm of {self._clip_in_words(run)}, and Gaussian noise of standard deviation {self.noise_stddev(run):.6g} {self._noise_in_words(run)} "
-            f"is added to the sum at the server. The noised sum is divided by {run.denominator:g}, the expected cohort."
-        )
-
-    def _clip_in_words(self, run: RunNumbers) -> str:
-        return f"{self.clip_norm:g}"
-
-    def _noise_in_words(self, run: RunNumbers) -> str:
-        """What the noise's standard deviation is made of."""
-        said = f"{self.update_noise_multiplier(run):.6g} times the sensitivity, quantisation included"
+    def mechanism_sentences(self, run: RunNumbers) -> list[str]:
         others = self._other_sums(run)
-        if others:
-            said += f"; with {' and '.join(others)}, a round is a Gaussian mechanism with noise multiplier {self.noise_multiplier:g}"
-        return f"({said})"
+        together = f"All noised sums of a round together are one Gaussian mechanism with noise multiplier {self.noise_multiplier:g}."
+        return [
+            *poisson_sampled(run),
+            self._clip_sentence(run),
+            f"The server adds Gaussian noise to every coordinate of the sum of the updates, of standard deviation {self.noise_stddev(run):.6g} {self._unit_of_noise}.",
+            f"That is {self.update_noise_multiplier(run):.6g} times the sensitivity, which is the most that one {run.unit} can change the sum (in L2 norm, quantization included).",
+            *others,
+            *([together] if others else []),
+            f"The noised sum is divided by {run.denominator:g}, the expected number of {run.unit}s in a round.",
+        ]
+
+    _unit_of_noise: ClassVar[str] = "in the unit of the updates"
+
+    def _clip_sentence(self, run: RunNumbers) -> str:
+        return clip_sentence(run, self.clip_norm)
 
     def _other_sums(self, run: RunNumbers) -> list[str]:
-        """What a round releases beside the sum of updates."""
+        """What a round releases beside the sum of updates, a sentence each."""
         if self.metrics is None:
             return []
-        return [f"the metrics, whose two sums have noise of standard deviation {self.metrics.stddev:g}"]
+        return [
+            f"Each of the two sums that the released training metrics are computed from has Gaussian noise of standard deviation {self.metrics.stddev:g}."
+        ]
 
     def metrics_sentences(self, run: RunNumbers, policy: str) -> list[str]:
-        said = super().metrics_sentences(run, policy)
+        paragraph = super().metrics_sentences(run, policy)
         if self.metrics is None or policy != "noised":
-            return said
+            return paragraph
         return [
-            *said,
-            f"What is released of a round is the mean of the {run.unit}s' own accuracies, from two sums with Gaussian noise of standard deviation {self.metrics.stddev:g}, which epsilon covers.",
+            *paragraph,
+            f"What is released of a round is the mean of the {run.unit}s' own accuracies, computed from two sums with Gaussian noise of standard deviation {self.metrics.stddev:g}, which epsilon covers.",
         ]
 
 
-def round_noise(
-    secret: bytes, *, round_number: int, stddev: float, shapes: Sequence[Sequence[int]]
-) -> list[np.ndarray]:
-    """The noise of one round by itself, float64, one array a weight. The same arguments give the same noise."""
-    return randomness.gaussian(randomness.derive(secret, f"round/{round_number}"), stddev, shapes)
-
-
-def poisson_sampled(run: RunNumbers) -> str:
+def poisson_sampled(run: RunNumbers) -> list[str]:
     """Who takes part in a round, in words."""
-    return f"{run.rounds} rounds; in each, every one of {run.clients} {run.unit}s takes part independently with probability {run.sampling_probability:.6g} (Poisson sampling)"
+    return [
+        f"Mechanism: training takes {run.rounds} rounds.",
+        f"In each round, every one of {run.clients} {run.unit}s takes part with probability {run.sampling_probability:.6g}, independently of all others (Poisson sampling).",
+    ]
+
+
+def clip_sentence(run: RunNumbers, clip_norm: float) -> str:
+    return f"The update of a {run.unit} is clipped to an L2 norm of at most {clip_norm:g}."

@@ -21,8 +21,10 @@ import numpy as np
 from tff_pipeline.config import Config
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy import randomness, sampling
-from tff_pipeline.privacy.mechanisms.base import Event, RunNumbers, ServerInputs
-from tff_pipeline.privacy.mechanisms.server_noise import ServerNoise
+from tff_pipeline.privacy.mechanisms.base import ServerInputs
+from tff_pipeline.privacy.mechanisms.event import Event
+from tff_pipeline.privacy.mechanisms.run_numbers import RunNumbers
+from tff_pipeline.privacy.mechanisms.server_noise import ServerNoise, clip_sentence
 from tff_pipeline.privacy.round import Round
 
 
@@ -167,25 +169,33 @@ class Tree(ServerNoise):
     def participation(self, run: RunNumbers) -> str:
         return f"at most once in {self.rounds_per_tree} rounds"
 
-    def mechanism_sentence(self, run: RunNumbers) -> str:
+    def mechanism_sentences(self, run: RunNumbers) -> list[str]:
         trees, levels = self.trees(run), self.levels(run)
-        return (
-            f"Mechanism: DP-FTRL (tree aggregation) over {run.rounds} rounds. A tree spans {self.rounds_per_tree} rounds, and a {run.unit} takes part in at most one round of each: every one of {run.clients} {run.unit}s draws its turn, and has one with probability "
-            f"{min(1.0, self.rounds_per_tree * run.sampling_probability):.6g}. So it takes part at most {trees} time(s), in {trees} tree(s) of at most {levels} level(s). Its update is clipped to an L2 norm of {self.clip_norm:g}. Every node of a tree has Gaussian noise of standard deviation "
-            f"{self.noise_stddev(run):.6g} ({self.noise_multiplier:g} times the sensitivity, quantisation included), added at the server, so that the sum of all updates since a tree began has the noise of at most {levels} node(s). A round's noised sum is divided by {run.denominator:g}, the expected cohort."
-        )
+        return [
+            f"Mechanism: DP-FTRL (tree aggregation) over {run.rounds} rounds.",
+            f"A tree spans {self.rounds_per_tree} rounds, and a {run.unit} takes part in at most one round of a tree: every one of {run.clients} {run.unit}s draws its round at random, independently of all others, and takes part in a tree with probability {min(1.0, self.rounds_per_tree * run.sampling_probability):.6g}.",
+            f"So a {run.unit} takes part at most {trees} time(s), in {trees} tree(s) of at most {levels} level(s).",
+            clip_sentence(run, self.clip_norm),
+            f"Every node of a tree has Gaussian noise on every coordinate, of standard deviation {self.noise_stddev(run):.6g}, which the server adds.",
+            f"That is {self.noise_multiplier:g} times the sensitivity, which is the most that one {run.unit} can change the sum of a node (in L2 norm, quantization included).",
+            f"The sum of all updates since a tree began has the noise of at most {levels} node(s).",
+            f"The noised sum of a round is divided by {run.denominator:g}, the expected number of {run.unit}s in a round.",
+        ]
 
     def accounting_sentences(self, run: RunNumbers) -> list[str]:
         return [
-            "No sampling is counted on.",
-            f"A {run.unit} that is removed is one whose updates are replaced by zero, since the denominator is a public number and every {run.unit}'s turn is drawn by itself: the two neighbouring relations are the same here.",
-            "A tree that the run did not finish is charged as far as it went.",
+            "The guarantee does not rely on sampling.",
+            f"Removing a {run.unit} is the same as replacing its updates by zero, because the sum is divided by a public number and every {run.unit}'s round is drawn independently.",
+            "A tree that the run did not finish is charged for the rounds that were run.",
             *super().accounting_sentences(run),
         ]
 
     def _trust(self) -> list[str]:
         _, against = super()._trust()
-        return ["The server is trusted to add the noise, and the silos to give turns and clip as stated.", against]
+        return [
+            "The server is trusted to add the noise, and the silos are trusted to draw their clients' rounds and to clip as stated.",
+            against,
+        ]
 
 
 def tree_noise(
