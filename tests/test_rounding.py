@@ -86,7 +86,7 @@ def test_every_epsilon_that_is_shown_is_at_least_what_was_worked_out(tmp_path, m
     assert drawn.count(">4</text>") >= 2
     assert ">3.999<" not in drawn
     metrics = {"finite_clients": 0.0, "instances": 0.0}
-    assert _entry(20, 0, RoundResult([], metrics, {}), made, 0.1)["epsilon"] == 4.0
+    assert _entry(20, RoundResult([], metrics, {}), made, 0.1)["epsilon"] == 4.0
 
     (tmp_path / "bank.csv").write_text("client,text,label\na,lost,card\n")
     silo = '[[silos]]\nname = "bank"\ninput = "bank.csv"\nformat = "csv"\nclient = "client"\n'

@@ -435,39 +435,39 @@ def test_multidogo_lists_the_intents_of_its_training_turns(root, data_dir):
     """All of them that stand alone, and nothing else."""
     import csv
 
-    found = set()
+    intents = set()
     for path in (data_dir / "multidogo").glob("*/train.tsv"):
         with path.open(newline="", encoding="utf-8") as file:
-            found |= {row["intent"] for row in csv.DictReader(file, delimiter="\t")}
+            intents |= {row["intent"] for row in csv.DictReader(file, delimiter="\t")}
 
     listed = configuration.known_labels(load(root / "configs" / "multidogo.toml"))
-    assert set(listed or ()) == {intent for intent in found if "<div>" not in intent}
+    assert set(listed or ()) == {intent for intent in intents if "<div>" not in intent}
 
 
 # -- configs/README.md ---------------------------------------------------------------------------------------------------
 
 
 def sections() -> dict[str, type]:
-    """Section name to its type, as config.py has them."""
-    found: dict[str, type] = {}
+    """Section name to its type, as the schema has them."""
+    types: dict[str, type] = {}
     for field in msgspec.structs.fields(Config):
         kind: Any = get_args(field.type)[0] if get_origin(field.type) is tuple else field.type
         if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-            found[field.name] = kind
-    return found
+            types[field.name] = kind
+    return types
 
 
 def documented(root: Path) -> dict[str, dict[str, list[str]]]:
     """Section to key to the other cells of its row, as configs/README.md has them."""
-    found: dict[str, dict[str, list[str]]] = {}
+    rows: dict[str, dict[str, list[str]]] = {}
     section = ""
     for line in (root / "configs" / "README.md").read_text(encoding="utf-8").splitlines():
         if match := re.fullmatch(r"## `\[+(\w+)\]+`", line):
             section = match[1]
-            found[section] = {}
+            rows[section] = {}
         elif section and (match := re.match(r"\| `(\w+)` \|", line)):
-            found[section][match[1]] = [cell.strip() for cell in line.strip("|").split(" | ")][1:]
-    return found
+            rows[section][match[1]] = [cell.strip() for cell in line.strip("|").split(" | ")][1:]
+    return rows
 
 
 def as_toml(value: Any) -> str:
@@ -478,7 +478,7 @@ def as_toml(value: Any) -> str:
     if isinstance(value, tuple):
         return "[" + ", ".join(map(as_toml, value)) + "]"
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {as_toml(each)}" for key, each in value.items()) + " }"
+        return "{ " + ", ".join(f"{key} = {as_toml(item)}" for key, item in value.items()) + " }"
     return str(value)
 
 
@@ -508,9 +508,9 @@ def test_the_readme_gives_the_allowed_values_and_says_what_changes_the_guarantee
 
     for name, kind in sections().items():
         for field in msgspec.structs.fields(kind):
-            _, what, guarantee = rows[name][field.name]
+            _, meaning, guarantee = rows[name][field.name]
             for value in get_args(field.type) if get_origin(field.type) is Literal else ():
-                assert as_toml(value) in rows[name][field.name][0] + what, (
+                assert as_toml(value) in rows[name][field.name][0] + meaning, (
                     f"{name}.{field.name} does not mention {value}"
                 )
             assert guarantee

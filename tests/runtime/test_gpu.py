@@ -65,8 +65,9 @@ _PLACED = """
         with deterministic_operations(devices):
             with tf.device("CPU:0"):
                 case = makes[name]()
-            runtime = LocalRuntime(case.compiled, case.silos)
-            server = [device.name for part in (runtime._prepare, runtime._update) for device in part._session.list_devices()]
+            runtime = ScriptedRuntime(LocalRuntime, case.compiled, case.silos).runtime
+            graphs_of_server = runtime.server._prepare, runtime.server._update
+            server = [device.name for graph in graphs_of_server for device in graph._session.list_devices()]
         logged[name] = {"devices": runtime.devices, "server": server, "work": seen.pop()}
     print(json.dumps(logged))
 """
