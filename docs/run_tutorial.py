@@ -17,6 +17,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,8 +90,11 @@ def run(found: Sequence[Step]) -> list[str]:
         script = ["set -e"]
         for step, output in zip(found, outputs, strict=True):
             script += [f"echo 'docs/tutorial.md:{step.line}' >&2", f"{{\n{step.commands}\n}} > {output}"]
+        path = [str(Path(sys.executable).parent), os.environ["PATH"]]
+        if shutil.which("curl") is None:
+            path.append(str(curl_stand_in(Path(folder))))
         environment = os.environ | {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": os.pathsep.join(path),
             "COLUMNS": "100",
         }
         finished = subprocess.run(
@@ -109,15 +115,49 @@ def run(found: Sequence[Step]) -> list[str]:
         return printed
 
 
+def curl_stand_in(folder: Path) -> Path:
+    """A folder with a command `curl` for a machine without it: what this page uses of curl, by this program."""
+    program = folder / "bin" / "curl"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{Path(__file__).resolve()}" --as-curl "$@"\n')
+    program.chmod(0o755)
+    return program.parent
+
+
+def curl(arguments: Sequence[str]) -> int:
+    """Asks a URL, and prints the answer; with --retry again after --retry-delay seconds, while nobody answers."""
+    parser = argparse.ArgumentParser(prog="curl")
+    for flag in ("--silent", "--fail", "--retry-all-errors"):
+        parser.add_argument(flag, action="store_true")
+    parser.add_argument("--retry", type=int, default=0)
+    parser.add_argument("--retry-delay", type=float, default=1)
+    parser.add_argument("-d", dest="data")
+    parser.add_argument("url")
+    asked = parser.parse_args(arguments)
+    body = None if asked.data is None else asked.data.encode()
+    for attempt in range(asked.retry + 1):
+        try:
+            with urllib.request.urlopen(asked.url, body) as answer:
+                print(answer.read().decode(), end="")
+                return 0
+        except urllib.error.HTTPError as error:
+            if not asked.fail:
+                print(error.read().decode(), end="")
+                return 0
+        except OSError:
+            pass  # nobody listens yet
+        if attempt < asked.retry:
+            time.sleep(asked.retry_delay)
+    return 22
+
+
 def main(argv: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["--as-curl"]:
+        return curl(arguments[1:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "tutorial.md")
-    page = parser.parse_args(argv).page.read_text(encoding="utf-8")
-    if shutil.which("curl") is None:
-        sys.exit(
-            "docs/tutorial.md asks the served model with curl, which is not installed. Install it (apt-get install curl)."
-        )
-
+    page = parser.parse_args(arguments).page.read_text(encoding="utf-8")
     shutil.rmtree(FOLDER, ignore_errors=True)
     found = list(steps(page))
     for step, output in zip(found, run(found), strict=True):

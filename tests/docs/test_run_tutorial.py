@@ -1,7 +1,9 @@
 """The checker of the tutorial: which differences between the page and what was printed it accepts, and which it finds."""
 
+import http.server
 import importlib.util
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 
@@ -72,3 +74,29 @@ def test_the_tutorial_itself_has_commands_and_their_output(checker):
     assert {"prepare", "train", "export", "publish", "serve"} <= {
         word for step in steps for word in step.commands.split()
     }
+
+
+def test_without_curl_a_stand_in_asks_the_served_model(checker, capsys):
+    """It asks again while nobody answers, and shows what is answered, an error too unless --fail is given."""
+    answers = [None, (503, b"loading"), (200, b'{"ok": 1}')]
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            assert self.rfile.read(int(self.headers["Content-Length"])) == b"{}"
+            code, body = answers.pop(0) or (500, b"broken")
+            self.send_response(code)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/"
+        assert checker.curl(["--silent", "-d", "{}", url]) == 0
+        assert capsys.readouterr().out == "broken"
+        assert checker.curl(["--fail", "--retry", "3", "--retry-delay", "0", "-d", "{}", url]) == 0
+        assert capsys.readouterr().out == '{"ok": 1}'
+        server.shutdown()
+    assert checker.curl(["--retry", "1", "--retry-delay", "0", url]) == 22
