@@ -2,18 +2,15 @@
 
 import hashlib
 import os
-import re
-import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from apache_beam.io.filesystem import FileSystem
-
 from beam_jobs import endpoints, formats
 from beam_jobs.reading import Source
 from tff_pipeline.config import SiloSection
+from tff_pipeline.data.input_files import local_files
 from tff_pipeline.errors import InputError
 
 
@@ -132,86 +129,14 @@ def _checksum(path: str) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
-# -- patterns ----------------------------------------------------------------------------------------------------------
-
-
 def _match(pattern: str, section: SiloSection, warnings: list[Warned]) -> list[str]:
     if endpoints.is_address(pattern):
         paths = endpoints.listed(pattern, section.name)
     else:
-        paths = _match_local(pattern, section, warnings)
+        paths, left_out = local_files(pattern, silo=section.name)
+        warnings += [Warned(path, "is no regular file and was left out") for path in left_out]
     if not paths:
         raise InputError(
             f"{pattern}: no file matches the input of silo {section.name!r}; expected at least one. Check the path; a relative one starts at the configuration file's folder."
         )
-    return paths
-
-
-def _match_local(pattern: str, section: SiloSection, warnings: list[Warned]) -> list[str]:
-    """Files on this machine. The part of the path that exists as it is written is taken so, also where it has brackets; the
-    rest is a pattern as Beam has them: * and ? in one folder, ** in any, [abc]."""
-    folder, rest = _existing(pattern)
-    if not rest and os.path.isdir(folder):
-        raise InputError(
-            f"{pattern}: the input of silo {section.name!r} is a folder; expected files. Write {Path(pattern) / '*'} for all files in it."
-        )
-    candidates = [folder]
-    if rest:
-        matches, begin = re.compile(FileSystem.translate_pattern(rest)).match, len(folder.rstrip("/")) + 1
-        below = _files_below(folder, section, everywhere="/" in rest or "**" in rest)
-        candidates = [path for path in below if matches(path[begin:])]
-    paths = []
-    for path in candidates:
-        if os.path.lexists(path):
-            _require_usable(path, section)
-            if stat.S_ISREG(os.stat(path).st_mode):
-                paths.append(path)
-            else:
-                warnings.append(Warned(path, "is no regular file and was left out"))
-    return paths
-
-
-def _require_usable(path: str, section: SiloSection) -> None:
-    """InputError for a name that is not UTF-8, and for a broken link."""
-    shown = os.fsencode(path).decode("utf-8", "backslashreplace")
-    if shown != path:
-        raise InputError(
-            f"{shown}: the file's name is not UTF-8; expected UTF-8, since names are part of what prepare writes. Rename it, or take it out of the input of silo {section.name!r}."
-        )
-    if not os.path.exists(path):
-        raise InputError(
-            f"{path}: the file is a link to one that does not exist. Bring that file back, or remove the link, or take it out of the input of silo {section.name!r}."
-        )
-
-
-def _existing(pattern: str) -> tuple[str, str]:
-    """The part of a path that exists as it is written, and the rest."""
-    path, parts = "/", [part for part in os.path.abspath(pattern).split("/") if part]
-    for at, part in enumerate(parts):
-        further = os.path.join(path, part)
-        if not os.path.lexists(further) or (at < len(parts) - 1 and not os.path.isdir(further)):
-            return path, "/".join(parts[at:])
-        path = further
-    return path, ""
-
-
-def _files_below(folder: str, section: SiloSection, *, everywhere: bool) -> list[str]:
-    """The files in a folder, or `everywhere` below it, also behind links to folders. A link that leads back to a folder above
-    it is not followed, since the files of that folder are listed there."""
-
-    def failed(error: OSError) -> None:
-        raise InputError(
-            f"{error.filename or folder}: the input of silo {section.name!r} cannot be listed ({error.strerror or type(error).__name__}). Check that this account may read the folder."
-        ) from None
-
-    paths = []
-    above = {
-        folder: {os.path.realpath(folder)}
-    }  # of each folder still to be listed: the real paths of it and of those above
-    for directory, folders, names in os.walk(folder, onerror=failed, followlinks=True):
-        paths += [os.path.join(directory, name) for name in names]
-        real_above = above.pop(directory)
-        real = {name: os.path.realpath(os.path.join(directory, name)) for name in folders} if everywhere else {}
-        folders[:] = [name for name in real if real[name] not in real_above]
-        above |= {os.path.join(directory, name): real_above | {real[name]} for name in folders}
     return paths
