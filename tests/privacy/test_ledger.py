@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from builders.plans import plan as a_plan
 from builders.tiny import PRIVATE, ROWS, prepared, quiet
 
 from tff_pipeline.artifacts import Workdir, is_complete
@@ -15,6 +16,7 @@ from tff_pipeline.privacy import accounting
 from tff_pipeline.privacy import charges as account
 from tff_pipeline.privacy.comparison import compare
 from tff_pipeline.privacy.ledger import Ledger
+from tff_pipeline.privacy.round import Round
 
 EVENT = {"kind": "poisson_gaussian", "sampling_probability": 0.1, "noise_multiplier": 1.2}
 
@@ -214,7 +216,7 @@ def test_a_kill_before_the_first_head_is_legal(ledger):
 
 def test_kills_between_line_and_head_again_and_again_leave_a_sound_ledger(ledger, monkeypatch):
     """Each charge is killed before it writes the head; the next one first counts the line that is there."""
-    from tff_pipeline.privacy import ledger as module
+    from tff_pipeline.privacy import hash_chain as module
 
     write = module.write_atomic
 
@@ -402,3 +404,19 @@ def test_a_run_without_privacy_uses_up_its_population(tiny, tmp_path):
     train(load(config.path), progress=quiet())
     with pytest.raises(PrivacyError, match="would bring population 'tiny' to epsilon inf"):
         train(load(config.path, [*PRIVATE, "privacy.budget_epsilon=50"]), progress=quiet())
+
+
+def test_a_silo_is_told_whether_its_own_ledger_holds_this_draw_of_the_round(tmp_path):
+    """Charged is the round of this run, this draw and this start, in the silo's ledger; whatever the population's says."""
+    config = prepared(tmp_path, ROWS, changes=PRIVATE)
+    run = account.opened(config, a_plan(delta=1e-3), run="r1", draw="d" * 16)
+    at = Round("d" * 64, ("one", "two"))
+    with pytest.raises(PrivacyError, match=r"round 2 of run r1 is not charged to silo bank.*Nothing was computed"):
+        run.require_charged("bank", at)
+
+    run.charge(2, start="two")
+
+    run.require_charged("bank", at)
+    for other in (Round("d" * 64, ("one", "another")), Round("d" * 64, ("two",))):
+        with pytest.raises(PrivacyError, match="is not charged to silo bank"):
+            run.require_charged("bank", other)
