@@ -20,6 +20,9 @@ import msgspec
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
 
+_BENEATH = tuple(f"tff_pipeline.{room}." for room in ("learning", "aggregators", "model", "privacy"))
+
+
 class _Unknown(Exception):
     """An argument that cannot be compared by its content."""
 
@@ -47,7 +50,8 @@ def _once(make: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(make)
     def once(*arguments: Any, **options: Any) -> Any:
-        modules = {make.__module__}
+        # Also what its modules call: the code of all rooms that it stands on.
+        modules = {make.__module__, *(name for name in sys.modules if name.startswith(_BENEATH))}
         try:
             # Events may come as a generator, which can be read once.
             arguments = tuple(list(value) if isinstance(value, Iterator) else value for value in arguments)

@@ -152,10 +152,10 @@ def test_a_round_leaves_what_it_was_given_as_it_was(case, local):
 
     # What a round gave lies as TensorFlow likes it.
     state = rounds(case, local, started(case, local), 1).state.with_noise(silent(case))
-    before = [np.array(part) for part in state]
+    before = [np.array(part) for part in state.arrays]
     for _ in range(2):
         rounds(case, local, state, 1)
-    for one, other in zip(state, before, strict=True):
+    for one, other in zip(state.arrays, before, strict=True):
         np.testing.assert_array_equal(one, other)
 
 

@@ -383,7 +383,7 @@ def test_where_nothing_can_be_written(run, tmp_path):
 @pytest.mark.usefixtures("instantly")
 def test_a_version_that_appears_meanwhile_is_not_touched(run, version, tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "verify", lambda *_: shutil.copytree(version, tmp_path / "1") and {})
-    with pytest.raises(ExportError, match=r"1: appeared while this version was built.*Run the command again"):
+    with pytest.raises(ArtifactError, match=r"1: another process has finished it meanwhile"):
         export(run, tmp_path, progress=QUIET)
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
     read_manifest(tmp_path / "1", check_files=True)

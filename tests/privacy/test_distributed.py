@@ -481,7 +481,7 @@ def test_an_update_that_is_not_finite_counts_as_zero_and_nobody_is_told(case):
             ends.append(runtime.run_round(state, cohort, round_number=number, shares=share))
     assert not total.any()
     assert ends[0].metrics == ends[1].metrics
-    for one, other in zip(*(end.state for end in ends), strict=True):
+    for one, other in zip(*(end.state.arrays for end in ends), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -672,7 +672,7 @@ def test_a_run_tells_nobody_its_cohorts(tiny, tmp_path, interactive):
         assert [event["round"] for event in by_round] == [1, 2]
         assert not [event for event in by_round if TELLING & set(event)]
         (said,) = [event["message"] for event in events if event["event"] == "metrics"]
-        assert "`tff-pipeline evaluate` says on held-out clients" in said
+        assert "`tff-pipeline evaluate` measures the model on held-out clients" in said
     rounds = list(csv.DictReader((run / "rounds.csv").open()))
     assert [each["round"] for each in rounds] == ["1", "2"]
     assert not [name for each in rounds for name in TELLING if each.get(name)]
@@ -752,9 +752,8 @@ def test_a_run_whose_repeated_round_has_another_sum_sends_nothing(tiny, tmp_path
 
 def test_the_records_of_a_run_pass_the_audit_without_cohort_sizes(uninterrupted):
     """The run keeps none with this mechanism; what it keeps is looked at."""
-    from tff_pipeline.audit.command import plan_of_run
-
     from tff_pipeline.audit import recorded
+    from tff_pipeline.audit.recorded import plan_of_run
     from tff_pipeline.training.store import config_of
 
     run = uninterrupted[0]

@@ -7,7 +7,6 @@ manifest.json (manifest.py) and COMPLETE lie at its top, where TensorFlow Servin
 it knows.
 """
 
-import errno
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -58,7 +57,7 @@ def export(
       The folder of the version, complete.
 
     Raises:
-      ArtifactError: if the run is not finished, or is damaged.
+      ArtifactError: if the run is not finished, or is damaged; or if another export has made the version meanwhile.
       ExportError: if the number is taken, the run's evaluation is not that of the held-out clients, the version cannot be
         written, or the model does not pass its verification; nothing is left behind.
     """
@@ -66,10 +65,6 @@ def export(
     try:
         return _export(run, destination, version, settings, progress)
     except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and error.filename2:
-            raise ExportError(
-                f"{error.filename2}: appeared while this version was built, made by another export. It was not touched. Run the command again."
-            ) from error
         raise ExportError(
             f"{destination}: the version could not be written ({error}). Check that this account may write there, make room, or choose another --to."
         ) from error
