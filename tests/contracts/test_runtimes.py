@@ -83,7 +83,7 @@ rounds.next = 0  # type: ignore[attr-defined]
 
 
 def test_initial_states_agree(case, local, reference):
-    for ours, theirs in zip(local.initial_state(), reference.initial_state(), strict=True):
+    for ours, theirs in zip(local.initial_state().arrays, reference.initial_state().arrays, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
