@@ -305,7 +305,9 @@ _ON_TWO_DEVICES = """
     case = cases.head_case()
     found = {}
     for devices in (["CPU:0"], ["CPU:1", "CPU:2"]):
-        with LocalRuntime(case.compiled, case.silos, devices=devices, clients_in_parallel=1) as runtime:
+        with ScriptedRuntime(
+            LocalRuntime, case.compiled, case.silos, devices=devices, clients_in_parallel=1
+        ) as runtime:
             state = cases.started(case, runtime)
             for _ in range(3):  # until both have had a client
                 sums = runtime.secure_sums(state, {"bank": [0, 1, 2, 3], "shop": [0, 1, 2, 3]})
