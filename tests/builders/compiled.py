@@ -80,11 +80,23 @@ def _network_once(make: Callable[..., Any]) -> Callable[..., Any]:
         if model.checkpoint != "random":
             return make(model, *arguments, seed=seed, **options)
         network = kept(model, *arguments, seed=0, **options)
+        if _made_for_graphs(network):
+            make(model, *arguments, seed=0, **options)
         draw = weights if seed is None else drawn
         network.set_weights(draw(model, *arguments, seed=seed, **options))
         return network
 
     return once
+
+
+def _made_for_graphs(network: Any) -> bool:
+    """Whether Keras has made its classes into those for graphs meanwhile, as it does where a layer is made in a graph.
+
+    It does so to the class, and so to layers that were made before; a layer that is made outside of a graph takes it back.
+    """
+    from tf_keras.src.engine import base_layer_v1
+
+    return isinstance(network.transformer.bert, base_layer_v1.Layer)
 
 
 def _content(value: Any, modules: set[str]) -> Hashable:
