@@ -33,7 +33,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -700,7 +699,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--only", metavar="NAME", nargs="+", default=["*"], help='cases, "tree.head" or "tree.*" (default: all of them)'
     )
     parser.add_argument("--jobs", metavar="N", type=int, default=2, help="processes that run cases (default: 2)")
-    parser.add_argument("--folder", metavar="DIR", type=Path, help="run in this new folder, and keep it")
+    parser.add_argument(
+        "--folder", metavar="DIR", type=Path, help="run in this new folder, and keep it, with the record"
+    )
     arguments = parser.parse_args(argv)
     names = [name for name in CASES if any(fnmatch.fnmatch(name, given) for given in arguments.only)]
     if not names:
@@ -710,9 +711,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--compare {arguments.compare}: there is no record; expected one that --write made")
     mine = _owned(names)
     others = {name: value for name, value in before.items() if not name.startswith(mine)}
-    save = partial(_write, arguments.write, others) if arguments.write else lambda record: None
-    if arguments.folder:
-        arguments.folder.mkdir(parents=True)
+    kept = arguments.folder / "record.json" if arguments.folder else None
+    if kept:
+        kept.parent.mkdir(parents=True)
+
+    def save(record: Record) -> None:
+        """After each case, so that what is done of a long run is not lost."""
+        if arguments.write:
+            _write(arguments.write, others | record)
+        if kept:
+            _write(kept, record)
+
     with contextlib.ExitStack() as stack:
         base = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="digests-")))
         record = run_all(names, str(base.resolve()), jobs=arguments.jobs, save=save)
@@ -735,10 +744,9 @@ def _read(path: Path) -> Record:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def _write(path: Path, others: Record, record: Record) -> None:
-    """Writes a record, a thing a line, beside those of other cases."""
-    whole = others | record
-    lines = [f"{json.dumps(name)}: {json.dumps(whole[name], ensure_ascii=False)}" for name in sorted(whole)]
+def _write(path: Path, record: Record) -> None:
+    """Writes a record, a thing a line."""
+    lines = [f"{json.dumps(name)}: {json.dumps(record[name], ensure_ascii=False)}" for name in sorted(record)]
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
