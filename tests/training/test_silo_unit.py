@@ -104,7 +104,7 @@ def test_the_statement_speaks_of_silos_and_says_what_it_costs():
     # The noise is 5 on each of 10,000 coordinates, of a sum that is divided by 3: 500 / 3 of a clip.
     assert "is about 167 times as long as the clip" in cost
     (who,) = [sentence for sentence in said if sentence.startswith("Who")]
-    assert "that it takes part in the run is public" in who
+    assert "that the silo takes part in the run is public" in who
 
 
 @pytest.fixture(scope="module")
