@@ -56,3 +56,22 @@ def test_no_test_imports_a_test():
     assert len(names) > 60
     modules = {path.stem for path in names if path.stem.startswith(("test_", "conftest"))}
     assert [(str(path), name) for path in names for name in names[path] if modules & set(name.split("."))] == []
+
+
+def test_the_help_of_a_command_does_not_wait_for_tensorflow(root):
+    """All of them in one process: what one imported stays. Preparation is described by Beam's own options too."""
+    program = """
+import sys
+from tff_pipeline import cli
+for name in cli._COMMANDS:
+    try:
+        cli.main([name, "--help"])
+    except SystemExit as ended:
+        assert ended.code == 0, name
+    heavy = {"tensorflow", "tensorflow_federated", "transformers"} & set(sys.modules)
+    assert not heavy, (name, heavy)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=root)
+
+    assert done.returncode == 0, done.stderr[-1000:]
+    assert done.stdout.count("usage: tff-pipeline ") == len(cli._COMMANDS)
