@@ -43,13 +43,7 @@ def needed(base_path: Path) -> set[int]:
 
 def _known(path: Path) -> list[str]:
     """The files that were registered; raises ArtifactError if their list cannot be read."""
-    try:
-        names = read_json(path) if path.exists() else []
-    except OSError as error:
-        raise ArtifactError(
-            f"{path}: lists the models.config files that follow this base path, and cannot be read ({error.strerror}); expected "
-            "a file that this user may read. Give this user permission. Nothing was changed."
-        ) from None
+    names = read_json(path) if path.exists() else []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ArtifactError(
             f"{path}: holds something else than a list of files; expected the paths of the models.config files that follow this "

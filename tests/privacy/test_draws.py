@@ -87,14 +87,18 @@ def test_a_node_of_a_tree_has_noise_of_its_own_for_every_sum(tmp_path):
     """
     made = draws(tmp_path, TREE)
     shapes = [(20_000,)]
-    one, other = (made.round([*STARTS, last]).noise(shapes)[0] for last in ("d" * 64, "e" * 64))
-    taken_away = sum(made.round(STARTS[: number + 1]).noise(shapes)[0] for number in range(3))
+
+    def noise(*starts):
+        return made.server.noise(made.round(starts), shapes)[0]
+
+    one, other = (noise(*STARTS, last) for last in ("d" * 64, "e" * 64))
+    taken_away = sum(noise(*STARTS[: number + 1]) for number in range(3))
     nodes = [one + taken_away, other + taken_away]
     # 20,000 numbers: independent ones correlate by less than 0.04 but for one time in 10^8.
     assert abs(np.corrcoef(*nodes)[0, 1]) < 0.04
     for node in nodes:
         assert node.std() == pytest.approx(TREE.noise_stddev, rel=0.04)
-    np.testing.assert_array_equal(made.round([*STARTS, "d" * 64]).noise(shapes)[0], one)
+    np.testing.assert_array_equal(noise(*STARTS, "d" * 64), one)
 
 
 def test_secrets_are_the_operating_systems_or_follow_from_a_seed(tmp_path):

@@ -54,13 +54,15 @@ def received() -> np.ndarray:
     found = []
     with Mechanism(PLAN) as mechanism:
         runtime, state, seen = mechanism._runtime, mechanism._state, []
-        finish = runtime._finish
+        server = runtime.runtime.server
+        receive = server.receive
 
-        def watched(state: Any, sums: Any) -> Any:
+        def watched(reports: Any) -> Any:
+            sums = receive(reports)
             seen.append(sums[-1])
-            return finish(state, sums)
+            return sums
 
-        runtime._finish = watched
+        server.receive = watched
         for number in range(ROUNDS):
             clients = sampling.cohort(b"c" * 32, round_number=number, clients=CANARIES, probability=0.25)
             cohorts: dict[str, list[int]] = {silo: [] for silo in SILOS}
