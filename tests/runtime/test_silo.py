@@ -6,8 +6,8 @@ import pytest
 from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy.round import Round
 from tff_pipeline.runtime.base import Broadcast, NoLedgers, Report
-from tff_pipeline.runtime.silo import Silo, introduce
-from tff_pipeline.secagg.masking import add_up
+from tff_pipeline.runtime.silo import Silo
+from tff_pipeline.secagg.masking import Party, add_up, introduce
 
 AT = Round("d" * 64, ("first",))
 BROADCAST = Broadcast((np.ones(3, np.float32),))
@@ -54,14 +54,25 @@ class Recorder:
         return None if self._share is None else np.array([self._share])
 
 
-def silo(recorder, name="bank", noised=()):
-    return Silo(Clients(name), recorder, recorder, session="s", noised=noised, charges=recorder)
+def silos(recorders, noised=()):
+    """A silo for each recorder, by name, which know each other's keys."""
+    parties = {name: Party(name, "s", noised=noised) for name in recorders}
+    introduce(list(parties.values()))
+    return [
+        Silo(Clients(name), recorder, recorder, masks=parties[name], noised=noised, charges=recorder)
+        for name, recorder in recorders.items()
+    ]
+
+
+def silo(recorder, noised=()):
+    """A silo that is alone."""
+    (alone,) = silos({"bank": recorder}, noised)
+    return alone
 
 
 def test_a_round_is_charged_before_anything_and_recorded_before_noise_and_mask():
     recorder = Recorder(share=5)
     made, cohorts = silo(recorder, noised=[1]), {}
-    introduce([made])
 
     report = made.report(BROADCAST, AT, on_cohort=cohorts.__setitem__)
 
@@ -76,7 +87,6 @@ def test_a_round_is_charged_before_anything_and_recorded_before_noise_and_mask()
 def test_after_a_refusal_nothing_else_is_done_and_nothing_leaves(refuse, asked):
     recorder = Recorder(refuse=refuse)
     made = silo(recorder)
-    introduce([made])
 
     with pytest.raises(PrivacyError, match=f"{refuse} refused"):
         made.report(BROADCAST, AT)
@@ -86,17 +96,15 @@ def test_after_a_refusal_nothing_else_is_done_and_nothing_leaves(refuse, asked):
 
 def test_without_its_noise_share_a_silo_reports_nothing():
     made = silo(Recorder(share=None), noised=[1])
-    introduce([made])
 
     with pytest.raises(PrivacyError, match="noise for 0 of its 1 sums"):
         made.report(BROADCAST, AT)
 
 
 def test_reports_of_all_silos_add_up_and_each_alone_is_masked():
-    silos = [silo(Recorder(), name) for name in ("bank", "insurer", "shop")]
-    introduce(silos)
+    recorders = {name: Recorder() for name in ("bank", "insurer", "shop")}
 
-    reports = [made.report(BROADCAST, AT) for made in silos]
+    reports = [made.report(BROADCAST, AT) for made in silos(recorders)]
 
     assert all(isinstance(report, Report) for report in reports)
     assert all(report.sums[0].tolist() != [10, 20] for report in reports)
@@ -105,7 +113,6 @@ def test_reports_of_all_silos_add_up_and_each_alone_is_masked():
 
 def test_a_round_is_reported_once():
     made = silo(Recorder())
-    introduce([made])
     made.report(BROADCAST, AT)
 
     with pytest.raises(PrivacyError, match="was masked before"):

@@ -175,7 +175,7 @@ class Testbed:
         for number in range(count):
             at = self.draws.round(starts[: number + 1])
             result = self._runtime.run_round(self._initial, at)
-            cohorts = result.cohorts
+            cohorts = result.cohorts or {}
             for silo, rows in cohorts.items():
                 observed.cohorts[number, offsets[silo] + self._members(silo, rows)] = True
             if self.view.compared(number):

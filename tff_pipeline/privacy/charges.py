@@ -117,9 +117,27 @@ class Account:
         Raises:
           PrivacyError: if that would pass a budget: the round must not be run.
         """
-        # When the run began, its budgets were seen to last. That holds until somebody else charges, or a round that was
-        # charged is run again from something else; from then on every round is looked at.
         charge = self._charge | {"round_number": round_number, "start": start}
+        self._require_budgets(charge)
+        self._write(charge)
+        self._note_sizes()
+
+    def require_charged(self, silo: str, at: Round) -> None:
+        """Raises PrivacyError unless the silo's own ledger holds the charge for this draw of the round."""
+        (ledger,) = (ledger for ledger, _ in self._accounts if ledger.silo == silo)
+        if not ledger.charged(**self._charge, round_number=at.number + 1, start=at.start):
+            raise PrivacyError(
+                f"{ledger.path}: round {at.number + 1} of run {self._charge['run']} is not charged to silo {silo}; expected the charge before the silo works on it. "
+                "Nothing was computed. Was the ledger written by another program meanwhile? Look at `tff-pipeline ledger verify`."
+            )
+
+    def _require_budgets(self, charge: Mapping[str, Any]) -> None:
+        """Raises PrivacyError if the charge would pass a budget.
+
+        When the run began, its budgets were seen to last. That holds until somebody else charges, or a round that was
+        charged is run again from something else; from then on every round is looked at.
+        """
+        round_number = charge["round_number"]
         for position, (ledger, budget) in enumerate(self._accounts):
             again = not ledger.charged(**charge) and ledger.has_charged(
                 run=charge["run"], round_number=round_number, draw=charge["draw"]
@@ -130,17 +148,9 @@ class Account:
                 self._reasons[position] = "a round that was charged before starts from something else now"
             if budget is not None and self._reasons[position] and not ledger.charged(**charge):
                 self._require_room(ledger, budget, round_number, again=again, reason=self._reasons[position])
-        self._write(charge)
-        self._sizes = [len(ledger.entries()) for ledger, _ in self._accounts]
 
-    def require_charged(self, silo: str, at: Round) -> None:
-        """Raises PrivacyError unless the silo's own ledger holds the charge for this draw of the round."""
-        (ledger,) = (ledger for ledger, _ in self._accounts if ledger.silo == silo)
-        if not ledger.charged(**self._charge, round_number=at.number + 1, start=at.start):
-            raise PrivacyError(
-                f"{ledger.path}: round {at.number + 1} of run {self._charge['run']} is not charged to silo {silo}; expected the charge before the silo works on it. "
-                "Nothing was computed. Was the ledger written by another program meanwhile? Look at `tff-pipeline ledger verify`."
-            )
+    def _note_sizes(self) -> None:
+        self._sizes = [len(ledger.entries()) for ledger, _ in self._accounts]
 
     def _write(self, charge: Mapping[str, Any]) -> None:
         """The population's line, which names every silo and counts its lines; then each silo's, which names that line."""

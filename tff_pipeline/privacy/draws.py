@@ -43,13 +43,12 @@ class Draws:
     def digest(self) -> str:
         """The draw, 64 hex digits: one bit of a key or of the origin more or less, and it is another."""
         commitments = {name: silo.key.commitment for name, silo in self.silos.items()}
-        parts = {"origin": self.origin, "server": self.server.key.commitment, "silos": commitments}
-        return hashlib.sha256(b"tff-pipeline draw\0" + canonical_json(parts)).hexdigest()
+        return draw_digest(self.origin, self.server.key.commitment, commitments)
 
     @property
     def name(self) -> str:
-        """The draw as the ledger names it; it tells nothing about the keys."""
-        return self.digest[:16]
+        """The draw as the ledger names it; see `draw_name`."""
+        return draw_name(self.digest)
 
     def round(self, starts: Sequence[str]) -> Round:
         """A round of the run, given what it and every round before it started from (`round.start_of`), oldest first."""
@@ -59,3 +58,20 @@ class Draws:
         """Has every silo note that the round is about to be charged."""
         for silo in self.silos.values():
             silo.begin(at)
+
+
+def draw_digest(origin: str, server: str, silos: Mapping[str, str]) -> str:
+    """The draw of a run, 64 hex digits, from public parts alone.
+
+    Args:
+      origin: a digest of what the run starts from.
+      server: the commitment to the server's key (`keys.PartyKey.commitment`).
+      silos: the commitments to the silos' keys, by name.
+    """
+    parts = {"origin": origin, "server": server, "silos": dict(silos)}
+    return hashlib.sha256(b"tff-pipeline draw\0" + canonical_json(parts)).hexdigest()
+
+
+def draw_name(digest: str) -> str:
+    """A draw as the ledger names it; it tells nothing about the keys."""
+    return digest[:16]

@@ -51,13 +51,13 @@ class RoundResult:
       state: the server's state after it.
       metrics: by the last parts of their TFF names ("loss", "accuracy", ...); of the clients none where the silos add the
         noise.
-      cohorts: of each silo, the indices of the clients that took part, where the silos are in this process.
+      cohorts: of each silo, the indices of the clients that took part; None where the silos are in other processes.
       bytes_down, bytes_up: what the server sent to each silo, and each silo to the server; None for a simulation.
     """
 
     state: ServerState
     metrics: dict[str, float]
-    cohorts: Mapping[str, np.ndarray]
+    cohorts: Mapping[str, np.ndarray] | None
     bytes_down: int | None = None
     bytes_up: int | None = None
 
@@ -88,6 +88,14 @@ class ServerDraws(Protocol):
     def noise(self, at: Round, shapes: Sequence[Sequence[int]]) -> Sequence[np.ndarray]: ...
 
     def rotation(self, at: Round) -> np.ndarray: ...
+
+
+class Masks(Protocol):
+    """A silo's side of the secure sum; see `secagg.masking.Party`."""
+
+    def mask(
+        self, values: Sequence[np.ndarray], round_number: int, noise: Mapping[int, np.ndarray]
+    ) -> list[np.ndarray]: ...
 
 
 class Draws(Protocol):

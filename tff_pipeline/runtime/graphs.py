@@ -195,6 +195,13 @@ def rings(form: Any) -> list[np.dtype]:
     return dtypes
 
 
+def graph_of(computation: Any) -> tuple[v1.GraphDef, list[str], list[str]]:
+    """The graph of a computation that is plain TensorFlow, and the names of its parameters and of its results."""
+    proto, graph_def = _unpacked(computation)
+    parameters = _leaves(proto.parameter) if proto.HasField("parameter") else []
+    return graph_def, [name for _, name in parameters], [name for _, name in _leaves(proto.result)]
+
+
 def _unpacked(computation: Any) -> tuple[Any, v1.GraphDef]:
     """TFF's message for a computation that is plain TensorFlow, and the graph in it."""
     proto = tff.framework.serialize_computation(computation).tensorflow

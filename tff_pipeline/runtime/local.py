@@ -19,9 +19,9 @@ from tff_pipeline.runtime.base import Broadcast, Charges, Draws, OnClient, OnCoh
 from tff_pipeline.runtime.clients import Clients
 from tff_pipeline.runtime.devices import choose_devices
 from tff_pipeline.runtime.server import Server
-from tff_pipeline.runtime.silo import Silo, introduce
+from tff_pipeline.runtime.silo import Silo
 from tff_pipeline.runtime.workers import ClientWorkers
-from tff_pipeline.secagg.masking import add_up
+from tff_pipeline.secagg.masking import Party, add_up, introduce
 
 
 class LocalRuntime:
@@ -58,18 +58,19 @@ class LocalRuntime:
         self.devices = choose_devices(devices)
         self._workers = ClientWorkers(compiled, clients[0], devices=self.devices, in_parallel=clients_in_parallel)
         self.server = Server(compiled, draws.server)
+        parties = {own.name: Party(own.name, session, noised=compiled.noised_slots) for own in clients}
+        introduce(list(parties.values()))
         self.silos = [
             Silo(
                 own,
                 self._workers,
                 draws.silos[own.name],
-                session=session,
+                masks=parties[own.name],
                 noised=compiled.noised_slots,
                 charges=charges,
             )
             for own in clients
         ]
-        introduce(self.silos)
 
     def __enter__(self) -> Self:
         return self

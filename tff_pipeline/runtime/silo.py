@@ -4,15 +4,14 @@ What leaves a silo is a `Report`, and nothing else. This module and `runtime.ser
 the other must not.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from tff_pipeline.privacy.round import Round
-from tff_pipeline.runtime.base import Broadcast, Charges, OnClient, OnCohort, Report, SiloDraws
+from tff_pipeline.runtime.base import Broadcast, Charges, Masks, OnClient, OnCohort, Report, SiloDraws
 from tff_pipeline.runtime.clients import Clients
 from tff_pipeline.runtime.workers import ClientWorkers
-from tff_pipeline.secagg.masking import Party
 
 
 class Silo:
@@ -22,7 +21,7 @@ class Silo:
       clients: its training clients.
       workers: works on them.
       draws: its random draws, from its own secret.
-      session: identifies the run to the secure sum.
+      masks: hide its sums, with keys that only the silo holds; they refuse a sum that lacks the noise share it must not leave without.
       noised: indices of the slots whose sum must not leave without a noise share.
       charges: asked whether the silo's ledger was charged, before anything is computed.
     """
@@ -33,23 +32,13 @@ class Silo:
         workers: ClientWorkers,
         draws: SiloDraws,
         *,
-        session: str,
+        masks: Masks,
         noised: Sequence[int],
         charges: Charges,
     ):
         self.name = clients.name
         self._clients, self._workers, self._draws, self._charges = clients, workers, draws, charges
-        self._noised = tuple(noised)
-        self._party = Party(self.name, session, noised=self._noised)
-
-    @property
-    def public_key(self) -> bytes:
-        """For the other silos, so that masks cancel."""
-        return self._party.public_key
-
-    def agree(self, public_keys: Mapping[str, bytes]) -> None:
-        """Takes every silo's public key, as the server relays them; see `secagg.masking.Party.agree`."""
-        self._party.agree(public_keys)
+        self._masks, self._noised = masks, tuple(noised)
 
     def report(
         self,
@@ -77,19 +66,12 @@ class Silo:
         sums = self.sum(broadcast, rows, on_client)
         self._draws.record(at, sums)
         shares = {slot: self._draws.noise_share(at) for slot in self._noised}
-        # Where one is missing, the party refuses to mask.
+        # Where one is missing, nothing is masked.
         noise = {slot: share for slot, share in shares.items() if share is not None}
-        return Report(tuple(self._party.mask(sums, at.number, noise)))
+        return Report(tuple(self._masks.mask(sums, at.number, noise)))
 
     def sum(
         self, broadcast: Broadcast, rows: Sequence[int] | np.ndarray, on_client: OnClient = lambda: None
     ) -> list[np.ndarray]:
         """The sum of what these clients send, each slot in its ring, without noise and masks. It must not leave the silo."""
         return self._workers.sum(broadcast, self._clients, rows, on_client)
-
-
-def introduce(silos: Sequence[Silo]) -> None:
-    """Gives every silo everybody's public key: what a server relays."""
-    public_keys = {silo.name: silo.public_key for silo in silos}
-    for silo in silos:
-        silo.agree(public_keys)

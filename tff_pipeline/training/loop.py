@@ -100,7 +100,9 @@ class Loop:
         """Stops a run that diverged, with the last good state on disk."""
         kept = f"The state after round {number - 1} is kept in {self.run}. Lower training.client_learning_rate or training.server_learning_rate, which starts a new run."
         # A silo that is a client and has no text takes its turn, and adds nothing.
-        at_work = sum(len(rows) for silo, rows in result.cohorts.items() if silo in self.silos_with_text)
+        # Of silos that are elsewhere nobody here knows how many were at work.
+        cohorts = result.cohorts or {}
+        at_work = sum(len(rows) for silo, rows in cohorts.items() if silo in self.silos_with_text)
         if at_work and not result.metrics.get("finite_clients", at_work):
             raise TrainingError(
                 f"round {number}: none of the {at_work} clients' updates was finite (the loss is not a number). {kept}"

@@ -112,7 +112,7 @@ def _entry(number: int, result: RoundResult, plan: PrivacyPlan, seconds: float) 
     seen = metrics.get("instances", 0) > 0
     return {
         "round": number,
-        "clients": None if silent else sum(len(rows) for rows in result.cohorts.values()),
+        "clients": None if silent or result.cohorts is None else sum(map(len, result.cohorts.values())),
         "finite_clients": int(metrics["finite_clients"]) if metrics else None,
         "examples": int(metrics["instances"]) if metrics else None,
         "loss": metrics["loss"] if seen else None,
