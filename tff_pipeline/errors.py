@@ -7,6 +7,7 @@
     +-- PrivacyError                  5   a guarantee cannot be given: budget, ledger, plan
     |   +-- InsecureProcessError      5   a process would send something outside the secure sum
     +-- TrainingError                 6   a round failed: non-finite weights, a device that is not there
+    |   +-- RoundLost                 6   too few silos stayed to the end of a round
     +-- ExportError                   7   the exported model failed its verification
     +-- GateError                     8   a version does not reach what the configuration asks before it is published
 
@@ -52,6 +53,18 @@ class TrainingError(PipelineError):
     """A round could not be run or its result cannot be used."""
 
     exit_code = 6
+
+
+class RoundLost(TrainingError):
+    """Too few silos stayed to the end of a round; nothing was released.
+
+    Attributes:
+      drawn_anew: whether the round has to be drawn and charged anew, since its sum over some silos may have been seen.
+    """
+
+    def __init__(self, message: str, *, drawn_anew: bool):
+        super().__init__(message)
+        self.drawn_anew = drawn_anew
 
 
 class ExportError(PipelineError):

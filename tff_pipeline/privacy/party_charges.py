@@ -95,6 +95,11 @@ class PopulationAccount(_PartyAccount):
                 return dict(entry["silos"][silo])
         return None
 
+    def members(self, at: Round) -> tuple[str, ...] | None:
+        """The silos that this draw of the round was charged to, or None if it was not charged yet."""
+        line = self._ledger.find(**self._of(at))
+        return None if line is None else tuple(self._ledger.lines()[line["lines"] - 1].get("silos", {}))
+
     def charge_population(self, at: Round, silos: Mapping[str, Position]) -> Position:
         """Charges the round to the population, on disk before it returns; what was charged before is not again.
 

@@ -4,14 +4,29 @@ What leaves a silo is a `Report`, and nothing else. This module and `runtime.ser
 the other must not.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
+from tff_pipeline.errors import PrivacyError
 from tff_pipeline.privacy.round import Round
 from tff_pipeline.runtime.base import Broadcast, Charges, Masks, OnClient, OnCohort, Report, SiloDraws
 from tff_pipeline.runtime.clients import Clients
 from tff_pipeline.runtime.workers import ClientWorkers
+
+
+@dataclasses.dataclass(frozen=True)
+class Contribution:
+    """What a silo adds to the sum of a round. It must not leave the silo without masks.
+
+    Attributes:
+      sums: of each slot, unsigned, in the slot's ring.
+      noise: by slot, int64 of its shape: what has to be added before the masks.
+    """
+
+    sums: list[np.ndarray]
+    noise: dict[int, np.ndarray]
 
 
 class Silo:
@@ -21,7 +36,8 @@ class Silo:
       clients: its training clients.
       workers: works on them.
       draws: its random draws, from its own secret.
-      masks: hide its sums, with keys that only the silo holds; they refuse a sum that lacks the noise share it must not leave without.
+      masks: hide its sums, with keys that only the silo holds. They refuse a sum that lacks the noise share it must not leave
+        without. None where every round has masks of its own, which hide a `contribution`.
       noised: indices of the slots whose sum must not leave without a noise share.
       charges: asked whether the silo's ledger was charged, before anything is computed.
     """
@@ -32,7 +48,7 @@ class Silo:
         workers: ClientWorkers,
         draws: SiloDraws,
         *,
-        masks: Masks,
+        masks: Masks | None = None,
         noised: Sequence[int],
         charges: Charges,
     ):
@@ -48,7 +64,27 @@ class Silo:
         on_client: OnClient = lambda: None,
         on_cohort: OnCohort = lambda silo, rows: None,
     ) -> Report:
-        """Draws the cohort, works on it, and gives the masked sum, with the silo's noise share where it is the one to add it.
+        """The masked `contribution`: what leaves the silo.
+
+        Raises:
+          PrivacyError: as of `contribution`; and if the sum cannot be masked. Nothing leaves then.
+        """
+        if self._masks is None:
+            raise PrivacyError(
+                f"silo {self.name}: has no masks for round {at.number + 1}; expected them from who made this silo. Nothing was computed."
+            )
+        own = self.contribution(broadcast, at, on_client=on_client, on_cohort=on_cohort)
+        return Report(tuple(self._masks.mask(own.sums, at.number, own.noise)))
+
+    def contribution(
+        self,
+        broadcast: Broadcast,
+        at: Round,
+        *,
+        on_client: OnClient = lambda: None,
+        on_cohort: OnCohort = lambda silo, rows: None,
+    ) -> Contribution:
+        """Draws the cohort, works on it, and gives its sum, and the silo's noise shares where it is the one to add them.
 
         Args:
           broadcast: what the server sent.
@@ -67,8 +103,7 @@ class Silo:
         self._draws.record(at, sums)
         shares = {slot: self._draws.noise_share(at) for slot in self._noised}
         # Where one is missing, nothing is masked.
-        noise = {slot: share for slot, share in shares.items() if share is not None}
-        return Report(tuple(self._masks.mask(sums, at.number, noise)))
+        return Contribution(sums, {slot: share for slot, share in shares.items() if share is not None})
 
     def sum(
         self, broadcast: Broadcast, rows: Sequence[int] | np.ndarray, on_client: OnClient = lambda: None
