@@ -6,6 +6,7 @@
     +-- ArtifactError                 4   a manifest, snapshot, run or version is incomplete, damaged or does not match
     +-- PrivacyError                  5   a guarantee cannot be given: budget, ledger, plan
     |   +-- InsecureProcessError      5   a process would send something outside the secure sum
+    |   +-- ProtocolError             5   a message or a request that the secure sum's protocol does not allow
     +-- TrainingError                 6   a round failed: non-finite weights, a device that is not there
     |   +-- RoundLost                 6   too few silos stayed to the end of a round
     +-- ExportError                   7   the exported model failed its verification
@@ -47,6 +48,10 @@ class PrivacyError(PipelineError):
 
 class InsecureProcessError(PrivacyError):
     """A compiled process would send values to the server outside the secure sum."""
+
+
+class ProtocolError(PrivacyError):
+    """A party of the secure sum got, or was about to send, what the protocol does not allow. Nothing was sent."""
 
 
 class TrainingError(PipelineError):

@@ -18,16 +18,18 @@ With a single silo there is nothing to hide in: its sum is the sum. The protocol
 keys: on a network, silos have to authenticate each other's keys.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from tff_pipeline.errors import PrivacyError
+from tff_pipeline.secagg.masks import add_mask, add_up, keystream, noised
+
+__all__ = ["Party", "add_up", "introduce"]
 
 
 class Party:
@@ -80,37 +82,21 @@ class Party:
             raise PrivacyError(
                 f"silo {self.name}: round {round_number} was to be masked before public keys were exchanged; expected the keys of all silos first. Nothing was sent."
             )
-        if signed := [value.dtype.name for value in values if value.dtype.kind != "u"]:
-            raise PrivacyError(
-                f"silo {self.name}: round {round_number} came with sums of {', '.join(sorted(set(signed)))}; expected unsigned integers, since no mask hides another number. Nothing was sent."
-            )
-        if set(noise) != self._noised or any(noise[index].shape != values[index].shape for index in noise):
-            raise PrivacyError(
-                f"silo {self.name}: round {round_number} came with noise for {len(noise)} of its {len(self._noised)} sums that must not leave without; expected its noise share on each, of the sum's shape. Nothing was sent."
-            )
+        where = f"silo {self.name}: round {round_number}"
+        masked = noised(values, noise, self._noised, where=where)
         if round_number in self._used:
             raise PrivacyError(
                 f"silo {self.name}: round {round_number} was masked before; expected one report a round, since two under one mask reveal their difference."
             )
         self._used.add(round_number)
-        masked = [np.array(value) for value in values]
-        for index, noise_share in noise.items():
-            masked[index] += noise_share.astype(masked[index].dtype)
         for peer, shared in self._shared.items():
-            keystream = self._keystream(peer, shared, round_number)
-            for value in masked:
-                mask = np.frombuffer(keystream.update(bytes(value.nbytes)), value.dtype).reshape(value.shape)
-                if self.name < peer:
-                    value += mask
-                else:
-                    value -= mask
+            add_mask(masked, keystream(self._mask_key(peer, shared, round_number)), subtract=self.name > peer)
         return masked
 
-    def _keystream(self, peer: str, shared: bytes, round_number: int) -> CipherContext:
+    def _mask_key(self, peer: str, shared: bytes, round_number: int) -> bytes:
         low, high = sorted((self.name, peer))
         info = "\0".join(("tff-pipeline mask", self._session, str(round_number), low, high)).encode()
-        key = HKDF(SHA256(), length=32, salt=None, info=info).derive(shared)
-        return Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
+        return HKDF(SHA256(), length=32, salt=None, info=info).derive(shared)
 
 
 def introduce(parties: Sequence[Party]) -> None:
@@ -118,17 +104,3 @@ def introduce(parties: Sequence[Party]) -> None:
     public_keys = {party.name: party.public_key for party in parties}
     for party in parties:
         party.agree(public_keys)
-
-
-def add_up(reports: Iterable[Sequence[np.ndarray]]) -> list[np.ndarray]:
-    """The server's side: the sum of all parties' reports, array by array, each in its ring. The masks cancel.
-
-    Reports are taken one after the other, so that a generator of them is never in memory as a whole. The arrays of the
-    first report become the sum.
-    """
-    remaining = iter(reports)
-    total = [np.asarray(part) for part in next(remaining)]
-    for report in remaining:
-        for sum_so_far, part in zip(total, report, strict=True):
-            np.add(sum_so_far, part, out=sum_so_far)
-    return total
