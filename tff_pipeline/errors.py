@@ -82,3 +82,16 @@ class GateError(PipelineError):
     """A version does not pass a gate of its configuration, and is not published."""
 
     exit_code = 8
+
+
+class Refused(PipelineError):
+    """A silo refuses a request.
+
+    Attributes:
+      reason: what the coordinator is told.
+      private: what only the silo's own log has; empty if there is nothing more to say.
+    """
+
+    def __init__(self, reason: str, *, private: str = ""):
+        super().__init__(reason)
+        self.reason, self.private = reason, private
