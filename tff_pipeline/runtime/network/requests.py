@@ -45,7 +45,7 @@ class Array(_Message, frozen=True, kw_only=True):
 
     dtype: Kind
     shape: tuple[Annotated[int, Meta(ge=0)], ...]
-    content: bytes | memoryview
+    content: memoryview
 
 
 class Attempt(_Message, frozen=True, kw_only=True):
@@ -130,7 +130,7 @@ def _array_of(array: np.ndarray) -> Array:
             f"an array of {array.dtype} was to be sent to silos; expected numbers, since a round sends nothing else."
         )
     plain = np.ascontiguousarray(array, array.dtype.newbyteorder(_ORDER))
-    content: Any = plain.reshape(-1).view(np.uint8).data if plain.size else b""
+    content = plain.reshape(-1).view(np.uint8).data if plain.size else memoryview(b"")
     return Array(dtype=plain.dtype.str, shape=array.shape, content=content)
 
 
