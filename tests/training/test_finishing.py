@@ -35,7 +35,7 @@ def all_but_finished(tmp_path_factory: pytest.TempPathFactory) -> Config:
         raise Stopped
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(training, "_finish", stop)
+        patched.setattr(training, "finish", stop)
         with pytest.raises(Stopped):
             training.train(config, progress=quiet())
     return config
@@ -82,7 +82,7 @@ def finished_in_a_child(config: Config, profile: Any) -> int:
     if child == 0:
         try:
             sys.setprofile(profile)
-            training._finish(work, facts, quiet())
+            training.finish(work, facts, quiet())
             sys.setprofile(None)
             os._exit(0)
         except BaseException:

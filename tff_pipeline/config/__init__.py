@@ -3,7 +3,7 @@
 Unknown keys are errors that name the nearest known key. Relative paths are relative to the file.
 """
 
-from tff_pipeline.config.loading import add_arguments, known_labels, load
+from tff_pipeline.config.loading import add_arguments, assemble, known_labels, load
 from tff_pipeline.config.schema import (
     SPLITS,
     Config,
@@ -35,6 +35,7 @@ __all__ = [
     "TaskSection",
     "TrainingSection",
     "add_arguments",
+    "assemble",
     "known_labels",
     "load",
 ]

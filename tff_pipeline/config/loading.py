@@ -4,7 +4,7 @@ import argparse
 import os
 import tomllib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,34 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     tables = _read(path)
     for override in overrides:
         _override(tables, override)
+    config = convert(tables, path)
+    check(config)
+    return _with_absolute_paths(config, path.resolve().parent)
+
+
+def assemble(
+    path: str | Path, *, silos: Sequence[Mapping[str, Any]], workdir: Path, runtime: Mapping[str, Any]
+) -> Config:
+    """The configuration of one party of a consortium: the process that all have agreed on, and what is this party's alone.
+
+    Args:
+      path: of the process's file, a configuration without silos and without a work directory.
+      silos: a table for each silo of the consortium. Paths in them are absolute.
+      workdir: the party's.
+      runtime: the party's [runtime] section.
+
+    Raises:
+      ConfigError: as of `load`; and if the file says what is each party's own.
+    """
+    path = Path(path)
+    tables = _read(path)
+    for key, where in (("silos", tables), ("runtime", tables), ("workdir", tables.get("pipeline", {}))):
+        if key in where:
+            raise ConfigError(
+                f"{path}: has {key}; expected none in a process that several parties agree on, since each party's own file says it. Remove it here."
+            )
+    tables = {**tables, "silos": [dict(silo) for silo in silos], "runtime": dict(runtime)}
+    tables["pipeline"] = {**tables.get("pipeline", {}), "workdir": str(workdir.resolve())}
     config = convert(tables, path)
     check(config)
     return _with_absolute_paths(config, path.resolve().parent)

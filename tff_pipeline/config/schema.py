@@ -200,7 +200,7 @@ class SecureSumSection(_Section, frozen=True, kw_only=True):
 
 
 class RuntimeSection(_Section, frozen=True, kw_only=True):
-    kind: Literal["local", "reference"] = "local"
+    kind: Literal["local", "reference", "network"] = "local"
     devices: Devices = "auto"
     clients_in_parallel: Annotated[int, Meta(ge=0, description="0 (as many as fit the machine) or more")] = 0
 

@@ -6,7 +6,7 @@ by each silo for itself; `label_map` turns its numbers into those of a model tha
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,48 @@ class Snapshot:
                 yield from _batches(waiting, pad_id, batch_size)
                 waiting = []
         yield from _batches(waiting, pad_id, batch_size)
+
+
+class RemoteSnapshot(Snapshot):
+    """What a silo elsewhere says of its snapshot: its manifest in part, and no data."""
+
+    @classmethod
+    def told(
+        cls,
+        *,
+        silo: str,
+        id: str,
+        task: str,
+        tokenizer: str,
+        labels: Sequence[str],
+        train: Mapping[str, Any] | None,
+        checksums: Mapping[str, str],
+    ) -> "RemoteSnapshot":
+        """A snapshot of which only this is known; see `federation.messages.Facts`."""
+        manifest = {
+            "silo": silo,
+            "id": id,
+            "task": task,
+            "tokenizer": {"fingerprint": tokenizer},
+            "labels": list(labels),
+            "groups": [],
+            "splits": {} if train is None else {"train": dict(train)},
+            "files": {name: {"sha256": digest} for name, digest in checksums.items()},
+        }
+        return cls(Path(f"at silo {silo}"), manifest)
+
+    def reader(self, split: str) -> ClientReader:
+        raise self._elsewhere()
+
+    def shards(self, split: str) -> list[Path]:
+        raise self._elsewhere()
+
+    def checksums(self, split: str) -> dict[str, str]:
+        """What the silo said."""
+        return {name: file["sha256"] for name, file in self.manifest["files"].items()}
+
+    def _elsewhere(self) -> ArtifactError:
+        return ArtifactError(f"silo {self.silo}: its data are elsewhere, and were to be read here; expected a silo of this process.")
 
 
 def load_snapshot(workdir: Workdir, silo: str) -> Snapshot:

@@ -9,6 +9,8 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from tensorflow.core.framework import types_pb2
+
 from tff_pipeline.learning.process import Compiled
 from tff_pipeline.runtime.graphs import graph_of
 
@@ -48,7 +50,9 @@ def _digest_of_nodes(
             digest.update(_digest_of_function(node.op, functions, known).encode())
         for source in node.input:
             digest.update(f"{_source(source, index)}\0".encode())
-        for name in sorted(node.attr):
+        # Text in a graph is for people, or names a file of this machine.
+        text = node.op == "Const" and node.attr["dtype"].type == types_pb2.DT_STRING
+        for name in sorted(node.attr) if not text else ():
             digest.update(f"{name}=".encode() + _attribute(node.attr[name], index, functions, known) + b"\0")
     return digest.hexdigest()
 

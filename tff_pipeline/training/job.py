@@ -96,6 +96,39 @@ class Job:
         return float(max(1, examples) * instances * self.config.training.local_epochs)
 
 
+@dataclasses.dataclass(frozen=True)
+class SiloJob(Job):
+    """A run as a silo in a process of its own knows it: its own data, and what it was told of the rest.
+
+    Attributes:
+      run: the run's id.
+      seeded: what a run with a seed names its draws by.
+      population: how many units there are in all silos.
+      weight: what no client's weight is above.
+    """
+
+    run: str
+    seeded: str
+    population: int
+    weight: float
+
+    @property
+    def id(self) -> str:
+        return self.run
+
+    @property
+    def draws(self) -> str:
+        return self.seeded
+
+    @property
+    def units(self) -> int:
+        return self.population
+
+    @property
+    def largest_weight(self) -> float:
+        return self.weight
+
+
 def job(config: Config) -> Job:
     """Reads what `prepare` wrote and checks that it fits the configuration and itself.
 

@@ -6,21 +6,23 @@ as it would have.
 """
 
 import dataclasses
+import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from tff_pipeline.errors import TrainingError
+from tff_pipeline.errors import RoundLost, TrainingError
 from tff_pipeline.learning.state import ServerState
-from tff_pipeline.privacy.charges import Account
-from tff_pipeline.privacy.draws import Draws
-from tff_pipeline.privacy.round import start_of
+from tff_pipeline.privacy.plan import PrivacyPlan
+from tff_pipeline.privacy.round import Round, start_of
 from tff_pipeline.runtime.base import RoundResult, Runtime
 from tff_pipeline.training.releases import Releases
 from tff_pipeline.training.store import StateStore
+
+_MOST_LOST = 5  # rounds in a row, each of which is charged
 
 
 @dataclasses.dataclass
@@ -47,13 +49,30 @@ class Position:
         return cls(initial.with_kept(arrays), history, starts)
 
 
+class RunDraws(Protocol):
+    """The draws of a run; see `privacy.draws.Draws`."""
+
+    @property
+    def plan(self) -> PrivacyPlan: ...
+
+    def round(self, starts: Sequence[str]) -> Round: ...
+
+    def begin(self, at: Round) -> None: ...
+
+
+class Charging(Protocol):
+    """The ledgers; see `privacy.charges.Account`."""
+
+    def charge(self, round_number: int, *, start: str = "") -> None: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Loop:
     """What the rounds of a run need.
 
     Attributes:
-      draws: of all parties.
-      charges: the ledgers.
+      draws: of all parties; or of those that are here.
+      charges: the ledgers; nothing where each party charges its own within the round.
       runtime: runs a round.
       store: keeps the states.
       releases: the exit.
@@ -62,8 +81,8 @@ class Loop:
       run: the run's folder, for errors.
     """
 
-    draws: Draws
-    charges: Account
+    draws: RunDraws
+    charges: Charging
     runtime: Runtime
     store: StateStore
     releases: Releases
@@ -82,11 +101,8 @@ class Loop:
         for _ in range(len(position.history), self.draws.plan.rounds):
             started = time.monotonic()
             state = position.state
-            position.starts.append(start_of(state.kept, *names, self.fed, before=position.starts))
-            at = self.draws.round(position.starts)
-            self.draws.begin(at)
-            self.charges.charge(at.number + 1, start=at.start)
-            result = self.runtime.run_round(state, at)
+            at, result = self._round(position, names)
+            position.starts.append(at.start)
             self.releases.placement(self.runtime)
             self._require_usable(at.number + 1, result)
             position.state = result.state
@@ -95,6 +111,21 @@ class Loop:
             self.store.save(at.number + 1, result.state.kept, names, position.history, position.starts)
             self.releases.round(position.history)
         return position.state
+
+    def _round(self, position: Position, names: Sequence[str]) -> tuple[Round, RoundResult]:
+        """The next round. One whose sum may have been seen by somebody, and was not used, is drawn and charged anew."""
+        lost: list[str] = []
+        while True:
+            start = start_of(position.state.kept, *names, self.fed, *lost, before=position.starts)
+            at = self.draws.round([*position.starts, start])
+            self.draws.begin(at)
+            self.charges.charge(at.number + 1, start=at.start)
+            try:
+                return at, self.runtime.run_round(position.state, at)
+            except RoundLost as error:
+                if not error.drawn_anew or len(lost) == _MOST_LOST:
+                    raise
+                lost.append(secrets.token_hex(32))
 
     def _require_usable(self, number: int, result: RoundResult) -> None:
         """Stops a run that diverged, with the last good state on disk."""

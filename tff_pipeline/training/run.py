@@ -52,18 +52,18 @@ def train(config: Config, *, progress: Progress) -> Path:
             facts = read_json(run / "run.json")
         else:
             facts = _train(work, progress)
-        _finish(work, facts, progress)
+        finish(work, facts, progress)
     return run
 
 
 def _train(work: Job, progress: Progress) -> Mapping[str, Any]:
     """1. base weights  2. plan  3. draws and ledgers  4. description  5. rounds. Returns what run.json says."""
     config, run = work.config, work.folder
-    network, base = _base(work)
+    network, base = base_of(work)
     initial = base[-len(network.trained_variables(config.model.trainable)) :]
     plan = planning.make(config, clients=work.units, dimension=sum(array.size for array in initial))
     store = StateStore(run, keep=config.training.keep_states)
-    draws = secrets.draws_of(work, plan, _network_digest(network, base), progress)
+    draws = secrets.draws_of(work, plan, network_digest(network, base), progress)
     account = charges.opened(config, plan, run=run.name, draw=draws.name, done=store.rounds_done())
     for note in account.notes:
         progress.event("ledger", note)
@@ -74,7 +74,7 @@ def _train(work: Job, progress: Progress) -> Mapping[str, Any]:
     return facts
 
 
-def _base(work: Job) -> tuple["Network", list[np.ndarray]]:
+def base_of(work: Job) -> tuple["Network", list[np.ndarray]]:
     """The network, and its weights before training, which the run keeps."""
     from tff_pipeline.model.network import base_network
 
@@ -126,14 +126,20 @@ def _digest_of_fed(work: Job) -> str:
     workdir = Workdir(work.config.workdir)
     folders = [secrets.features_folder(workdir, snapshot.silo, work.id) for snapshot in work.snapshots]
     folders.append(secrets.frozen_folder(workdir, work.id))
-    # Of the files themselves: a manifest says of its files what whoever wrote it likes.
-    contents = [{path.name: sha256_file(path) for path in sorted(folder.glob("*.*"))} for folder in folders]
-    for content in contents:
-        content.pop(artifacts.MANIFEST, None)  # it holds the time
-    return artifacts.canonical_json(contents).decode()
+    return artifacts.canonical_json([contents_of(folder) for folder in folders]).decode()
 
 
-def _network_digest(network: "Network", base: Sequence[np.ndarray]) -> str:
+def contents_of(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file in a folder, by name; nothing where there is none.
+
+    Of the files themselves: a manifest says of its files what whoever wrote it likes.
+    """
+    contents = {path.name: sha256_file(path) for path in sorted(folder.glob("*.*"))}
+    contents.pop(artifacts.MANIFEST, None)  # it holds the time
+    return contents
+
+
+def network_digest(network: "Network", base: Sequence[np.ndarray]) -> str:
     """A digest of the network as training begins with it: its weights, and how the encoder computes with them."""
     architecture = json.loads(network.transformer.config.to_json_string())
     for name in ("_name_or_path", "transformers_version"):  # where it lies, and what read it
@@ -141,7 +147,7 @@ def _network_digest(network: "Network", base: Sequence[np.ndarray]) -> str:
     return digest_of(base, artifacts.canonical_json(architecture).decode())
 
 
-def _finish(work: Job, facts: Mapping[str, Any], progress: Progress) -> None:
+def finish(work: Job, facts: Mapping[str, Any], progress: Progress) -> None:
     """Seals the run, and only then removes its keys and what was computed for it alone.
 
     Without the keys a run that is not sealed would draw anew, and be charged anew.

@@ -70,20 +70,29 @@ def draws_of(work: Job, plan: PrivacyPlan, network: str, progress: Progress) -> 
 
 
 def _read(work: Job, plan: PrivacyPlan, network: str) -> Draws:
-    workdir, seed = Workdir(work.config.workdir), work.config.pipeline.seed
-
-    def key(path: Path, purpose: str) -> PartyKey:
-        named = f"{work.draws}/{purpose}"
-        return PartyKey(path, None if seed is None else lambda: randomness.seeded_secret(seed, named))
-
     silos = {
-        name: SiloDraws(name, plan, key(silo_key(workdir, name, work.id), f"sampling/{name}"))
+        name: SiloDraws(name, plan, silo_key_of(work, name))
         for name in (snapshot.silo for snapshot in work.snapshots)
     }
-    return Draws(ServerDraws(plan, key(server_key(work.folder), "noise")), silos, _origin(work, network))
+    return Draws(ServerDraws(plan, server_key_of(work)), silos, origin(work, network))
 
 
-def _origin(work: Job, network: str) -> str:
+def server_key_of(work: Job) -> PartyKey:
+    """The server's key of a run, made on first use."""
+    return _key(work, server_key(work.folder), "noise")
+
+
+def silo_key_of(work: Job, silo: str) -> PartyKey:
+    """A silo's key of a run, made on first use."""
+    return _key(work, silo_key(Workdir(work.config.workdir), silo, work.id), f"sampling/{silo}")
+
+
+def _key(work: Job, path: Path, purpose: str) -> PartyKey:
+    seed, named = work.config.pipeline.seed, f"{work.draws}/{purpose}"
+    return PartyKey(path, None if seed is None else lambda: randomness.seeded_secret(seed, named))
+
+
+def origin(work: Job, network: str) -> str:
     """A digest of what the run starts from: settings, network, and every silo's training data: contents, order, labels."""
     # With a seed both runtimes draw the same, so that they can be compared.
     runtime = work.config.runtime.kind if work.config.pipeline.seed is None else None

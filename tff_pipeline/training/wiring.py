@@ -1,8 +1,10 @@
 """Puts a run's runtime together: the model, the compiled process, every silo's clients, and what runs them."""
 
 import contextlib
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +12,13 @@ import numpy as np
 from tff_pipeline import artifacts
 from tff_pipeline.artifacts import Workdir, is_complete
 from tff_pipeline.config import Config
+from tff_pipeline.errors import ConfigError
 from tff_pipeline.learning import process
 from tff_pipeline.learning.process import Compiled
 from tff_pipeline.model.learner import FeatureLearner, TextLearner, freeze
 from tff_pipeline.model.network import Network, network_of
 from tff_pipeline.privacy.draws import Draws
+from tff_pipeline.privacy.plan import PrivacyPlan
 from tff_pipeline.progress import Progress
 from tff_pipeline.runtime.base import Charges, Runtime
 from tff_pipeline.runtime.clients import Clients, TextClients, TextSilo
@@ -35,24 +39,27 @@ def running(
     progress: Progress,
 ) -> Iterator[Runtime]:
     """A runtime for the run, over every silo's clients."""
-    with _repeatable_operations(work.config), contextlib.ExitStack() as stack:
-        compiled = _compiled(work, network, initial, draws, progress)
-        clients = _clients(work, network, stack, progress)
+    with repeatable_operations(work.config), contextlib.ExitStack() as stack:
+        compiled = compiled_of(work, network, initial, draws.plan, progress)
+        clients = clients_of(work, network, stack, progress)
         yield stack.enter_context(_runtime(work, compiled, clients, draws, charges))
 
 
-def _repeatable_operations(config: Config) -> contextlib.AbstractContextManager[None]:
+def repeatable_operations(config: Config) -> contextlib.AbstractContextManager[None]:
     """Has a round that is repeated after a crash give the same sum, on a GPU too; around building the process and its rounds."""
     if config.runtime.kind == "reference":
         return contextlib.nullcontext()
     return deterministic_operations(choose_devices(config.runtime.devices))
 
 
-def _compiled(work: Job, network: Network, initial: Sequence[np.ndarray], draws: Draws, progress: Progress) -> Compiled:
+def compiled_of(
+    work: Job, network: Network, initial: Sequence[np.ndarray], plan: PrivacyPlan, progress: Progress
+) -> Compiled:
+    """The learning process of a run."""
     started = time.monotonic()
     shapes = [array.shape for array in initial]
     compiled = process.build(
-        _model(work, network), work.config.training, draws.plan, shapes, largest_weight=work.largest_weight
+        _model(work, network), work.config.training, plan, shapes, largest_weight=work.largest_weight
     )
     seconds = time.monotonic() - started
     progress.event("compile", f"learning process built and checked in {seconds:.1f} s", seconds=round(seconds, 2))
@@ -74,13 +81,30 @@ def _model(work: Job, network: Network) -> Callable[[], Any]:
         if is_complete(frozen):
             artifacts.read_manifest(frozen, check_files=True)
         else:
-            weights = [variable.numpy() for variable in network.variables]
-            freeze(build, weights, trainable=config.model.trainable, directory=frozen)
+            _freeze(work, network, frozen)
     return lambda: TextLearner(build, trainable=config.model.trainable, frozen=frozen)
 
 
-def _clients(work: Job, network: Network, stack: contextlib.ExitStack, progress: Progress) -> list[Clients]:
-    """Every silo's training clients; their files are closed with `stack`."""
+def refreeze(work: Job, network: Network) -> None:
+    """Writes the weights that are not trained again, where graphs read them from files: the network has others now."""
+    frozen = secrets.frozen_folder(Workdir(work.config.workdir), work.id)
+    if is_complete(frozen):
+        shutil.rmtree(frozen)
+        _freeze(work, network, frozen)
+
+
+def _freeze(work: Job, network: Network, folder: Path) -> None:
+    config = work.config
+
+    def build() -> Network:
+        return network_of(config.model, work.tokenizer, labels=len(work.labels), task=config.task.kind)
+
+    weights = [variable.numpy() for variable in network.variables]
+    freeze(build, weights, trainable=config.model.trainable, directory=folder)
+
+
+def clients_of(work: Job, network: Network, stack: contextlib.ExitStack, progress: Progress) -> list[Clients]:
+    """The training clients of every silo whose snapshot is here; their files are closed with `stack`."""
     config, training = work.config, work.config.training
     maps = {snapshot.silo: snapshot.label_map(work.labels) for snapshot in work.snapshots}
     if config.model.trainable == "head":
@@ -116,6 +140,10 @@ def _clients(work: Job, network: Network, stack: contextlib.ExitStack, progress:
 
 
 def _runtime(work: Job, compiled: Compiled, clients: Sequence[Clients], draws: Draws, charges: Charges) -> Runtime:
+    if work.config.runtime.kind == "network":
+        raise ConfigError(
+            f'{work.config.path}: runtime.kind is "network", whose silos are in other processes; expected "local" or "reference" here. Start `tff-pipeline coordinator` and a `tff-pipeline silo` for each silo.'
+        )
     if work.config.runtime.kind == "reference":
         from tff_pipeline.runtime.reference import ReferenceRuntime
 
