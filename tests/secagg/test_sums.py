@@ -5,8 +5,8 @@ import random
 
 import numpy as np
 import pytest
-
 from builders.secagg import NAMES, Attempt, plain_sum, small_values
+
 from tff_pipeline.errors import PrivacyError, ProtocolError
 from tff_pipeline.secagg.terms import STAGES
 
