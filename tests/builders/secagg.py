@@ -129,7 +129,7 @@ class Attempt:
         return msgspec.msgpack.decode(self.requests[name], type=REQUESTS[self.server.stage])
 
 
-def forge(data: bytes, kind: type[messages.Message], **fields: object) -> bytes:
+def forge(data: bytes, kind: type[messages.Message], /, **fields: object) -> bytes:
     """A message with fields replaced."""
     return messages.encode(msgspec.structs.replace(msgspec.msgpack.decode(data, type=kind), **fields))
 
