@@ -178,7 +178,7 @@ def test_a_mask_is_the_keystream_of_rfc_8439_in_little_endian(dtype):
 
 
 def test_a_silos_report_is_its_sum_and_every_mask_once():
-    """y = x + PRG(b) + PRG(with later names) - PRG(with earlier names), section 4's equation, from the silos' private keys."""
+    """y = x + PRG(b) + PRG(with later names) - PRG(with earlier names), section 4.0.2's equation, from the silos' private keys."""
     attempt = Attempt().until("consistency", share=NAMES[:4])
     name, client = "clinic", attempt.clients["clinic"]
     words = np.concatenate([np.full(3, 10, np.uint32).view(np.uint8), np.array([2**16 - 1], np.uint16).view(np.uint8)])

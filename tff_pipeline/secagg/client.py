@@ -139,7 +139,7 @@ class Client:
         values: Sequence[np.ndarray],
         noise: Mapping[int, np.ndarray] = MappingProxyType({}),
     ) -> bytes:
-        """Round 2: the silo's sums with noise shares and masks, each in the ring of its dtype (equation of section 4, y_u).
+        """Round 2: the silo's sums with noise shares and masks, each in the ring of its dtype (y_u of section 4.0.2).
 
             y_u = x_u + PRG(b_u) + sum over v > u of PRG(s_uv) - sum over v < u of PRG(s_uv)        over v in U2
 
