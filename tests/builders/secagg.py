@@ -6,8 +6,9 @@ from typing import Any
 import msgspec
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from tff_pipeline.secagg import identity, messages
+from tff_pipeline.secagg import identity, keys, messages
 from tff_pipeline.secagg.client import Client
 from tff_pipeline.secagg.journal import Journal, MemoryJournal
 from tff_pipeline.secagg.server import Server, Slot, Sums
@@ -132,6 +133,16 @@ class Attempt:
 def forge(data: bytes, kind: type[messages.Message], /, **fields: object) -> bytes:
     """A message with fields replaced."""
     return messages.encode(msgspec.structs.replace(msgspec.msgpack.decode(data, type=kind), **fields))
+
+
+def signed_keys(terms: Terms, name: str, share_key: bytes, mask_key: bytes) -> messages.Keys:
+    """Keys under the silo's own signature, as a silo that colludes makes them."""
+    content = keys.advertisement(terms, name, share_key, mask_key)
+    return messages.Keys(name, share_key, mask_key, identity.sign(IDENTITIES[name], content))
+
+
+def fresh_key() -> bytes:
+    return X25519PrivateKey.generate().public_key().public_bytes_raw()
 
 
 def with_part(parts: Sequence[Any], silo: str, change: Callable[[Any], Any]) -> tuple[Any, ...]:

@@ -6,14 +6,13 @@ from typing import Any
 
 import msgspec
 import pytest
-from builders.secagg import IDENTITIES, NAMES, Attempt, changed, roster, with_part
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from builders.secagg import IDENTITIES, NAMES, Attempt, changed, fresh_key, roster, signed_keys, with_part
 
 from tff_pipeline.errors import PrivacyError, ProtocolError
-from tff_pipeline.secagg import identity, keys, messages
+from tff_pipeline.secagg import messages
 from tff_pipeline.secagg.client import Client
 from tff_pipeline.secagg.journal import MemoryJournal
-from tff_pipeline.secagg.terms import STAGES, Terms
+from tff_pipeline.secagg.terms import STAGES
 
 
 def refused(attempt: Attempt, name: str, request: bytes, match: str) -> None:
@@ -24,16 +23,6 @@ def refused(attempt: Attempt, name: str, request: bytes, match: str) -> None:
     assert f"silo {name}: round 7, attempt 0" in str(error.value)
     with pytest.raises(ProtocolError, match=r"after this silo had refused another; .* Nothing was sent"):
         attempt.ask(name, stage)
-
-
-def signed_keys(terms: Terms, name: str, share_key: bytes, mask_key: bytes) -> messages.Keys:
-    """Keys under the silo's own signature, as a silo that colludes makes them."""
-    content = keys.advertisement(terms, name, share_key, mask_key)
-    return messages.Keys(name, share_key, mask_key, identity.sign(IDENTITIES[name], content))
-
-
-def fresh_key() -> bytes:
-    return X25519PrivateKey.generate().public_key().public_bytes_raw()
 
 
 @pytest.mark.parametrize("threshold", [0, 1, 2, 6])

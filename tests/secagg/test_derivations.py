@@ -253,6 +253,8 @@ def test_what_is_no_share_is_none():
     assert shamir.valid((shamir.PRIME - 1).to_bytes(33, "big"))
     assert not shamir.valid(shamir.PRIME.to_bytes(33, "big"))
     assert not shamir.valid(bytes(32))
+    beyond = (2**256).to_bytes(33, "big")  # a constant polynomial: of the field, and of no 32 bytes
+    assert shamir.combine(dict.fromkeys((1, 2, 3), beyond), 3) is None
 
 
 def test_a_signature_is_ed25519_of_the_content():

@@ -38,6 +38,7 @@ class Certificate:
     end: datetime.datetime = NOW + DAY
     authority: bool = False
     signs: bool = True
+    certifies: bool = False
     usage: bool = True
     unknown: bool = False
 
@@ -55,7 +56,7 @@ class Certificate:
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
         )
         if self.usage:
-            usage = x509.KeyUsage(self.signs, False, False, False, False, self.authority, self.authority, False, False)
+            usage = x509.KeyUsage(self.signs, False, False, False, False, self.certifies, self.certifies, False, False)
             builder = builder.add_extension(usage, critical=True)
         if self.unknown:
             extension = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"x")
@@ -63,7 +64,9 @@ class Certificate:
         return builder.sign(self.signer, SHA256()).public_bytes(Encoding.PEM)
 
 
-ROOT = Certificate(names=("consortium",), key=AUTHORITY, authority=True, start=NOW - 9 * DAY, end=NOW + 9 * DAY)
+ROOT = Certificate(
+    names=("consortium",), key=AUTHORITY, authority=True, certifies=True, start=NOW - 9 * DAY, end=NOW + 9 * DAY
+)
 
 
 def test_the_name_and_key_that_the_ca_certifies():
@@ -87,7 +90,9 @@ def test_names_need_not_be_those_of_hosts():
         (Certificate(), dataclasses.replace(ROOT, end=NOW - DAY / 2)),
         (Certificate(), dataclasses.replace(ROOT, authority=False)),
         (Certificate(authority=True), ROOT),
-        (Certificate(signs=False, authority=False, usage=False), ROOT),
+        (Certificate(certifies=True), ROOT),
+        (Certificate(signs=False), ROOT),
+        (Certificate(usage=False), ROOT),
         (Certificate(unknown=True), ROOT),
     ],
     ids=[
@@ -99,6 +104,8 @@ def test_names_need_not_be_those_of_hosts():
         "CA expired",
         "CA that is none",
         "a CA itself",
+        "for certificates too",
+        "not for signatures",
         "no key usage",
         "a critical extension that nobody knows",
     ],

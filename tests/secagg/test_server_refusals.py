@@ -3,7 +3,7 @@
 import msgspec
 import numpy as np
 import pytest
-from builders.secagg import ANSWERS, NAMES, Attempt, changed, forge, with_part
+from builders.secagg import ANSWERS, NAMES, Attempt, changed, forge, signed_keys, with_part
 
 from tff_pipeline.errors import ProtocolError
 from tff_pipeline.secagg import messages
@@ -93,6 +93,7 @@ def test_keys_that_are_not_signed_or_not_its_own():
         msgspec.structs.replace(own.keys, mask_key=first.mask_key),
         first,
         msgspec.structs.replace(first, silo="bank"),
+        signed_keys(attempt.terms, "bank", own.keys.share_key, own.keys.share_key),
     ):
         with pytest.raises(ProtocolError, match="its keys are not signed by it for this attempt, or are not its own"):
             attempt.server.take("bank", messages.encode(msgspec.structs.replace(own, keys=wrong)))
