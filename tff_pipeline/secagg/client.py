@@ -17,6 +17,7 @@ What a silo believes is its own configuration (roster, threshold, identity key) 
 server is believed nothing that could cost more than the attempt.
 """
 
+import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -90,6 +91,7 @@ class Client:
         self._survivors: tuple[str, ...] = ()  # U3
         self._answered: list[str] = []
         self._over = False
+        self._lock = threading.Lock()
 
     def advertise(self) -> bytes:
         """Round 0: the public keys c and s of this attempt, signed with the identity key."""
@@ -137,7 +139,7 @@ class Client:
         values: Sequence[np.ndarray],
         noise: Mapping[int, np.ndarray] = MappingProxyType({}),
     ) -> bytes:
-        """Round 2: the silo's sums with noise shares and masks, each in the ring of its dtype (equation of section 4, y_u).
+        """Round 2: the silo's sums with noise shares and masks, each in the ring of its dtype (y_u of section 4.0.2).
 
             y_u = x_u + PRG(b_u) + sum over v > u of PRG(s_uv) - sum over v < u of PRG(s_uv)        over v in U2
 
@@ -217,6 +219,18 @@ class Client:
     @contextmanager
     def _stage(self, stage: str) -> Iterator[None]:
         """Answers a stage once and in its turn; notes the answer; after a refusal nothing more is answered."""
+        with self._lock:
+            self._require_turn(stage)
+            self._answered.append(stage)  # before the work, so that no second call finds it open
+        try:
+            yield
+            self._journal.note(stage, self._terms.round_number, self._terms.attempt, self._survivors)
+        except BaseException:
+            self._over = True
+            self._held.clear()
+            raise
+
+    def _require_turn(self, stage: str) -> None:
         if self._over:
             raise ProtocolError(
                 f"{self._where}: stage {stage!r} was asked for after this silo had refused another; expected nothing more in this attempt. Nothing was sent. Begin another attempt."
@@ -229,14 +243,6 @@ class Client:
             raise ProtocolError(
                 f"{self._where}: stage {stage!r} was asked for out of order; expected {STAGES[len(self._answered)]!r}. Nothing was sent."
             )
-        try:
-            yield
-            self._journal.note(stage, self._terms.round_number, self._terms.attempt, self._survivors)
-        except BaseException:
-            self._over = True
-            self._held.clear()
-            raise
-        self._answered.append(stage)
 
     def _decode(self, request: bytes, kind: type[messages.M]) -> messages.M:
         return messages.decode(request, kind, self._terms, where=f"{self._where}: request of the server")

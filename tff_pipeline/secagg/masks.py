@@ -1,7 +1,7 @@
 """Masks as keystreams, added to vectors piece by piece, so that no mask is ever in memory as a whole.
 
 A mask is the ChaCha20 keystream (RFC 8439) of a key that is used for nothing else, with counter and nonce 0, read as
-little-endian integers of the vectors' dtypes, one vector after the other. It is the PRG of Bonawitz et al. 2017, section 3.3.
+little-endian integers of the vectors' dtypes, one vector after the other. It is the PRG of Bonawitz et al. 2017, section 3.4.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
