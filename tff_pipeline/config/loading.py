@@ -70,9 +70,12 @@ def assemble(
             raise ConfigError(
                 f"{path}: has {key}; expected none in a process that several parties agree on, since each party's own file says it. Remove it here."
             )
-    tables = {**tables, "silos": [dict(silo) for silo in silos], "runtime": dict(runtime)}
-    tables["pipeline"] = {**tables.get("pipeline", {}), "workdir": str(workdir.resolve())}
-    config = convert(tables, path)
+    own = {
+        "silos": [dict(silo) for silo in silos],
+        "runtime": dict(runtime),
+        "pipeline": {**tables.get("pipeline", {}), "workdir": str(workdir.resolve())},
+    }
+    config = convert({**tables, **own}, path)
     check(config)
     return _with_absolute_paths(config, path.resolve().parent)
 

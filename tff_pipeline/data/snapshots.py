@@ -202,7 +202,9 @@ class RemoteSnapshot(Snapshot):
         return {name: file["sha256"] for name, file in self.manifest["files"].items()}
 
     def _elsewhere(self) -> ArtifactError:
-        return ArtifactError(f"silo {self.silo}: its data are elsewhere, and were to be read here; expected a silo of this process.")
+        return ArtifactError(
+            f"silo {self.silo}: its data are elsewhere, and were to be read here; expected a silo of this process."
+        )
 
 
 def load_snapshot(workdir: Workdir, silo: str) -> Snapshot:

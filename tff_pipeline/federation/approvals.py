@@ -64,7 +64,9 @@ class Approvals:
         if not self._approved.exists():
             return []
         entries = read_json(self._approved).get("approved")
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) and "process" in entry for entry in entries):
+        if not isinstance(entries, list) or not all(
+            isinstance(entry, dict) and "process" in entry for entry in entries
+        ):
             raise ArtifactError(
                 f"{self._approved}: does not hold a list of approvals; expected what `tff-pipeline silo approve` writes. Nothing takes part until it is restored or removed."
             )

@@ -48,7 +48,6 @@ from tff_pipeline.training.store import StateStore
 
 if TYPE_CHECKING:
     from tff_pipeline.learning.process import Compiled
-    from tff_pipeline.model.network import Network
 
 M = TypeVar("M", bound=msgspec.Struct)
 
@@ -106,7 +105,7 @@ class Coordinator:
         """What the silos' facts make: the run, found again from the same data."""
         config = self._config
         hello = messages.Hello(version=messages.VERSION, software=__version__)
-        told = self._all("hello", {name: hello for name in self._consortium.roster}, messages.Facts)
+        told = self._all("hello", dict.fromkeys(self._consortium.roster, hello), messages.Facts)
         snapshots = []
         for name, facts in sorted(told.items()):
             if facts.silo != name:
@@ -236,9 +235,15 @@ class Coordinator:
     def _finish(self, work: Job) -> None:
         """Has the silos remove their keys. One that is not there does so when it is asked for the next run, or by `abandon`."""
         finish = messages.Finish(run=work.id)
-        for name, answer in self._once("finish", dict.fromkeys(self._link.silos() & self._consortium.roster.keys(), finish)):
+        for name, answer in self._once(
+            "finish", dict.fromkeys(self._link.silos() & self._consortium.roster.keys(), finish)
+        ):
             if not isinstance(answer, Answer):
-                self._progress.event("finish", f"silo {name} keeps its key of run {work.id}; `tff-pipeline abandon` there removes it", silo=name)
+                self._progress.event(
+                    "finish",
+                    f"silo {name} keeps its key of run {work.id}; `tff-pipeline abandon` there removes it",
+                    silo=name,
+                )
 
     def _ledger(self) -> Ledger:
         config = self._config
@@ -257,7 +262,7 @@ class Coordinator:
         while True:
             connected = self._link.silos()
             waiting = {name: message for name, message in asked.items() if name not in answers and name in connected}
-            reasons |= {name: "is not connected" for name in asked.keys() - answers.keys() - connected}
+            reasons |= dict.fromkeys(asked.keys() - answers.keys() - connected, "is not connected")
             for name, outcome in self._once(stage, waiting):
                 if isinstance(outcome, Answer):
                     answers[name] = requests.decode(outcome.content, kind, where=f"answer of silo {name} to {stage}")
@@ -283,7 +288,9 @@ class Coordinator:
         if not asked:
             return []
         encoded: dict[int, bytes] = {}
-        sent = {name: encoded.setdefault(id(message), msgspec.msgpack.encode(message)) for name, message in asked.items()}
+        sent = {
+            name: encoded.setdefault(id(message), msgspec.msgpack.encode(message)) for name, message in asked.items()
+        }
         return list(self._link.ask(stage, 0, sent, self._patience.work if stage != "hello" else self._patience.stage))
 
 
@@ -309,4 +316,3 @@ class _ChargedInTheRound:
 
 def _fields(struct: msgspec.Struct, *, without: Sequence[str]) -> dict[str, Any]:
     return {name: getattr(struct, name) for name in struct.__struct_fields__ if name not in without}
-

@@ -174,5 +174,7 @@ def _read(path: Path, kind: type[F]) -> F:
             f"{path}: {str(error).replace('`', '')}. docs/consortium.md explains every key of a party's own file."
         ) from None
     base = path.resolve().parent
-    places = {name: str((base / Path(getattr(own, name)).expanduser()).resolve()) for name in ("process", "workdir", "site")}
+    places = {
+        name: str((base / Path(getattr(own, name)).expanduser()).resolve()) for name in ("process", "workdir", "site")
+    }
     return msgspec.structs.replace(own, path=str(path.resolve()), **places)

@@ -208,9 +208,7 @@ class SiloParty:
             plan = planning.make(config, clients=terms.units, dimension=sum(array.size for array in initial))
             self._require_tolerated(plan, terms)
             compiled = compiled_of(work, network, initial, plan, self._progress)
-            agreement = Agreement.of(
-                compiled, plan, labels=terms.labels, silos=terms.silos, threshold=terms.threshold
-            )
+            agreement = Agreement.of(compiled, plan, labels=terms.labels, silos=terms.silos, threshold=terms.threshold)
             self._require_approved(agreement, terms)
             draws = SiloDraws(self._identity.name, plan, secrets.silo_key_of(work, self._identity.name))
             return _Joined(terms, work, plan, network, compiled, draws, stack.pop_all())
@@ -237,7 +235,12 @@ class SiloParty:
                 metrics=self._config.privacy.metrics,
             )
             self.approvals.ask(
-                mine, sentences, run=terms.run, silos=list(terms.silos), threshold=terms.threshold, labels=list(terms.labels)
+                mine,
+                sentences,
+                run=terms.run,
+                silos=list(terms.silos),
+                threshold=terms.threshold,
+                labels=list(terms.labels),
             )
             raise Refused(
                 f"process {mine[:16]} is not approved here; it is the turn of the silo's data steward: `tff-pipeline silo approve`.",
@@ -248,9 +251,16 @@ class SiloParty:
         base = _decode(request, messages.Base)
         run = self._run
         if run is None or run.terms.run != base.run:
-            raise Refused(f"this silo has not joined run {base.run[:16]}; expected stage 'join' before. It may have been restarted.")
-        if base.silos.keys() != self._identity.roster.keys() or base.silos[self._identity.name] != run.draws.key.commitment:
-            raise Refused("the commitments are not those of this roster with this silo's own; expected them as they were sent. Start the run again.")
+            raise Refused(
+                f"this silo has not joined run {base.run[:16]}; expected stage 'join' before. It may have been restarted."
+            )
+        if (
+            base.silos.keys() != self._identity.roster.keys()
+            or base.silos[self._identity.name] != run.draws.key.commitment
+        ):
+            raise Refused(
+                "the commitments are not those of this roster with this silo's own; expected them as they were sent. Start the run again."
+            )
         self._take_weights(run, base)
         digest = draw_digest(base.origin, base.server, base.silos)
         self._require_key_is_newest(run, digest)
@@ -266,9 +276,13 @@ class SiloParty:
         weights = requests.to_arrays(base.weights, where="stage base: weights")
         expected = [(variable.shape.as_list(), variable.dtype.as_numpy_dtype) for variable in run.network.variables]
         if [(list(array.shape), array.dtype.type) for array in weights] != expected:
-            raise Refused("the weights are not of this network's shapes; expected those of the process that is approved.")
+            raise Refused(
+                "the weights are not of this network's shapes; expected those of the process that is approved."
+            )
         if training.network_digest(run.network, weights) != base.network:
-            raise Refused("the weights are not those whose digest came with them; expected what the coordinator starts from.")
+            raise Refused(
+                "the weights are not those whose digest came with them; expected what the coordinator starts from."
+            )
         before = [variable.numpy() for variable in run.network.variables]
         if not all(np.array_equal(one, other) for one, other in zip(before, weights, strict=True)):
             run.network.set_weights(weights)
@@ -283,9 +297,15 @@ class SiloParty:
         missing = sum(not run.draws.key.knows(name) for name in names)
         if missing:
             run.draws.key.renew()
-            self._progress.event("keys", f"{run.draws.key.path} lacked {missing} of the rounds that the ledger was charged for; the key is drawn anew", missing=missing)
+            self._progress.event(
+                "keys",
+                f"{run.draws.key.path} lacked {missing} of the rounds that the ledger was charged for; the key is drawn anew",
+                missing=missing,
+            )
             self.close()
-            raise Refused("this silo's key was an older copy, and is drawn anew; expected stage 'join' again. Start the run again.")
+            raise Refused(
+                "this silo's key was an older copy, and is drawn anew; expected stage 'join' again. Start the run again."
+            )
 
     def _ledger(self) -> Ledger:
         path = self._workdir.silo(self._identity.name) / "ledger.jsonl"
@@ -303,9 +323,7 @@ class SiloParty:
         config, stack = self._config, run.open
         ledger = self._ledger()
         stack.enter_context(ledger.exclusively())
-        account = SiloAccount(
-            ledger, self._policy.budget_epsilon, run.plan, run=run.work.id, draw=draw_name(digest)
-        )
+        account = SiloAccount(ledger, self._policy.budget_epsilon, run.plan, run=run.work.id, draw=draw_name(digest))
         (clients,) = clients_of(run.work, run.network, stack, self._progress)
         workers = ClientWorkers(
             run.compiled,
@@ -318,7 +336,11 @@ class SiloParty:
         silo = Silo(clients, workers, run.draws, noised=noised, charges=account)
         rounds = SiloRounds(
             Membership(
-                self._identity.name, self._identity.key, self._identity.roster, run.terms.threshold, self._policy.colluding
+                self._identity.name,
+                self._identity.key,
+                self._identity.roster,
+                run.terms.threshold,
+                self._policy.colluding,
             ),
             run.work.id,
             TrainingWork(silo, run.draws, account, noised=noised),
@@ -331,18 +353,29 @@ class SiloParty:
 
     def _in_round(self, stage: str, number: int, request: bytes | memoryview) -> bytes:
         if self._run is None or self._run.rounds is None:
-            raise Refused(f"this silo is in no run; expected stages 'join' and 'base' before {stage[:40]!r}. It was restarted: start the run again.")
+            raise Refused(
+                f"this silo is in no run; expected stages 'join' and 'base' before {stage[:40]!r}. It was restarted: start the run again."
+            )
         limit = self._policy.max_mb_a_round * 1e6
         self._moved = (0 if stage == "advertise" else self._moved) + len(request)
         if limit and self._moved > limit:
-            raise Refused(f"the round has sent {self._moved / 1e6:.1f} MB; this silo's policy allows {limit / 1e6:.1f} MB a round.")
+            raise Refused(
+                f"the round has sent {self._moved / 1e6:.1f} MB; this silo's policy allows {limit / 1e6:.1f} MB a round."
+            )
         started = time.monotonic()
         answer = self._run.rounds.answer(stage, number, request)
         self._moved += len(answer)
         if limit and self._moved > limit:
-            raise Refused(f"the answer would bring the round to {self._moved / 1e6:.1f} MB; this silo's policy allows {limit / 1e6:.1f} MB a round.")
+            raise Refused(
+                f"the answer would bring the round to {self._moved / 1e6:.1f} MB; this silo's policy allows {limit / 1e6:.1f} MB a round."
+            )
         self._progress.event(
-            "stage", round=number + 1, stage=stage, received=len(request), sent=len(answer), seconds=round(time.monotonic() - started, 3)
+            "stage",
+            round=number + 1,
+            stage=stage,
+            received=len(request),
+            sent=len(answer),
+            seconds=round(time.monotonic() - started, 3),
         )
         return answer
 
@@ -353,7 +386,9 @@ class SiloParty:
         if not (len(finish.run) == 16 and set(finish.run) <= set("0123456789abcdef")):
             raise Refused("the run's id is none; expected 16 hex digits.")
         removed = secrets.remove(self._workdir, finish.run)
-        self._progress.event("finish", f"run {finish.run} is over; {len(removed)} of its files were removed", run=finish.run)
+        self._progress.event(
+            "finish", f"run {finish.run} is over; {len(removed)} of its files were removed", run=finish.run
+        )
         return msgspec.msgpack.encode(messages.Finished(run=finish.run))
 
     def _require_hours(self) -> None:
@@ -368,4 +403,3 @@ class SiloParty:
 
 def _decode(request: bytes | memoryview, kind: type[M]) -> M:
     return requests.decode(request, kind, where="request of the coordinator")
-

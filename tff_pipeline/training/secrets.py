@@ -71,8 +71,7 @@ def draws_of(work: Job, plan: PrivacyPlan, network: str, progress: Progress) -> 
 
 def _read(work: Job, plan: PrivacyPlan, network: str) -> Draws:
     silos = {
-        name: SiloDraws(name, plan, silo_key_of(work, name))
-        for name in (snapshot.silo for snapshot in work.snapshots)
+        name: SiloDraws(name, plan, silo_key_of(work, name)) for name in (snapshot.silo for snapshot in work.snapshots)
     }
     return Draws(ServerDraws(plan, server_key_of(work)), silos, origin(work, network))
 

@@ -14,7 +14,7 @@ Encoded as MessagePack by msgspec, with strict types: what does not decode is re
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 import numpy as np
@@ -94,7 +94,7 @@ class Work(_Message, frozen=True, kw_only=True):
     message: bytes
 
 
-M = TypeVar("M", bound=_Message)
+M = TypeVar("M", bound=msgspec.Struct)
 
 
 def encode(message: _Message) -> bytes:

@@ -24,9 +24,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from tff_pipeline.runtime.network.link import Answer, Link, Refusal
-from tff_pipeline.secagg.server import Server as SecureSum
-from tff_pipeline.secagg.server import Slot, Sums
 
 from tff_pipeline.artifacts import write_atomic
 from tff_pipeline.errors import ProtocolError, RoundLost, TrainingError
@@ -37,7 +34,10 @@ from tff_pipeline.privacy.round import Round
 from tff_pipeline.runtime.base import OnClient, Report, RoundResult, ServerDraws
 from tff_pipeline.runtime.graphs import rings
 from tff_pipeline.runtime.network import requests
+from tff_pipeline.runtime.network.link import Answer, Link, Refusal
 from tff_pipeline.runtime.server import Server
+from tff_pipeline.secagg.server import Server as SecureSum
+from tff_pipeline.secagg.server import Slot, Sums
 
 # Told what happens: an event, a sentence, and fields.
 Tell = Callable[..., None]

@@ -15,12 +15,12 @@ from typing import Protocol
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from tff_pipeline.secagg.client import Client
-from tff_pipeline.secagg.journal import FileJournal
 
 from tff_pipeline.errors import Refused
 from tff_pipeline.privacy.round import Round
 from tff_pipeline.runtime.network import requests
+from tff_pipeline.secagg.client import Client
+from tff_pipeline.secagg.journal import FileJournal
 
 
 @dataclasses.dataclass(frozen=True)
