@@ -14,7 +14,16 @@ TESTS = Path(__file__).resolve().parent
 
 def test_the_command_line_starts_without_anything_heavy(root):
     """`tff-pipeline --help` answers at once: heavy imports happen where they are needed."""
-    heavy = ("tensorflow", "tensorflow_federated", "apache_beam", "transformers", "dp_accounting", "numpy", "rich")
+    heavy = (
+        "tensorflow",
+        "tensorflow_federated",
+        "apache_beam",
+        "transformers",
+        "dp_accounting",
+        "numpy",
+        "rich",
+        "nvflare",
+    )
     program = f"import sys, tff_pipeline.cli as cli; cli.main(['--help']); print([name for name in {heavy!r} if name in sys.modules])"
 
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=root)
@@ -68,7 +77,7 @@ for name in cli._COMMANDS:
         cli.main([name, "--help"])
     except SystemExit as ended:
         assert ended.code == 0, name
-    heavy = {"tensorflow", "tensorflow_federated", "transformers"} & set(sys.modules)
+    heavy = {"tensorflow", "tensorflow_federated", "transformers", "nvflare"} & set(sys.modules)
     assert not heavy, (name, heavy)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=root)

@@ -51,6 +51,10 @@ _COMMANDS = {
         "tff_pipeline.commands.abandon:main",
         "list unfinished runs, or remove the keys of some: they draw anew",
     ),
+    "provision": (
+        "tff_pipeline.commands.provision:main",
+        "a consortium of companies: its authority, certificates, and the list of who belongs to it",
+    ),
     "doctor": ("tff_pipeline.commands.doctor:main", "is this machine fit: versions, devices, disk, inputs"),
 }
 _EXIT_CODES = "0 done; 1 other failure; 2 configuration or usage; 3 a silo's input; 4 an artifact of an earlier stage; 5 privacy; 6 training; 7 export; 8 a gate before publishing; 130 interrupted"

@@ -1,113 +1,53 @@
-"""A consortium in one process: real draws, ledgers, identities and the full protocol, over a loopback link."""
+"""A consortium on this machine, as `tff-pipeline provision create --all-here` makes it."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+import itertools
+import socket
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
 
-from tff_pipeline.privacy.draws import Draws
-from tff_pipeline.privacy.keys import PartyKey
-from tff_pipeline.privacy.ledger import Ledger
-from tff_pipeline.privacy.party_charges import PopulationAccount, SiloAccount
-from tff_pipeline.privacy.plan import PrivacyPlan
-from tff_pipeline.privacy.server_draws import ServerDraws
-from tff_pipeline.privacy.silo_draws import SiloDraws
-
-RUN = "r" * 16
+from tff_pipeline.commands import provision as command
 
 
-class Consortium:
-    """Parties around compiled clients, each with its files in a folder of its own.
-
-    Args:
-      folder: of the parties' folders.
-      compiled, clients: the process, and every silo's clients.
-      plan: whose draws and charges these are.
-      threshold: of the secure sum; all but one silo where it is None.
-    """
-
-    def __init__(
-        self, folder: Path, compiled: Any, clients: Sequence[Any], plan: PrivacyPlan, threshold: int | None = None
-    ):
-        from tff_pipeline.runtime.workers import ClientWorkers
-
-        self.folder, self.compiled, self.plan = folder, compiled, plan
-        self.clients = {own.name: own for own in clients}
-        self.threshold = threshold or max(2, len(clients) // 2 + 1)
-        self.identities = {name: Ed25519PrivateKey.generate() for name in self.clients}
-        self.roster = {name: key.public_key().public_bytes_raw() for name, key in self.identities.items()}
-        self.workers = ClientWorkers(compiled, clients[0], devices=("CPU:0",))
-        self.told: list[tuple[str, str]] = []
-        for name in (*self.clients, "server"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-
-    @property
-    def draws(self) -> Draws:
-        """Of all parties, from their files: what no process of a real consortium has."""
-        silos = {name: self.silo_draws(name) for name in self.clients}
-        return Draws(ServerDraws(self.plan, self._key("server")), silos, "origin")
-
-    def silo_draws(self, name: str) -> SiloDraws:
-        return SiloDraws(name, self.plan, self._key(name))
-
-    def silo_ledger(self, name: str) -> Ledger:
-        return Ledger(self.folder / name / "ledger.jsonl", "population", silo=name)
-
-    @property
-    def population(self) -> Ledger:
-        return Ledger(self.folder / "server" / "ledger.jsonl", "population")
-
-    def service(self, name: str) -> Any:
-        """The silo as a new process would have it."""
-        from tff_pipeline.runtime.network.silo_rounds import Membership, SiloRounds
-        from tff_pipeline.runtime.network.training_work import TrainingWork
-        from tff_pipeline.runtime.silo import Silo
-
-        draws = self.silo_draws(name)
-        account = SiloAccount(self.silo_ledger(name), None, self.plan, run=RUN, draw=self.draws.name)
-        noised = self.compiled.noised_slots
-        silo = Silo(self.clients[name], self.workers, draws, noised=noised, charges=account)
-        work = TrainingWork(silo, draws, account, noised=noised)
-        member = Membership(name, self.identities[name], self.roster, self.threshold)
-        return SiloRounds(member, RUN, work, self.folder / name / "rounds")
-
-    @contextlib.contextmanager
-    def runtime(self, link: Any = None, **patience: Any) -> Iterator[Any]:
-        """The coordinator's runtime, over a loopback link if there is no other."""
-        from tff_pipeline.runtime.network.loopback import LoopbackLink
-        from tff_pipeline.runtime.network.server_rounds import NetworkRuntime, Patience, SecureRounds
-
-        made = link or LoopbackLink(
-            {name: lambda name=name: self.service(name) for name in self.clients},
-            report=lambda event, **fields: self.told.append((event, str(fields))),
-        )
-        draws = self.draws
-        rounds = SecureRounds(
-            made,
-            self.roster,
-            self.threshold,
-            session=RUN,
-            charges=PopulationAccount(self.population, None, self.plan, run=RUN, draw=draws.name),
-            folder=self.folder / "server",
-            patience=Patience(**{"silos": 0.0, **patience}),
-            tell=lambda event, text="", **fields: self.told.append((event, text)),
-        )
-        with NetworkRuntime(self.compiled, draws.server, rounds) as runtime:
-            yield runtime
-
-    def at(self, number: int, *others: str) -> Any:
-        """Round `number`; other words, another start."""
-        return self.draws.round([f"{index:064x}" for index in range(number)] + [(others or (f"{number:064x}",))[0]])
-
-    def close(self) -> None:
-        self.workers.close()
-
-    def _key(self, party: str) -> PartyKey:
-        return PartyKey(self.folder / party / "run.key")
+@functools.cache
+def _key_pairs() -> list[tuple[RSAPrivateKey, RSAPublicKey]]:
+    return [(key := rsa.generate_private_key(65537, 2048), key.public_key()) for _ in range(9)]
 
 
-def same(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> bool:
-    return all(np.array_equal(left, right) for left, right in zip(one, other, strict=True))
+def key_pairs() -> Callable[[], tuple[RSAPrivateKey, RSAPublicKey]]:
+    """In place of FLARE's generate_keys, which takes most of such a test's time: nine different pairs, over and over."""
+    pairs = itertools.cycle(_key_pairs())
+    return lambda: next(pairs)
+
+
+def free_port() -> int:
+    """A port on which nobody listens now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def definition(folder: Path, silos: Sequence[str], port: int = 8002, threshold: int | None = None) -> Path:
+    """The consortium's TOML file."""
+    lines = [
+        'name = "text"',
+        f"threshold = {len(silos) // 2 + 1 if threshold is None else threshold}",
+        "[coordinator]",
+        'host = "localhost"',
+        f"port = {port}",
+        'organization = "Coordinating Company"',
+        *(line for silo in silos for line in ("[[silos]]", f'name = "{silo}"', f'organization = "{silo} company"')),
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "consortium.toml"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def provision(folder: Path, silos: Sequence[str], port: int) -> None:
+    """Makes authority/, coordinator/ and silos/ in the folder."""
+    path = definition(folder, silos, port)
+    assert command.main(["create", "--consortium", str(path), "--out", str(folder), "--all-here"]) == 0

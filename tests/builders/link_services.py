@@ -37,8 +37,8 @@ class Probe:
 
 
 def main() -> None:
-    """A silo until its standard input ends: its site's folder, and its log, are the arguments."""
-    from tff_pipeline.runtime.network.flare import FlareSilo
+    """A silo until its standard input ends. Arguments: its site's folder, its log, and the name it claims if not its own."""
+    from tff_pipeline.runtime.network.flare_silo import FlareSilo
     from tff_pipeline.runtime.network.site import read_silo
 
     site, log = read_silo(Path(sys.argv[1])), Path(sys.argv[2])
@@ -47,9 +47,8 @@ def main() -> None:
         with log.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({"event": event, **fields}) + "\n")
 
-    with FlareSilo(
-        site.name, site.coordinator, site.coordinator_name, site.credentials, Probe(site.name), report=report
-    ):
+    name = sys.argv[3] if len(sys.argv) > 3 else site.name
+    with FlareSilo(name, site.coordinator, site.coordinator_name, site.credentials, Probe(site.name), report=report):
         sys.stdin.read()
 
 

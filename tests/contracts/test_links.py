@@ -1,14 +1,21 @@
 """What every link promises: `Link` in tff_pipeline/runtime/network/link.py, sentence by sentence, on each implementation."""
 
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Protocol
 
 import pytest
+from builders import environment
+from builders.consortium import free_port, provision
 from builders.link_services import LARGE, PRIVATE, PUBLIC, TEXT, Probe
 
 from tff_pipeline.runtime.network.link import FAILED, Answer, Link, Lost, Outcome, Refusal
 from tff_pipeline.runtime.network.loopback import Kill, LoopbackLink
+from tff_pipeline.runtime.network.site import read_coordinator
 
 SILOS = ("bank", "insurer", "shop")
 
@@ -50,9 +57,71 @@ class LoopbackConsortium:
         return self._logs
 
 
-@pytest.fixture(scope="module", params=["loopback"])
-def consortium(request: pytest.FixtureRequest) -> Consortium:
-    return LoopbackConsortium()
+class FlareConsortium:
+    """Each silo is a process; the coordinator is this one. All connections are mutual TLS on this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        from tff_pipeline.runtime.network.flare import FlareLink
+
+        self._folder, port = folder, free_port()
+        provision(folder, SILOS, port)
+        site = read_coordinator(folder / "coordinator")
+        self.events: list[tuple[str, dict[str, object]]] = []
+        report = lambda event, **fields: self.events.append((event, fields))  # noqa: E731
+        self.link = FlareLink(port, site.credentials, site.roster.admits, report=report, loopback_only=True)
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        for silo in SILOS:
+            self.restart(silo)
+
+    def kill(self, silo: str) -> None:
+        self.processes[silo].kill()
+
+    def restart(self, silo: str) -> None:
+        if silo in self.processes:
+            self._end(silo)
+        command = [
+            sys.executable,
+            "-m",
+            "builders.link_services",
+            str(self._folder / "silos" / silo),
+            str(self._log(silo)),
+        ]
+        self.processes[silo] = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment())
+
+    def hang(self, silo: str) -> None:
+        self.processes[silo].send_signal(signal.SIGSTOP)
+
+    def resume(self, silo: str) -> None:
+        self.processes[silo].send_signal(signal.SIGCONT)
+
+    def log(self, silo: str) -> str:
+        return self._log(silo).read_text(encoding="utf-8")
+
+    def close(self) -> None:
+        self.link.close()
+        for silo in SILOS:
+            self._end(silo)
+
+    def _log(self, silo: str) -> Path:
+        return self._folder / f"{silo}.log"
+
+    def _end(self, silo: str) -> None:
+        process = self.processes[silo]
+        process.send_signal(signal.SIGCONT)
+        process.stdin.close()  # which ends it
+        process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module", params=["loopback", "flare"])
+def consortium(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Consortium]:
+    if request.param == "loopback":
+        yield LoopbackConsortium()
+        return
+    consortium = FlareConsortium(tmp_path_factory.mktemp("consortium"))
+    try:
+        yield consortium
+    finally:
+        consortium.close()
 
 
 @pytest.fixture(autouse=True)

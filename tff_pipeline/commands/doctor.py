@@ -52,11 +52,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     for action in parser._actions:
         if action.dest == "config":  # here alone a configuration is not needed
             action.required = False
+    parser.add_argument(
+        "--site",
+        metavar="FOLDER",
+        help="check the folder of a silo or coordinator in a consortium too: certificates, keys, roster, FLARE's rights",
+    )
     arguments = parser.parse_args(argv)
     if arguments.set and not arguments.config:
         raise ConfigError("--set changes a configuration; expected --config FILE with it.")
     config = configuration.load(arguments.config, arguments.set) if arguments.config else None
-    results = checks(config)
+    results = checks(config) + ([_site(Path(arguments.site))] if arguments.site else [])
     fit = all(check.fit for check in results)
     if arguments.json:
         print(json.dumps({"fit": fit, "checks": [dataclasses.asdict(check) for check in results]}, indent=2))
@@ -71,6 +76,15 @@ def checks(config: Config | None) -> list[Check]:
     if config is not None:
         results += [_workdir_writable(config), *_inputs(config), _checkpoint(config), *_labels(config)]
     return results
+
+
+def _site(folder: Path) -> Check:
+    from tff_pipeline.runtime.network.site import check_site
+
+    faults = check_site(folder)
+    if not faults:
+        return Check("site", True, f"{folder}: keys, certificates and roster; FLARE's own programs have no rights")
+    return Check("site", False, f"{len(faults)} fault(s) in {folder}", "\n".join(faults))
 
 
 def _print_table(results: Sequence[Check]) -> None:

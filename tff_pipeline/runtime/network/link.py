@@ -13,6 +13,8 @@ from tff_pipeline.errors import Refused
 
 # Of what a link sends beside the contents. Both ends name theirs, and refuse another.
 LINK_VERSION = 1
+PART_BYTES = 2**20  # what is larger travels in parts
+LARGEST_BYTES = 2**31
 FAILED = "the silo could not answer; its own log says why"
 _LONGEST_REASON = 400
 
