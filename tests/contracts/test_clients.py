@@ -215,6 +215,17 @@ def test_what_is_fed_has_the_shapes_and_types_that_were_said(make):
             assert spec.dtype == tf.string or spec.dtype.as_numpy_dtype == value.dtype
 
 
+@pytest.mark.parametrize("row", [-1, 1000])
+def test_a_client_that_is_not_there_is_refused(make, row):
+    """And is neither the last one, nor an empty one, nor the whole silo."""
+    made = make()
+
+    with pytest.raises(IndexError, match=rf"silo 'bank' has no client {row}; expected 0 to {len(made.clients) - 1}"):
+        made.clients.feed(row)
+    with pytest.raises(IndexError, match=f"has no client {len(made.clients)};"):
+        made.clients.feed(len(made.clients))
+
+
 def test_the_batches_of_a_client_are_what_it_holds_and_only_that(make):
     made = make()
 
