@@ -166,6 +166,33 @@ def test_a_worker_that_cannot_start_stops_the_job(case, monkeypatch, capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_a_worker_whose_connection_breaks_first_stops_the_job(case, monkeypatch, capfd):
+    """Closing it raises then, in the thread that would have woken all others; a killed worker is seen so now and then."""
+    from apache_beam.runners.worker import data_plane
+
+    def broken(channel):
+        sound(channel)
+        raise RuntimeError("the connection broke")
+
+    sound, unhandled = data_plane._GrpcDataChannel.close, []
+    monkeypatch.setattr(threading, "excepthook", unhandled.append)
+    monkeypatch.setattr(data_plane._GrpcDataChannel, "close", broken)
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    case.prepare["workers"] = 2
+    case.write("data.csv", GOOD)
+
+    assert "a worker process of prepare has ended before its work was done" in refusal(case, PipelineError)
+    assert capfd.readouterr().err == ""
+    assert [thread for thread in threading.enumerate() if thread.name == "watch_worker" and goes_on(thread)] == []
+    assert [str(failure.exc_value) for failure in unhandled] == []
+
+
+def goes_on(thread: threading.Thread) -> bool:
+    """Although the job has ended."""
+    thread.join(10)
+    return thread.is_alive()
+
+
 def test_a_worker_that_is_killed_stops_the_job(case, monkeypatch, capfd):
     """Killed while it reads; the system does that to a process for want of memory."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
