@@ -12,12 +12,13 @@ import shlex
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from tff_pipeline.progress import silence_libraries
 
-_WAITS, _READS = "run_worker", "beam_control_read"  # Beam's threads for a worker, in the driver
+# Beam's threads for a worker, in the driver: the one that waits for its end, and those that read what it sends.
+_WAITS, _READS = "run_worker", ("beam_control_read", "read_grpc_client_inputs")
 
 
 def runner() -> Any:
@@ -38,9 +39,16 @@ def runner() -> Any:
         def _watch(self) -> None:
             handler: Any = self
             self.worker_thread.join()
-            handler.data_conn.close()  # wakes threads that wait for its data; then those that wait for its answers,
+            with suppress(Exception):  # which is what broke the connection, where it broke before the process had ended
+                handler.data_conn.close()  # wakes threads that wait for its data; then those that wait for its answers,
             while not self._stopped.wait(0.2):  # again and again, since the next request to it would wait as well
                 handler.control_conn.abort(RuntimeError("the worker has ended"))
+
+        def close(self) -> Any:  # none; as Beam's own, which a type checker takes for one that never returns
+            try:
+                super().close()  # of a broken connection it raises, and does not stop the worker
+            finally:
+                self._stopped.set()
 
         def stop_worker(self) -> None:
             self._stopped.set()
@@ -62,7 +70,7 @@ def ended_early() -> Iterator[list[str]]:
         name = failure.thread.name if failure.thread is not None else ""
         if name == _WAITS:
             messages.append(str(failure.exc_value))
-        elif name != _READS:  # that one reports only that its connection broke
+        elif name not in _READS:  # those report only that their connection broke
             usual(failure)
 
     threading.excepthook = hook

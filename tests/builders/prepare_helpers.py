@@ -1,13 +1,17 @@
-"""A tiny vocabulary, a configuration around it, prepare as a user would call it, and reading back what it wrote."""
+"""A tiny vocabulary, a configuration around it, prepare as a user would call it or as it fails, and reading back what it wrote."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from beam_jobs import prepare_silo
 from tff_pipeline import artifacts, config
 from tff_pipeline.data import records
+from tff_pipeline.errors import InputError, PipelineError
 from tff_pipeline.progress import Progress, silence_libraries
 
 silence_libraries()
@@ -137,3 +141,41 @@ def data_bytes(snapshot: Path) -> dict[str, bytes]:
         for path in snapshot.iterdir()
         if path.name not in (artifacts.MANIFEST, artifacts.COMPLETE)
     }
+
+
+WORKERS = {
+    mode: ["--direct_num_workers=2", f"--direct_running_mode={mode}"]
+    for mode in ("multi_threading", "multi_processing")
+}
+
+GOOD = "text,label,client\nmy card is lost,lost,anna\nhelp,help,ben\nplease help,help,anna\nthanks,bye,carl\n"
+EXAMPLES = [("help", "help"), ("my card is lost", "lost"), ("please help", "help"), ("thanks", "bye")]
+
+
+def many(clients: int, *, rows: int = 3) -> str:
+    """A csv of `clients` clients with `rows` rows each."""
+    return "text,label,client\n" + "".join(
+        f"{VOCABULARY[4 + (client + row) % 7]} {VOCABULARY[4 + client % 5]},l{row % 2},client {client}\n"
+        for row in range(rows)
+        for client in range(clients)
+    )
+
+
+def refusal(case: Case, kind: type[PipelineError] = InputError, *, beam_args: Sequence[str] = ()) -> str:
+    """The message prepare fails with; the silo's folder then holds neither a snapshot nor unfinished files."""
+    with pytest.raises(kind) as raised:
+        case.prepare_it(*beam_args)
+    assert nothing_left(case)
+    return str(raised.value)
+
+
+def nothing_left(case: Case) -> bool:
+    left = (
+        {path.relative_to(case.silo_folder).parts[0] for path in case.silo_folder.rglob("*")}
+        if case.silo_folder.exists()
+        else set()
+    )
+    left -= {".prepare.lock", "keys"}
+    return not {name for name in left if not name.startswith("rejected-")} or not list(
+        (case.silo_folder / "snapshots").iterdir()
+    )

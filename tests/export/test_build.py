@@ -1,63 +1,23 @@
-"""What a version holds and answers, what its verification refuses, and that nothing half-made appears."""
+"""What a version holds, that its number only grows, and that nothing half-made appears."""
 
-import copy
 import json
 import shutil
-import subprocess
-import sys
-import time
 
 import msgspec
-import numpy as np
 import pytest
 import tensorflow as tf
-import tensorflow_text as text
-from builders.serving_fixtures import LABELS, SILOS, TAGS, config, exported, make_run, request_of, write_config
-from tensorflow_serving.apis import prediction_log_pb2
+from builders.serving_fixtures import LABELS, SILOS, config, make_run, write_config
 
 from tff_pipeline.artifacts import model_base, read_manifest
 from tff_pipeline.commands.export import main
-from tff_pipeline.data.records import write_frame
 from tff_pipeline.errors import ArtifactError, ConfigError, ExportError
 from tff_pipeline.export import build as exporting
-from tff_pipeline.export import golden, verification, warmup
 from tff_pipeline.export.build import export
-from tff_pipeline.export.fresh_process import verify
 from tff_pipeline.export.manifest import held_out_evaluation, training_metrics
-from tff_pipeline.export.verification_request import GOLDEN_TEXTS
 from tff_pipeline.progress import Progress
 from tff_pipeline.training.store import config_of, load_trained
 
 QUIET = Progress(interactive=False)
-
-
-@pytest.fixture(scope="module")
-def run():
-    return exported()[0]
-
-
-@pytest.fixture(scope="module")
-def version():
-    return exported()[1]
-
-
-@pytest.fixture(scope="module")
-def signatures(version):
-    return tf.saved_model.load(str(version)).signatures
-
-
-@pytest.fixture(scope="module")
-def request_(run):
-    return request_of(run)
-
-
-@pytest.fixture
-def altered(version, tmp_path):
-    """A copy of the version that a test may break."""
-    return shutil.copytree(version, tmp_path / "altered")
-
-
-# -- what a version holds ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("metrics", ["withheld", "released", "noised"])
@@ -131,186 +91,6 @@ def test_no_silo_and_no_path_is_in_any_file(run, version):
     for path in version.rglob("*"):  # the card says in words how it was trained
         if path.is_file() and path.name != "MODEL_CARD.md":
             assert b"federated" not in path.read_bytes().replace(b'"tensorflow-federated"', b""), path
-
-
-# -- what it answers ---------------------------------------------------------------------------------------------------
-
-
-def test_answers_are_those_of_the_model_in_memory(run, signatures):
-    trained = load_trained(run)
-    texts = [text for data in SILOS.values() for client in data.splits["test"] for text, *_ in client]
-    answer = signatures["serving_default"](text=tf.constant(texts))
-
-    logits = [trained.network(trained.tokenizer.encode([each])[0][np.newaxis]).numpy()[0] for each in texts]
-    np.testing.assert_allclose(answer["probabilities"], tf.nn.softmax(logits), atol=1e-5)
-    assert [label.decode() for label in answer["label"].numpy()] == [LABELS[row.argmax()] for row in logits]
-    assert len({*answer["label"].numpy()}) > 1, "the fixture must tell texts apart"
-
-
-@pytest.mark.parametrize(
-    "given",
-    [b"", b"\xff\xfe\x80", b"x" * 10_000, b"my fee " * 2_000, "\U0001f600我的卡".encode(), b"\x00", b"[MASK] ##"],
-)
-def test_any_bytes_get_an_answer(signatures, given):
-    answer = signatures["serving_default"](text=tf.constant([given]))
-
-    assert answer["label"].numpy()[0].decode() in LABELS
-    assert answer["probabilities"].shape == (1, 3)
-    assert answer["probabilities"].numpy().sum() == pytest.approx(1, abs=1e-5)
-    assert answer["score"].numpy()[0] == answer["probabilities"].numpy().max()
-
-
-def test_names_and_types_of_the_signatures(signatures):
-    shapes = {"label": ("string", [None]), "score": ("float32", [None]), "probabilities": ("float32", [None, 3])}
-    for name, key, spec in (
-        ("serving_default", "text", ("string", [None])),
-        ("tokens", "input_ids", ("int32", [None, None])),
-    ):
-        signature = signatures[name]
-        inputs = signature.structured_input_signature[1]
-        assert {each: (found.dtype.name, found.shape.as_list()) for each, found in inputs.items()} == {key: spec}
-        assert {
-            each: (found.dtype.name, found.shape.as_list()) for each, found in signature.structured_outputs.items()
-        } == shapes
-
-
-def test_ids_get_the_answer_of_their_text_however_they_are_padded(run, signatures):
-    trained = load_trained(run)
-    ids = trained.tokenizer.encode(["why was the fee charged"])[0]
-    padded = np.concatenate([ids, np.full(7, trained.tokenizer.pad_id, np.int32)])
-
-    expected = signatures["serving_default"](text=tf.constant(["why was the fee charged"]))["probabilities"]
-    for given in (ids, padded):
-        np.testing.assert_allclose(
-            signatures["tokens"](input_ids=tf.constant(given[np.newaxis]))["probabilities"], expected, atol=1e-5
-        )
-
-
-def test_words_get_a_label_each():
-    """Token classification: words between white space, those beyond max_length (24 ids) without an answer."""
-    run, path = exported("token_classification")
-    answer = tf.saved_model.load(str(path)).signatures["serving_default"](
-        text=tf.constant(["my  card\tis lost", "", "fee " * 30])
-    )
-    found = {name: value.numpy() for name, value in answer.items()}
-
-    assert {name: value.shape for name, value in found.items()} == dict.fromkeys(
-        ("tokens", "labels", "scores", "mask"), (3, 30)
-    )
-    assert found["tokens"][0].tolist() == [b"my", b"card", b"is", b"lost", *[b""] * 26]
-    assert found["mask"].sum(axis=1).tolist() == [4, 0, 22]
-    assert found["tokens"][2].tolist() == [b"fee"] * 30
-    assert set(found["labels"][found["mask"] == 1]) <= {tag.encode() for tag in TAGS}
-    assert not found["labels"][found["mask"] == 0].any()
-    trained = load_trained(run)
-    logits = trained.network(trained.tokenizer.encode_words(["my", "card", "is", "lost"])[0][np.newaxis]).numpy()[
-        0, 1:-1
-    ]
-    assert found["labels"][0, :4].tolist() == [TAGS[row.argmax()].encode() for row in logits]
-
-
-def test_examples_get_the_scores_of_their_texts(signatures):
-    """What a server's Classify is asked: a serialized Example with the feature `text`."""
-    texts = ["my card is lost", "", "why the fee"]
-    examples = [
-        tf.train.Example(
-            features=tf.train.Features(
-                feature={"text": tf.train.Feature(bytes_list=tf.train.BytesList(value=[text.encode()]))}
-            )
-        ).SerializeToString()
-        for text in texts
-    ]
-    answer = signatures["classify"](inputs=tf.constant(examples))
-
-    assert answer["classes"].numpy().tolist() == [[label.encode() for label in LABELS]] * 3
-    expected = signatures["serving_default"](text=tf.constant(texts))["probabilities"]
-    np.testing.assert_allclose(answer["scores"], expected, atol=1e-6)
-
-
-# -- what a version carries --------------------------------------------------------------------------------------------
-
-
-def warmup_logs(version):
-    records = tf.data.TFRecordDataset(str(version / warmup.WARMUP)).as_numpy_iterator()
-    return [prediction_log_pb2.PredictionLog.FromString(record) for record in records]
-
-
-def test_warmup_asks_every_signature_in_every_batch_size(version):
-    """Three signatures, the sizes 1, 8 and 32, a short text and one of full length (24 ids); one that explains, once."""
-    asked = []
-    for log in warmup_logs(version):
-        if log.WhichOneof("log_type") == "classify_log":
-            request = log.classify_log.request
-            asked.append((request.model_spec.signature_name, len(request.input.example_list.examples)))
-        else:
-            request = log.predict_log.request
-            value = next(iter(request.inputs.values()))
-            asked.append((request.model_spec.signature_name, value.tensor_shape.dim[0].size))
-            if request.model_spec.signature_name == "tokens":
-                assert value.tensor_shape.dim[1].size <= 24
-    assert sorted(asked) == sorted(
-        [
-            ("explain", 1),
-            *((signature, size) for signature in ("serving_default", "tokens", "classify") for size in (1, 8, 32) * 2),
-        ]
-    )
-
-
-def test_warmup_does_not_repeat_anybodys_text(run, version):
-    texts = {
-        text for data in SILOS.values() for split in data.splits.values() for client in split for text, *_ in client
-    }
-    found = (version / warmup.WARMUP).read_bytes() + (version / golden.GOLDEN).read_bytes()
-
-    assert not [text for text in texts if len(text) > 4 and text.encode() in found]
-
-
-def test_golden_pairs_hold_the_answers_of_the_model_in_memory(run, version):
-    """For a person: what to send with curl, and what must come back."""
-    pairs = json.loads((version / golden.GOLDEN).read_text())["pairs"]
-    assert [pair["signature"] for pair in pairs] == [
-        name for name in ("serving_default", "tokens", "classify", "explain") for _ in range(2)
-    ]
-    trained = load_trained(run)
-    batch = pairs[1]["rest"]
-    for given, row in zip(batch["request"]["instances"], batch["response"]["predictions"], strict=True):
-        logits = trained.network(trained.tokenizer.encode([given])[0][np.newaxis])
-        np.testing.assert_allclose(row["probabilities"], tf.nn.softmax(logits)[0], atol=1e-6)
-        assert row["label"] == LABELS[int(np.argmax(row["probabilities"]))]
-
-
-@pytest.mark.parametrize(
-    ("name", "old", "new", "message"),
-    [
-        (golden.GOLDEN, b'"score": 0.', b'"score": 1.', "differs from the golden answer by more than 1e-05"),
-        (golden.GOLDEN, b'"label": "', b'"label": "un', "label differs from the golden answer"),
-    ],
-)
-def test_golden_pairs_that_do_not_fit_are_refused(altered, request_, name, old, new, message):
-    changed = (altered / name).read_bytes().replace(old, new, 1)
-    (altered / name).write_bytes(changed)
-    ask = verification.session_loader(altered, request_["signatures"])
-    with pytest.raises(verification.Refused, match=message):
-        verification.check_golden(altered, ask, request_["signatures"])
-
-
-def test_warmup_that_a_server_cannot_replay_is_refused(altered, request_):
-    """1,001 records, a signature that is not there, one that is left out, another kind of record."""
-    signatures = request_["signatures"]
-    ask = verification.session_loader(altered, signatures)
-    logs = warmup_logs(altered)
-    unknown = prediction_log_pb2.PredictionLog()
-    unknown.session_run_log.SetInParent()
-    for records, message in (
-        (logs[:1] * 1001, "holds 1001 records; expected 1 to 1000"),
-        ([*logs, unknown], "record 19 is a session_run_log"),
-        (logs[:6], r"asks \['serving_default'\]; expected every signature"),
-    ):
-        with (altered / warmup.WARMUP).open("wb") as file:
-            for record in records:
-                write_frame(file, record.SerializeToString())
-        with pytest.raises(verification.Refused, match=message):
-            verification.check_warmup(altered, ask, signatures)
 
 
 # -- numbers and leftovers ---------------------------------------------------------------------------------------------
@@ -425,99 +205,6 @@ def test_an_unfinished_run_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match=r"not complete|training has not finished"):
         export(run, tmp_path / "models", progress=QUIET)
     assert not (tmp_path / "models").exists()
-
-
-# -- what the verification refuses -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", verification.FILES)
-@pytest.mark.parametrize("damage", ["deleted", "emptied", "cut"])
-def test_damaged_files_are_refused_by_name(altered, request_, name, damage):
-    whole = (altered / name).read_bytes()
-    if damage == "deleted":
-        (altered / name).unlink()
-    else:
-        (altered / name).write_bytes(b"" if damage == "emptied" else whole[: len(whole) * 2 // 3])
-    with pytest.raises(verification.Refused) as refused:
-        verification.verify(altered, request_)
-    assert refused.value.args[1].startswith(name)
-    assert ("cut short" if damage == "cut" else "is missing or empty") in refused.value.args[1]
-
-
-def test_other_weights_are_refused(version, request_):
-    changed = copy.deepcopy(request_)
-    changed["weights"][3]["digest"] = "0" * 64
-    with pytest.raises(verification.Refused, match=r"weights/3/.*differs from the trained weights"):
-        verification.verify(version, changed)
-    with pytest.raises(verification.Refused, match=r"1 variables are no weights of the model, weights/38/"):
-        verification.verify(version, {**request_, "weights": request_["weights"][:-1]})
-
-
-def test_other_answers_are_refused(version, request_):
-    answers = {"serving_default": "probabilities", "tokens": "probabilities", "classify": "scores"}
-    for signature, output in answers.items():
-        changed = copy.deepcopy(request_)
-        changed["expected"][signature][3]["probabilities"][0] += 3e-5
-        with pytest.raises(
-            verification.Refused, match=rf"{signature}, golden text 3 in a batch of 1: {output} differs by 3e-05"
-        ):
-            verification.verify(version, changed)
-
-
-def test_other_signatures_are_refused(version, request_):
-    changed = copy.deepcopy(request_)
-    changed["signatures"]["serving_default"]["outputs"]["score"] = "float64"
-    with pytest.raises(verification.Refused, match="serving_default has outputs"):
-        verification.verify(version, changed)
-
-
-def test_operations_that_a_server_lacks_are_refused_by_name(tmp_path, request_):
-    """Both load in Python. TFText>RoundRobinTrim is in no stock server before 2.20; PyFunc is in none."""
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
-    def planted(given):
-        words = tf.strings.split(given)
-        trimmed = text.RoundRobinTrimmer(4).trim([words, words])
-        return {"label": trimmed[0].to_tensor()[:, 0] + tf.numpy_function(lambda: b"", [], tf.string)}
-
-    module = tf.Module()
-    module.weights = [tf.Variable(1.0)]
-    tf.saved_model.save(module, str(tmp_path), signatures={"serving_default": planted})
-    (tmp_path / "assets.extra").mkdir()
-    for name in (warmup.WARMUP, golden.GOLDEN):
-        (tmp_path / name).write_bytes(b"not looked at before the operations")
-    with pytest.raises(
-        ExportError, match=r"operations: operation PyFunc, TFText>RoundRobinTrim is not in a stock model server"
-    ):
-        verify(tmp_path, request_)
-
-
-def test_the_verifier_gives_up_in_time(version, request_):
-    with pytest.raises(ExportError, match=r"took longer than 0\.2 s"):
-        verify(version, request_, timeout_s=0.2)
-
-
-def test_the_verifier_does_not_outlive_its_parent(version, request_, tmp_path):
-    """Its standard input ends when the parent dies, however it dies."""
-    file = tmp_path / "request.json"
-    file.write_text(json.dumps(request_))
-    child = subprocess.Popen(
-        [sys.executable, "-I", verification.__file__, str(version), str(file)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    time.sleep(0.5)
-    assert child.poll() is None
-    child.stdin.close()
-    assert child.wait(10) == 3
-
-
-def test_golden_texts_hold_what_servers_meet():
-    assert b"" in GOLDEN_TEXTS
-    assert any(len(each) >= 10_000 for each in GOLDEN_TEXTS)
-    with pytest.raises(UnicodeDecodeError):
-        [each.decode() for each in GOLDEN_TEXTS]
 
 
 # -- the command, and a real checkpoint --------------------------------------------------------------------------------

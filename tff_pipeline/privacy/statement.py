@@ -1,8 +1,8 @@
 """The guarantee in sentences, for whoever signs it: from the plan and nothing else.
 
 What a mechanism does, and who is trusted with it, the mechanism says itself; here is what holds for all of them. Every
-sentence is held by a test or names an assumption of docs/privacy.md: tests/privacy/test_statement.py has the table, and
-fails for a sentence that is not in it.
+sentence is held by a test or names an assumption of docs/privacy.md: tests/builders/statement_table.py has the table, and
+tests/privacy/test_statement.py fails for a sentence that is not in it.
 """
 
 from tff_pipeline.privacy.plan import PrivacyPlan

@@ -51,12 +51,22 @@ class Clients(Protocol):
         ...
 
     def feed(self, row: int) -> Sequence[Any]:
-        """What one client puts into the graph."""
+        """What one client puts into the graph.
+
+        Raises:
+          IndexError: if no client has this index.
+        """
         ...
 
     def batches(self, fed: Sequence[tf.Tensor]) -> tf.data.Dataset:
         """The client's batches, from the tensors that were fed: local epochs one after the other, in the record's order."""
         ...
+
+
+def _refuse_unknown(clients: Clients, row: int) -> None:
+    """A negative index would otherwise be another client, or an empty one."""
+    if not 0 <= row < len(clients):
+        raise IndexError(f"silo {clients.name!r} has no client {row}; expected 0 to {len(clients) - 1}")
 
 
 class _Texts:
@@ -102,6 +112,7 @@ class TextClients(_Texts):
         return [tf.TensorSpec([], tf.string), tf.TensorSpec([None], tf.int64)]
 
     def feed(self, row: int) -> Sequence[Any]:
+        _refuse_unknown(self, row)
         return self._reader.read(row), self._label_map
 
     def batches(self, fed: Sequence[tf.Tensor]) -> tf.data.Dataset:
@@ -128,6 +139,7 @@ class TextSilo(_Texts):
         return [tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int64)]
 
     def feed(self, row: int) -> Sequence[Any]:
+        _refuse_unknown(self, row)
         return self._shards, self._label_map
 
     def batches(self, fed: Sequence[tf.Tensor]) -> tf.data.Dataset:
@@ -164,6 +176,7 @@ class FeatureClients:
         return [tf.TensorSpec([None, self._features.shape[1]], tf.float32), tf.TensorSpec([None], tf.int32)]
 
     def feed(self, row: int) -> Sequence[Any]:
+        _refuse_unknown(self, row)
         own = slice(self._starts[row], self._starts[row + 1])
         return np.asarray(self._features[own]), self._labels[own]
 
@@ -189,6 +202,7 @@ class FeatureSilo(FeatureClients):
         ]
 
     def feed(self, row: int) -> Sequence[Any]:
+        _refuse_unknown(self, row)
         features: Any = self._features
         return str(features.filename), np.int64(features.offset), self._labels, self._starts
 
