@@ -25,11 +25,11 @@ def locally(folder, made):
     return train(config, progress=quiet())
 
 
-@pytest.mark.parametrize(("trainable", "privacy"), [("head", GAUSSIAN), ("full", NONE), ("lora", GAUSSIAN)])
+@pytest.mark.parametrize(("trainable", "privacy"), [("head", GAUSSIAN), ("full", NONE)])
 def test_the_weights_are_those_of_the_local_runtime(tmp_path, trainable, privacy):
     made = parties(tmp_path, privacy=privacy, trainable=trainable)
     with made.link() as link:
-        with pytest.raises(Exception, match="waits|approve"):
+        with pytest.raises(Exception, match=r"is not approved here; it is the turn of"):
             made.coordinate(link)
         assert len(set(made.approve())) == 1
         run = made.coordinate(link)
