@@ -21,7 +21,7 @@ from beam_jobs import inputs, planning, publishing, running
 from beam_jobs.segments import writing
 from tff_pipeline import artifacts, config
 from tff_pipeline.config import Config
-from tff_pipeline.errors import PipelineError
+from tff_pipeline.errors import ConfigError, PipelineError
 from tff_pipeline.progress import Progress, silence_libraries
 
 
@@ -126,7 +126,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     silence_libraries()
     configuration = config.load(arguments.config, arguments.set)
-    names = [configuration.silo(name).name for name in arguments.silo] or [silo.name for silo in configuration.silos]
+    # Of the silos of a consortium only one's text is here, and at the coordinator nobody's.
+    here = [silo.name for silo in configuration.silos if silo.input]
+    names = [configuration.silo(name).name for name in arguments.silo] or here
+    if absent := [name for name in names if name not in here] or ([] if names else [arguments.config]):
+        raise ConfigError(
+            f"{arguments.config}: says nothing of the text of {absent[0]}, which is elsewhere; expected a silo whose data are here. Prepare it where they are."
+        )
     progress = Progress()
     summaries = []
     for name in names:

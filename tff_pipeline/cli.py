@@ -55,6 +55,14 @@ _COMMANDS = {
         "tff_pipeline.commands.provision:main",
         "a consortium of companies: its authority, certificates, and the list of who belongs to it",
     ),
+    "coordinator": (
+        "tff_pipeline.commands.coordinator:main",
+        "one run of a consortium: train with silos that are elsewhere",
+    ),
+    "silo": (
+        "tff_pipeline.commands.silo:main",
+        "one silo of a consortium: take part in runs; approve what it computes; what it has done",
+    ),
     "doctor": ("tff_pipeline.commands.doctor:main", "is this machine fit: versions, devices, disk, inputs"),
 }
 _EXIT_CODES = "0 done; 1 other failure; 2 configuration or usage; 3 a silo's input; 4 an artifact of an earlier stage; 5 privacy; 6 training; 7 export; 8 a gate before publishing; 130 interrupted"

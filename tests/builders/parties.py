@@ -9,8 +9,8 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from builders.tiny import Row, quiet, vocabulary
-from tff_pipeline.federation import settings
-from tff_pipeline.federation.settings import CoordinatorFile, SiloFile
+from tff_pipeline.config import parties as settings
+from tff_pipeline.config.parties import CoordinatorFile, SiloFile
 
 THREE: dict[str, list[Row]] = {
     "bank": [("a", "lost my card", "card"), ("b", "send money", "money"), ("c", "my card", "card")],
@@ -18,6 +18,7 @@ THREE: dict[str, list[Row]] = {
     "shop": [("f", "where is my parcel", "parcel"), ("g", "money to paris", "money")],
 }
 PROCESS = """
+silos = [{silos}]
 [pipeline]
 name = "tiny"
 {seed}
@@ -62,7 +63,7 @@ class Parties:
         return {name: key.public_key().public_bytes_raw() for name, key in self.keys.items()}
 
     def config_of(self, name: str) -> Any:
-        return settings.silo_config(self.silos[name], sorted(self.keys))
+        return settings.silo_config(self.silos[name])
 
     def prepare(self) -> None:
         """Each silo prepares its own text."""
@@ -88,7 +89,7 @@ class Parties:
         from tff_pipeline.federation.coordinator import Consortium, Coordinator
         from tff_pipeline.runtime.network.server_rounds import Patience
 
-        config = settings.coordinator_config(self.coordinator, sorted(self.keys))
+        config = settings.coordinator_config(self.coordinator)
         waits = Patience(**{"stage": 5.0, "work": 60.0, "silos": 0.0, **patience})
         who = Consortium(self.roster, self.coordinator.threshold)
         return Coordinator(config, who, link, waits, progress or quiet()).run()
@@ -120,7 +121,9 @@ def parties(
     """The files of a consortium, the silos prepared."""
     vocabulary(folder)
     said = "" if seed is None else f"seed = {seed}"
-    (folder / "process.toml").write_text(PROCESS.format(seed=said, trainable=trainable, rounds=rounds, privacy=privacy))
+    names = ", ".join(f'"{name}"' for name in rows)
+    process = PROCESS.format(silos=names, seed=said, trainable=trainable, rounds=rounds, privacy=privacy)
+    (folder / "process.toml").write_text(process)
     silos = {}
     for name, own in rows.items():
         home = folder / name

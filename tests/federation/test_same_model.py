@@ -18,7 +18,8 @@ def locally(folder, made):
         for name in THREE
     )
     path = folder / "together.toml"
-    path.write_text((folder / "process.toml").read_text() + tables)
+    process = (folder / "process.toml").read_text()
+    path.write_text(process[process.index("[pipeline]") :] + tables)
     config = configuration.load(path)
     for name in THREE:
         prepare(config, name, progress=quiet())

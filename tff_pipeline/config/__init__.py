@@ -3,7 +3,17 @@
 Unknown keys are errors that name the nearest known key. Relative paths are relative to the file.
 """
 
-from tff_pipeline.config.loading import add_arguments, assemble, known_labels, load
+from tff_pipeline.config.loading import add_arguments, known_labels
+from tff_pipeline.config.parties import (
+    CoordinatorFile,
+    Policy,
+    SiloFile,
+    coordinator_config,
+    load,
+    read_coordinator,
+    read_silo,
+    silo_config,
+)
 from tff_pipeline.config.schema import (
     SPLITS,
     Config,
@@ -23,19 +33,25 @@ from tff_pipeline.config.schema import (
 __all__ = [
     "SPLITS",
     "Config",
+    "CoordinatorFile",
     "ExportSection",
     "GatesSection",
     "ModelSection",
     "PipelineSection",
+    "Policy",
     "PrepareSection",
     "PrivacySection",
     "RuntimeSection",
     "SecureSumSection",
+    "SiloFile",
     "SiloSection",
     "TaskSection",
     "TrainingSection",
     "add_arguments",
-    "assemble",
+    "coordinator_config",
     "known_labels",
     "load",
+    "read_coordinator",
+    "read_silo",
+    "silo_config",
 ]

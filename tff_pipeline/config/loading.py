@@ -41,7 +41,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
       ConfigError: naming the file and key, what was found, what was expected and what to do.
     """
     path = Path(path)
-    tables = _read(path)
+    tables = read_tables(path)
     for override in overrides:
         _override(tables, override)
     config = convert(tables, path)
@@ -49,33 +49,41 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return _with_absolute_paths(config, path.resolve().parent)
 
 
-def assemble(
-    path: str | Path, *, silos: Sequence[Mapping[str, Any]], workdir: Path, runtime: Mapping[str, Any]
-) -> Config:
+def assemble(path: str | Path, *, own: Mapping[str, Any] | None, workdir: Path, runtime: Mapping[str, Any]) -> Config:
     """The configuration of one party of a consortium: the process that all have agreed on, and what is this party's alone.
 
     Args:
-      path: of the process's file, a configuration without silos and without a work directory.
-      silos: a table for each silo of the consortium. Paths in them are absolute.
+      path: of the process's file: a configuration without a work directory and runtime, whose key `silos` lists names.
+      own: a silo's own table, with absolute paths; None for the coordinator.
       workdir: the party's.
       runtime: the party's [runtime] section.
 
     Raises:
-      ConfigError: as of `load`; and if the file says what is each party's own.
+      ConfigError: as of `load`; and if the file says what is each party's own, or does not name this silo.
     """
     path = Path(path)
-    tables = _read(path)
-    for key, where in (("silos", tables), ("runtime", tables), ("workdir", tables.get("pipeline", {}))):
+    tables = read_tables(path)
+    for key, where in (("runtime", tables), ("workdir", tables.get("pipeline", {}))):
         if key in where:
             raise ConfigError(
                 f"{path}: has {key}; expected none in a process that several parties agree on, since each party's own file says it. Remove it here."
             )
-    own = {
-        "silos": [dict(silo) for silo in silos],
-        "runtime": dict(runtime),
-        "pipeline": {**tables.get("pipeline", {}), "workdir": str(workdir.resolve())},
-    }
-    config = convert({**tables, **own}, path)
+    names = tables.get("silos")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(set(names)) < 2:
+        raise ConfigError(
+            f'{path}: silos is not a list of at least two names; expected the silos that agree on the process, as in silos = ["bank", "shop"].'
+        )
+    if own is not None and own["name"] not in names:
+        raise ConfigError(
+            f"{path}: silos are {', '.join(names)}; expected {own['name']!r} among them, the silo whose file this process is named in."
+        )
+    # Of a silo that is elsewhere there is the name; nothing reads its input.
+    silos = [
+        dict(own) if own is not None and name == own["name"] else {"name": name, "input": (), "format": "csv"}
+        for name in names
+    ]
+    pipeline = {**tables.get("pipeline", {}), "workdir": str(workdir.resolve())}
+    config = convert({**tables, "silos": silos, "runtime": dict(runtime), "pipeline": pipeline}, path)
     check(config)
     return _with_absolute_paths(config, path.resolve().parent)
 
@@ -107,7 +115,12 @@ def known_labels(config: Config) -> tuple[str, ...] | None:
     return labels
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_tables(path: Path) -> dict[str, Any]:
+    """The content of a TOML file.
+
+    Raises:
+      ConfigError: if it cannot be read.
+    """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -53,14 +53,15 @@ class Approvals:
                 f"{self._pending}: the process that waits for approval is {waiting}; expected {digest}. Look at it again with `tff-pipeline silo approve`."
             )
         if not self.approved(digest):
-            entries = [*self._entries(), {"process": digest, "approved": now(), "statement": pending["statement"]}]
+            entries = [*self.entries(), {"process": digest, "approved": now(), "statement": pending["statement"]}]
             write_json(self._approved, {"approved": entries})
         self._pending.unlink()
 
     def _digests(self) -> set[str]:
-        return {entry["process"] for entry in self._entries()}
+        return {entry["process"] for entry in self.entries()}
 
-    def _entries(self) -> list[dict[str, Any]]:
+    def entries(self) -> list[dict[str, Any]]:
+        """What was approved, oldest first."""
         if not self._approved.exists():
             return []
         entries = read_json(self._approved).get("approved")

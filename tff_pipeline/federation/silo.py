@@ -21,13 +21,13 @@ import numpy as np
 from tff_pipeline import __version__
 from tff_pipeline.artifacts import Workdir
 from tff_pipeline.config import Config
+from tff_pipeline.config.parties import Policy
 from tff_pipeline.data.snapshots import Snapshot, check_compatible, load_snapshot
 from tff_pipeline.data.tokenization import Tokenizer
 from tff_pipeline.errors import PipelineError, ProtocolError, Refused
 from tff_pipeline.federation import messages
 from tff_pipeline.federation.agreement import Agreement
 from tff_pipeline.federation.approvals import Approvals
-from tff_pipeline.federation.settings import Policy
 from tff_pipeline.privacy import plan as planning
 from tff_pipeline.privacy import statement
 from tff_pipeline.privacy.draws import draw_digest, draw_name

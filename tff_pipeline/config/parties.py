@@ -1,20 +1,20 @@
 """The files that each party of a consortium writes for itself.
 
-All parties have one file that they have agreed on, the process: a configuration (configs/README.md) without [[silos]]. A
-silo's own file says where its text is, what it agrees to, and where its startup kit lies; the coordinator's names no path
-of a silo. `examples` of both are in docs/consortium.md.
+All parties have one file that they have agreed on, the process: a configuration (configs/README.md) that lists the silos'
+names in place of [[silos]] tables. A silo's own file says where its text is, what it agrees to, and where its folder of keys
+and certificates lies; the coordinator's names no path of a silo. docs/consortium.md shows all three.
 """
 
-import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
 
-from tff_pipeline import config as configuration
-from tff_pipeline.config import Config
-from tff_pipeline.config.schema import Devices, Name, Positive
+from tff_pipeline.config import loading
+from tff_pipeline.config.loading import assemble, read_tables
+from tff_pipeline.config.schema import Config, Devices, Name, Positive
 from tff_pipeline.errors import ConfigError
 
 Hours = Annotated[
@@ -89,6 +89,24 @@ class CoordinatorFile(_Table, frozen=True, kw_only=True):
 F = TypeVar("F", SiloFile, CoordinatorFile)
 
 
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in a file: a whole one, or that of a party of a consortium, which names its process.
+
+    Raises:
+      ConfigError: naming the file and key, what was found, what was expected and what to do.
+    """
+    tables = read_tables(Path(path))
+    if "process" not in tables:
+        return loading.load(path, overrides)
+    if overrides:
+        raise ConfigError(
+            f"--set {overrides[0]!r}: {path} is the file of one party of a consortium; expected no --set, since what the parties agree on is changed by all of them, in {tables['process']}."
+        )
+    if "name" in tables:
+        return silo_config(read_silo(Path(path)))
+    return coordinator_config(read_coordinator(Path(path)))
+
+
 def read_silo(path: Path) -> SiloFile:
     """A silo's file, with its paths made absolute.
 
@@ -107,41 +125,27 @@ def read_coordinator(path: Path) -> CoordinatorFile:
     return _read(path, CoordinatorFile)
 
 
-def silo_config(own: SiloFile, silos: list[str]) -> Config:
+def silo_config(own: SiloFile) -> Config:
     """The configuration as this silo has it: its own data, and of the other silos their names.
 
     Raises:
-      ConfigError: if the silo is not one of `silos`, or the process or the silo's data table is wrong.
+      ConfigError: if the process or the silo's data table is wrong, or the process does not name this silo.
     """
-    if own.name not in silos:
-        raise ConfigError(
-            f"{own.path}: name is {own.name!r}; expected a silo of the consortium's roster: {', '.join(silos)}."
-        )
-    base = Path(own.path).parent
-    data = {**own.data, "name": own.name, "input": _absolute_inputs(own.data.get("input", ""), base)}
+    inputs = _absolute_inputs(own.data.get("input", ""), Path(own.path).parent)
+    data = {**own.data, "name": own.name, "input": inputs}
     if own.policy.budget_epsilon is not None:
         data["budget_epsilon"] = own.policy.budget_epsilon
-    tables = [data if name == own.name else _elsewhere(name) for name in silos]
-    return configuration.assemble(
-        own.process, silos=tables, workdir=Path(own.workdir), runtime={"kind": "network", **_options(own.runtime)}
-    )
+    runtime = {"kind": "network", **_options(own.runtime)}
+    return assemble(own.process, own=data, workdir=Path(own.workdir), runtime=runtime)
 
 
-def coordinator_config(own: CoordinatorFile, silos: list[str]) -> Config:
+def coordinator_config(own: CoordinatorFile) -> Config:
     """The configuration as the coordinator has it: of the silos it has the names.
 
     Raises:
       ConfigError: if the process is wrong.
     """
-    tables = [_elsewhere(name) for name in silos]
-    return configuration.assemble(
-        own.process, silos=tables, workdir=Path(own.workdir), runtime={"kind": "network", "devices": "CPU"}
-    )
-
-
-def _elsewhere(name: str) -> dict[str, Any]:
-    """The table of a silo whose data are not here; nothing reads its input."""
-    return {"name": name, "input": (), "format": "csv"}
+    return assemble(own.process, own=None, workdir=Path(own.workdir), runtime={"kind": "network", "devices": "CPU"})
 
 
 def _options(runtime: DeviceTable) -> dict[str, Any]:
@@ -153,18 +157,13 @@ def _absolute_inputs(inputs: Any, base: Path) -> Any:
         return {split: _absolute_inputs(part, base) for split, part in inputs.items()}
     if isinstance(inputs, list | tuple):
         return [_absolute_inputs(part, base) for part in inputs]
+    if not isinstance(inputs, str):
+        return inputs  # refused with the rest of the table
     return inputs if "://" in inputs else str(base / Path(inputs).expanduser())
 
 
 def _read(path: Path, kind: type[F]) -> F:
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({error.strerror}); expected the party's own file, as docs/consortium.md shows it."
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}.") from None
+    tables = read_tables(path)
     if "path" in tables:
         raise ConfigError(f"{path}: there is no key path; expected one of those in docs/consortium.md. Remove it.")
     try:
