@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,15 @@ def test_what_a_process_left_that_was_killed_is_removed(tmp_path):
     made(tmp_path / "thing")
 
     assert names(tmp_path) == ["thing"]
+
+
+def test_installed_versions_are_read_once_and_nobody_changes_anothers():
+    versions = artifacts.versions()
+    reads = artifacts._installed_versions.cache_info().misses
+    versions["tensorflow"] = "changed by whoever asked"
+
+    assert artifacts.versions()["tensorflow"] == metadata.version("tensorflow")
+    assert artifacts._installed_versions.cache_info().misses == reads
 
 
 class TestWhatIsRefused:

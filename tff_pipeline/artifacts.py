@@ -14,6 +14,7 @@ directory that lacks one of them, or does not match them, is not used.
 """
 
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -97,6 +98,12 @@ def sha256_file(path: Path) -> str:
 
 def versions() -> dict[str, str]:
     """The installed versions of the packages that an artifact depends on."""
+    return dict(_installed_versions())
+
+
+@functools.cache
+def _installed_versions() -> dict[str, str]:
+    """`versions`, read once a process: a manifest is written after every round, and the packages' files take longer than it."""
     installed = {}
     for package in _VERSIONED:
         try:

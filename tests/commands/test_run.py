@@ -1,18 +1,22 @@
-"""The whole pipeline in processes of its own: killed with SIGKILL at the borders of stages and inside rounds, and resumed."""
+"""The whole pipeline in processes of its own: killed with SIGKILL at the borders of stages and inside rounds, and resumed.
+
+What it is compared with runs in a process that starts Python; the others are forked from one that has imported everything.
+"""
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from builders import environment
+from builders.warm_pipeline import WarmPipeline
 
 TEXTS = {
     "bank": {
@@ -70,40 +74,50 @@ def write_inputs(folder: Path) -> Path:
         delta = 1e-3
         [export]
         examples = ["lost my card"]
+        explain_steps = 2
         """
         + silos
     )
     return config
 
 
-def start(config: Path, *arguments: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "tff_pipeline", "run", "--config", str(config), "--json", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def arguments(config: Path, *more: str) -> list[str]:
+    return ["run", "--config", str(config), "--json", *more]
 
 
-def finish(config: Path, *arguments: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def started_anew(config: Path, *more: str, timeout_s: float = 300.0) -> tuple[int, str, str]:
+    """Runs a process that starts Python: its exit code, standard output and standard error."""
+    command = [sys.executable, "-m", "tff_pipeline", *arguments(config, *more)]
+    process = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=timeout_s, check=False)
+    return process.returncode, process.stdout, process.stderr
+
+
+def finish(warm: WarmPipeline, config: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Runs to the end; what it printed, and its events."""
-    process = start(config, *arguments)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err[-3000:]
+    process = warm.start(*arguments(config))
+    err = process.stderr.read()
+    out = process.stdout.read()
+    assert process.wait() == 0, err[-3000:]
     return json.loads(out), [json.loads(line) for line in err.splitlines()]
 
 
-def kill_at(config: Path, reached: Callable[[dict[str, Any]], bool], *, later_s: float = 0.0) -> dict[str, Any]:
+def kill_at(
+    warm: WarmPipeline, config: Path, reached: Callable[[dict[str, Any]], bool], *, later_s: float = 0.0
+) -> dict[str, Any]:
     """Starts the pipeline and kills it, with SIGKILL, `later_s` after an event; returns that event."""
-    process = start(config)
+    process = warm.start(*arguments(config))
     try:
-        assert process.stderr is not None
         for line in process.stderr:
             event = json.loads(line)
             if reached(event):
                 time.sleep(later_s)
-                os.kill(process.pid, signal.SIGKILL)
+                process.kill()
+                assert process.wait() == -signal.SIGKILL
                 return event
         raise AssertionError(f"the pipeline ended with {process.wait()} before it was to be killed")
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
 
 
 def weights(result: dict[str, Any]) -> list[np.ndarray]:
@@ -120,21 +134,28 @@ def charges(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmPipeline]:
+    with WarmPipeline(tmp_path_factory.mktemp("warm") / "log") as pipeline:
+        yield pipeline
+
+
+@pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     config = write_inputs(tmp_path_factory.mktemp("whole"))
-    result, events = finish(config)
-    return {"config": config, "events": events, **result}
+    code, out, err = started_anew(config)
+    assert code == 0, err[-3000:]
+    return {"config": config, "events": [json.loads(line) for line in err.splitlines()], **json.loads(out)}
 
 
-def test_a_pipeline_killed_again_and_again_ends_as_one_that_was_not(uninterrupted, tmp_path):
+def test_a_pipeline_killed_again_and_again_ends_as_one_that_was_not(uninterrupted, warm, tmp_path):
     config = write_inputs(tmp_path)
 
-    kill_at(config, lambda event: event["event"] == "prepare" and event["silo"] == "bank")
-    kill_at(config, lambda event: event["event"] == "compile")
-    kill_at(config, lambda event: event["event"] == "train" and event.get("round") == 2, later_s=0.02)
-    inside = kill_at(config, lambda event: event["event"] == "train" and event.get("round", 0) >= 3)
-    kill_at(config, lambda event: event["event"] == "export")
-    result, events = finish(config)
+    kill_at(warm, config, lambda event: event["event"] == "prepare" and event["silo"] == "bank")
+    kill_at(warm, config, lambda event: event["event"] == "compile")
+    kill_at(warm, config, lambda event: event["event"] == "train" and event.get("round") == 2, later_s=0.02)
+    inside = kill_at(warm, config, lambda event: event["event"] == "train" and event.get("round", 0) >= 3)
+    kill_at(warm, config, lambda event: event["event"] == "export")
+    result, events = finish(warm, config)
 
     assert inside["round"] < ROUNDS
     for one, other in zip(weights(result), weights(uninterrupted), strict=True):
@@ -161,8 +182,8 @@ def test_secrets_go_with_the_run(uninterrupted):
     assert not list(workdir.rglob("features.npy"))
 
 
-def test_a_finished_pipeline_does_nothing_more(uninterrupted):
-    again, events = finish(uninterrupted["config"])
+def test_a_finished_pipeline_does_nothing_more(uninterrupted, warm):
+    again, events = finish(warm, uninterrupted["config"])
     assert {**again} == {key: uninterrupted[key] for key in again}
     assert not [event for event in events if event["event"] in ("compile", "encode", "evaluate")]
 
@@ -188,8 +209,7 @@ def test_rounds_are_reported_and_kept(uninterrupted):
 
 
 def test_a_mistake_is_one_clear_line_and_an_exit_code(uninterrupted):
-    process = start(uninterrupted["config"], "--set", "training.clients_per_rund=5")
-    _, err = process.communicate(timeout=60)
+    code, _, err = started_anew(uninterrupted["config"], "--set", "training.clients_per_rund=5", timeout_s=60)
     (event,) = [json.loads(line) for line in err.splitlines()]
-    assert process.returncode == event["exit_code"] == 2
+    assert code == event["exit_code"] == 2
     assert "no key `clients_per_rund` in [training]. Did you mean `clients_per_round`?" in event["message"]

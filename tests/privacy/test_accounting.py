@@ -94,6 +94,28 @@ def test_epsilon_is_dp_accountings_own():
         assert direct <= made.curve() <= direct * 1.002 + 1e-3
 
 
+def test_a_run_that_asks_after_every_round_discretises_its_mechanism_once(monkeypatch):
+    """Every distribution is kept, for all numbers of rounds, and only for its own noise, sampling and step."""
+    losses = accounting.privacy_loss_distribution
+    made: list[tuple[float, float, float]] = []
+
+    def counted(noise: float, *, value_discretization_interval: float, sampling_prob: float) -> Any:
+        made.append((noise, sampling_prob, value_discretization_interval))
+        return sound(noise, value_discretization_interval=value_discretization_interval, sampling_prob=sampling_prob)
+
+    sound = losses.from_gaussian_mechanism
+    monkeypatch.setattr(losses, "from_gaussian_mechanism", counted)
+    event = {"kind": "poisson_gaussian", "sampling_probability": 0.123, "noise_multiplier": 1.5}
+    changes = ({"noise_multiplier": 1.6}, {"sampling_probability": 0.2})
+    spent = [accounting.epsilon([(event, rounds)], 1e-5, step=0.01) for rounds in range(1, 9)]
+    for change in changes:
+        spent.append(accounting.epsilon([({**event, **change}, 8)], 1e-5, step=0.01))
+    spent.append(accounting.epsilon([(event, 8)], 1e-5, step=0.02))
+
+    assert made == [(1.5, 0.123, 0.01), (1.6, 0.123, 0.01), (1.5, 0.2, 0.01), (1.5, 0.123, 0.02)]
+    assert len(set(spent)) == len(spent)
+
+
 def test_epsilon_is_monotone_in_rounds_rate_and_noise_everywhere():
     """Twenty settings drawn at random, each made a little worse in one way; coarse steps."""
     random = np.random.default_rng(5)

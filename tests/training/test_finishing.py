@@ -92,9 +92,9 @@ def finished_in_a_child(config: Config, profile: Any) -> int:
 
 def test_killed_before_any_system_call_of_finishing_it_is_finished_by_the_next_call(all_but_finished, tmp_path):
     sealed_with_keys, kills = 0, 0
+    before = state_of(copied(all_but_finished, tmp_path / "killed"))
     for profile in system_calls():
         config = copied(all_but_finished, tmp_path / "killed")
-        before = state_of(config)
         status = finished_in_a_child(config, profile)
         assert status in (0, KILLED)
         run = training.job(config).folder

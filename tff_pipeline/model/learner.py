@@ -28,6 +28,9 @@ from tff_pipeline.data.records import IGNORED
 from tff_pipeline.model.network import Network, replaced_initializers
 
 MILLION = 1_000_000
+# TFF builds its graphs with AutoGraph, which rewrites every Python function that it meets: all of Keras and transformers
+# here, for half of the time that a process takes to build. A model has no branches on tensors, so nothing needs it.
+_as_written = tf.autograph.experimental.do_not_convert
 _FILES = "places.json"  # in a folder of frozen weights: the file of each variable, by the variable's index
 
 
@@ -53,9 +56,11 @@ class _Learner(tff.learning.models.VariableModel):
     local_variables = property(lambda self: [self._loss, self._correct, self._instances, self._finite])
     input_spec = property(lambda self: self._spec)
 
+    @_as_written
     def predict_on_batch(self, batch_input: Any, training: bool = True) -> Any:
         return self._logits(batch_input)
 
+    @_as_written
     def forward_pass(self, batch_input: Any, training: bool = True) -> tff.learning.models.BatchOutput:
         inputs, labels = batch_input
         logits = self._logits(inputs)
@@ -72,6 +77,7 @@ class _Learner(tff.learning.models.VariableModel):
         mean = tf.reduce_sum(losses) / tf.maximum(tf.cast(instances, tf.float32), 1.0)
         return tff.learning.models.BatchOutput(loss=mean, predictions=logits, num_examples=instances)
 
+    @_as_written
     def report_local_unfinalized_metrics(self) -> Any:
         return collections.OrderedDict(
             loss=[self._loss, self._instances],
@@ -82,13 +88,13 @@ class _Learner(tff.learning.models.VariableModel):
         )
 
     def metric_finalizers(self) -> Any:
-        @tf.function
+        @tf.function(autograph=False)
         def mean(total_and_count: Any) -> tf.Tensor:
             return tf.math.divide_no_nan(
                 tf.cast(total_and_count[0], tf.float32), tf.cast(total_and_count[1], tf.float32)
             )
 
-        @tf.function
+        @tf.function(autograph=False)
         def total(value: Any) -> tf.Tensor:
             return value[0]
 
@@ -96,6 +102,7 @@ class _Learner(tff.learning.models.VariableModel):
             loss=mean, accuracy=mean, instances=total, finite_clients=total, client_accuracy=total
         )
 
+    @_as_written
     def reset_metrics(self) -> None:
         for variable in self.local_variables:
             variable.assign(tf.zeros_like(variable))
@@ -129,6 +136,7 @@ class TextLearner(_Learner):
 
         super().__init__(logits, network.trained_variables(trainable), tf.TensorSpec([None, None], tf.int32), labels)
 
+    @_as_written
     def forward_pass(self, batch_input: Any, training: bool = True) -> tff.learning.models.BatchOutput:
         tokens, labels = batch_input
         # Truncated to the longest text of the batch: attention over columns of padding only would be wasted.
@@ -181,6 +189,7 @@ class CanaryLearner(_Learner):
         spec = tf.TensorSpec([None, sum(self._sizes)], tf.float32), tf.TensorSpec([None], tf.int32)
         super().__init__(lambda features: features[:, :1], weights, *spec)
 
+    @_as_written
     def forward_pass(self, batch_input: Any, training: bool = True) -> tff.learning.models.BatchOutput:
         features, _ = batch_input
         parts = tf.split(tf.reduce_mean(features, axis=0), self._sizes)
