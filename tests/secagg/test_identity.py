@@ -164,6 +164,7 @@ def test_an_identity_key_from_pem():
         (pem(BANK), b"word", "holds no private key that can be read"),
         (pem(AUTHORITY), None, "key.pem: holds another kind of private key; expected Ed25519"),
     ],
+    ids=["text", "no password", "wrong password", "password for none", "RSA"],  # keys are others in every process
 )
 def test_what_is_no_identity_key(content, password, match):
     with pytest.raises(ProtocolError, match=match) as error:

@@ -26,7 +26,7 @@ from tff_pipeline.artifacts import Workdir, is_complete, read_json
 from tff_pipeline.config import Config
 from tff_pipeline.data.snapshots import RemoteSnapshot, check_compatible, union_labels
 from tff_pipeline.data.tokenization import Tokenizer
-from tff_pipeline.errors import ArtifactError, TrainingError
+from tff_pipeline.errors import ArtifactError, ProtocolError, TrainingError
 from tff_pipeline.federation import messages
 from tff_pipeline.federation.agreement import Agreement
 from tff_pipeline.privacy import plan as planning
@@ -79,6 +79,10 @@ class Coordinator:
     def __init__(self, config: Config, consortium: Consortium, link: Link, patience: Patience, progress: Progress):
         self._config, self._consortium, self._link = config, consortium, link
         self._patience, self._progress = patience, progress
+        # What a silo that was restarted is told again.
+        self._terms: messages.Terms | None = None
+        self._start: messages.Base | None = None
+        self._ready: dict[str, messages.Ready] = {}
 
     def run(self) -> Path:
         """Trains, or goes on training, the run of this configuration and these silos' data.
@@ -154,6 +158,7 @@ class Coordinator:
             folder=run,
             patience=self._patience,
             tell=self._progress.event,
+            rejoin=self._rejoin,
         )
         self._rounds(work, compiled, initial, server, _Draws(plan, draw), rounds, store, fed)
         return facts
@@ -202,6 +207,7 @@ class Coordinator:
             largest_weight=work.largest_weight,
             process=agreement.digest,
         )
+        self._terms = terms
         joined = self._all("join", dict.fromkeys(silos, terms), messages.Joined)
         return {name: answer.commitment for name, answer in joined.items()}
 
@@ -224,6 +230,7 @@ class Coordinator:
             weights=requests.arrays_of(base),
         )
         ready = self._all("base", dict.fromkeys(commitments, message), messages.Ready)
+        self._start, self._ready = message, ready
         frozen = {artifacts.canonical_json(answer.frozen) for answer in ready.values()}
         if len(frozen) > 1:
             raise TrainingError(
@@ -231,6 +238,31 @@ class Coordinator:
             )
         features = [ready[snapshot.silo].features for snapshot in work.snapshots]
         return artifacts.canonical_json([*features, *(answer.frozen for answer in [*ready.values()][:1])]).decode()
+
+    def _rejoin(self, name: str) -> bool:
+        """Brings a silo that was restarted into the run again, if it is what it was: its key, and what its clients are fed with."""
+        if self._terms is None or self._start is None:
+            return False
+        try:
+            for stage, message, kind, expected in (
+                ("join", self._terms, messages.Joined, messages.Joined(commitment=self._start.silos[name])),
+                ("base", self._start, messages.Ready, self._ready[name]),
+            ):
+                ((_, outcome),) = self._once(stage, {name: message})
+                if not isinstance(outcome, Answer):
+                    return False
+                if requests.decode(outcome.content, kind, where=f"answer of silo {name} to {stage}") != expected:
+                    self._progress.event(
+                        "rejoin",
+                        f"silo {name} is back with another key, or other data, than it began the run with; it stays out. Start the coordinator again: everything is then drawn anew",
+                        silo=name,
+                    )
+                    return False
+        except ProtocolError as error:
+            self._progress.event("rejoin", str(error), silo=name)
+            return False
+        self._progress.event("rejoin", f"silo {name} is back in the run", silo=name)
+        return True
 
     def _finish(self, work: Job) -> None:
         """Has the silos remove their keys. One that is not there does so when it is asked for the next run, or by `abandon`."""

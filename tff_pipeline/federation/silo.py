@@ -20,12 +20,11 @@ import numpy as np
 
 from tff_pipeline import __version__
 from tff_pipeline.artifacts import Workdir
-from tff_pipeline.config import Config
-from tff_pipeline.config.parties import Policy
+from tff_pipeline.config import Config, Policy
 from tff_pipeline.data.snapshots import Snapshot, check_compatible, load_snapshot
 from tff_pipeline.data.tokenization import Tokenizer
 from tff_pipeline.errors import PipelineError, ProtocolError, Refused
-from tff_pipeline.federation import messages
+from tff_pipeline.federation import messages, policy
 from tff_pipeline.federation.agreement import Agreement
 from tff_pipeline.federation.approvals import Approvals
 from tff_pipeline.privacy import plan as planning
@@ -87,12 +86,12 @@ class SiloParty:
     Args:
       config: the process, as this silo has it.
       identity: who it is.
-      policy: what it agrees to.
+      agreed: its policy.
       progress: for events; they stay here.
     """
 
-    def __init__(self, config: Config, identity: Identity, policy: Policy, progress: Progress):
-        self._config, self._identity, self._policy, self._progress = config, identity, policy, progress
+    def __init__(self, config: Config, identity: Identity, agreed: Policy, progress: Progress):
+        self._config, self._identity, self._policy, self._progress = config, identity, agreed, progress
         self._workdir = Workdir(config.workdir)
         self.approvals = Approvals(config.workdir)
         self._run: _Joined | None = None
@@ -111,7 +110,7 @@ class SiloParty:
           Refused: if the silo does not take part; with the reason that the coordinator is told.
         """
         try:
-            self._require_hours()
+            policy.require_hours(self._policy, time.strftime("%H:%M"))
             if stage in self._stages:
                 return self._stages[stage](request)
             return self._in_round(stage, round_number, request)
@@ -157,28 +156,11 @@ class SiloParty:
 
     def _join(self, request: bytes | memoryview) -> bytes:
         terms = _decode(request, messages.Terms)
-        self._require_policy(terms)
+        policy.require_terms(self._policy, self._identity.roster.keys(), terms)
         if self._run is None or self._run.terms != terms:
             self.close()
             self._run = self._joined(terms)
         return msgspec.msgpack.encode(messages.Joined(commitment=self._run.draws.key.commitment))
-
-    def _require_policy(self, terms: messages.Terms) -> None:
-        policy, silos = self._policy, set(terms.silos)
-        if silos != self._identity.roster.keys():
-            raise Refused(
-                f"the run is of silos {', '.join(sorted(silos))[:200]}; this silo's roster has {', '.join(sorted(self._identity.roster))}. Expected the same."
-            )
-        if len(silos) < policy.least_silos:
-            raise Refused(f"the run has {len(silos)} silos; this silo's policy asks for at least {policy.least_silos}.")
-        if terms.threshold < policy.threshold:
-            raise Refused(
-                f"the run's threshold is {terms.threshold}; this silo's policy asks for at least {policy.threshold}: no sum over fewer silos is to be seen."
-            )
-        if 2 * terms.threshold <= len(silos) + policy.colluding:
-            raise Refused(
-                f"the run's threshold is {terms.threshold} of {len(silos)} silos; this silo's policy counts on {policy.colluding} of them to collude with the coordinator, so that it asks for more than {(len(silos) + policy.colluding) / 2:g}."
-            )
 
     def _joined(self, terms: messages.Terms) -> _Joined:
         """Works out what the run would do, and joins it if that is approved."""
@@ -356,19 +338,12 @@ class SiloParty:
             raise Refused(
                 f"this silo is in no run; expected stages 'join' and 'base' before {stage[:40]!r}. It was restarted: start the run again."
             )
-        limit = self._policy.max_mb_a_round * 1e6
         self._moved = (0 if stage == "advertise" else self._moved) + len(request)
-        if limit and self._moved > limit:
-            raise Refused(
-                f"the round has sent {self._moved / 1e6:.1f} MB; this silo's policy allows {limit / 1e6:.1f} MB a round."
-            )
+        policy.require_bandwidth(self._policy, self._moved)
         started = time.monotonic()
         answer = self._run.rounds.answer(stage, number, request)
         self._moved += len(answer)
-        if limit and self._moved > limit:
-            raise Refused(
-                f"the answer would bring the round to {self._moved / 1e6:.1f} MB; this silo's policy allows {limit / 1e6:.1f} MB a round."
-            )
+        policy.require_bandwidth(self._policy, self._moved)
         self._progress.event(
             "stage",
             round=number + 1,
@@ -390,15 +365,6 @@ class SiloParty:
             "finish", f"run {finish.run} is over; {len(removed)} of its files were removed", run=finish.run
         )
         return msgspec.msgpack.encode(messages.Finished(run=finish.run))
-
-    def _require_hours(self) -> None:
-        if self._policy.hours is None:
-            return
-        start, end = self._policy.hours.split("-")
-        now = time.strftime("%H:%M")
-        inside = start <= now < end if start <= end else now >= start or now < end
-        if not inside:
-            raise Refused(f"it is {now} here; this silo takes part from {start} to {end}.")
 
 
 def _decode(request: bytes | memoryview, kind: type[M]) -> M:

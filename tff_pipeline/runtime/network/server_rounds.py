@@ -75,6 +75,7 @@ class SecureRounds:
       folder: of the run, for the number of the last attempt.
       patience: how long to wait.
       tell: told what goes wrong.
+      rejoin: brings a silo that refused or was lost into the run again, as after its restart; says whether it is in it.
     """
 
     def __init__(
@@ -88,10 +89,12 @@ class SecureRounds:
         folder: Path,
         patience: Patience,
         tell: Tell,
+        rejoin: Callable[[str], bool] = lambda silo: True,
     ):
         self._link, self._roster, self._threshold, self._session = link, dict(roster), threshold, session
         self._charges, self._patience, self._tell = charges, patience, tell
         self._attempts = folder / "attempts.json"
+        self._rejoin, self._out = rejoin, set[str]()  # silos that have to be brought back
         self.bytes_down = self.bytes_up = 0  # of the newest round, to and from the silo with most of them
 
     def sum(self, at: Round, broadcast: Sequence[np.ndarray], slots: Sequence[Slot]) -> Sums:
@@ -202,12 +205,14 @@ class SecureRounds:
                 up[name] += len(outcome.content)
                 yield name, outcome.content
             elif isinstance(outcome, Refusal):
+                self._out.add(name)
                 self._tell(
                     "refused",
                     f"silo {name} refused stage {stage} of round {at.number + 1}: {outcome.reason}",
                     silo=name,
                 )
             else:
+                self._out.add(name)
                 self._tell(
                     "lost",
                     f"silo {name} did not answer stage {stage} of round {at.number + 1} ({outcome.how}); the round goes on without it",
@@ -237,7 +242,7 @@ class SecureRounds:
         members = self._charges.members(at)
         end, said = time.monotonic() + self._patience.silos, False
         while True:
-            connected = self._link.silos() & self._roster.keys()
+            connected = {name for name in self._link.silos() & self._roster.keys() if self._in(name)}
             asked = connected if members is None else connected & set(members)
             if len(asked) >= self._threshold:
                 return sorted(asked)
@@ -255,6 +260,12 @@ class SecureRounds:
                 self._tell("waiting", f"round {at.number + 1} waits for silos: {missing}", missing=missing)
                 said = True
             time.sleep(_POLL_S)
+
+    def _in(self, name: str) -> bool:
+        """Whether the silo is in the run, or is again."""
+        if name in self._out and self._rejoin(name):
+            self._out.discard(name)
+        return name not in self._out
 
     def _next_attempt(self) -> int:
         """A number that no attempt of this run had, on disk before it is used."""
