@@ -144,8 +144,8 @@ def _own(value: Any, modules: set[str]) -> Hashable:
         return ModelSection, msgspec.structs.replace(value, vocabulary=None)  # beside it a tokenizer is given
     if isinstance(value, Tokenizer):
         return Tokenizer, value.fingerprint
-    if type(value).__name__ == "Job":
-        return type(value), _content((value.config, value.labels, value.tokenizer), modules)
+    if type(value).__name__ in ("Job", "SiloJob"):
+        return "Job", _content((value.config, value.labels, value.tokenizer), modules)
     if type(value).__name__ == "Network":
         encoder = json.loads(value.transformer.config.to_json_string())
         return type(value), json.dumps(encoder, sort_keys=True), value.labels, value.task, value.pooling

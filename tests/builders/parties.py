@@ -8,6 +8,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from builders import compiled
 from builders.tiny import Row, quiet, vocabulary
 from tff_pipeline.config import parties as settings
 from tff_pipeline.config.parties import CoordinatorFile, SiloFile
@@ -39,7 +40,7 @@ server_momentum = 0.0
 {privacy}
 """
 GAUSSIAN = 'mechanism = "gaussian"\nclip_norm = 1.0\nnoise_multiplier = 1.0\ndelta = 1e-3'
-NONE = 'mechanism = "none"'
+DISTRIBUTED = GAUSSIAN.replace("gaussian", "distributed_discrete_gaussian") + "\ntolerated_silos = 1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +52,14 @@ class Parties:
       silos: the silos' files, by name.
       coordinator: the coordinator's file.
       keys: the silos' identity keys, by name.
+      running: the newest service of each silo, by name.
     """
 
     folder: Path
     silos: Mapping[str, SiloFile]
     coordinator: CoordinatorFile
     keys: Mapping[str, Ed25519PrivateKey]
+    running: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def roster(self) -> dict[str, bytes]:
@@ -69,6 +72,7 @@ class Parties:
         """Each silo prepares its own text."""
         from beam_jobs.prepare_silo import prepare
 
+        compiled.share()  # all parties of a process compile the same
         for name in self.silos:
             prepare(self.config_of(name), name, progress=quiet())
 
@@ -76,8 +80,12 @@ class Parties:
         """The silo's service, as a new process has it."""
         from tff_pipeline.federation.silo import Identity, SiloParty
 
+        if name in self.running:
+            self.running.pop(name).close()  # what the end of its process does
         own = self.silos[name]
-        return SiloParty(self.config_of(name), Identity(name, self.keys[name], self.roster), own.policy, quiet())
+        party = SiloParty(self.config_of(name), Identity(name, self.keys[name], self.roster), own.policy, quiet())
+        self.running[name] = party
+        return party
 
     def link(self, **options: Any) -> Any:
         from tff_pipeline.runtime.network.loopback import LoopbackLink

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from builders.parties import GAUSSIAN, NONE, THREE, parties
+from builders.parties import DISTRIBUTED, GAUSSIAN, THREE, parties
 from builders.tiny import quiet, trained_weights
 
 from tff_pipeline import config as configuration
@@ -26,9 +26,9 @@ def locally(folder, made):
     return train(config, progress=quiet())
 
 
-@pytest.mark.parametrize(("trainable", "privacy"), [("head", GAUSSIAN), ("full", NONE)])
-def test_the_weights_are_those_of_the_local_runtime(tmp_path, trainable, privacy):
-    made = parties(tmp_path, privacy=privacy, trainable=trainable)
+@pytest.mark.parametrize("privacy", [GAUSSIAN, DISTRIBUTED], ids=["gaussian", "distributed"])
+def test_the_weights_are_those_of_the_local_runtime(tmp_path, privacy):
+    made = parties(tmp_path, privacy=privacy)
     with made.link() as link:
         with pytest.raises(Exception, match=r"is not approved here; it is the turn of"):
             made.coordinate(link)
