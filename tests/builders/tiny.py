@@ -16,11 +16,12 @@ ROWS: dict[str, list[Row]] = {
 PRIVATE = ("privacy.mechanism=gaussian", "privacy.clip_norm=1.0", "privacy.noise_multiplier=1.0", "privacy.delta=1e-3")
 
 
-def vocabulary(folder: Path) -> Path:
+def vocabulary(folder: Path, words: Sequence[str] = WORDS) -> Path:
+    """A file of these words, and of the letters that all others are spelt with."""
     path = folder / "vocab.txt"
     letters = "abcdefghijklmnopqrstuvwxyz"
     path.write_text(
-        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, *letters, *(f"##{letter}" for letter in letters)]) + "\n"
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words, *letters, *(f"##{letter}" for letter in letters)]) + "\n"
     )
     return path
 
@@ -55,6 +56,8 @@ def configured(folder: Path, silos: str, *, task: str = "", changes: Sequence[st
         server_momentum = 0.0
         [privacy]
         mechanism = "none"
+        [export]
+        explain_steps = 4
         {silos}
         """
     )

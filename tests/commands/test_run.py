@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import environment
+from builders.tiny import vocabulary
 from builders.warm_pipeline import WarmPipeline
 
 TEXTS = {
@@ -44,8 +45,7 @@ def write_inputs(folder: Path) -> Path:
                 label = str(random.choice(sorted(labels)))
                 rows.append(f"{silo}-{client},{random.choice(labels[label])},{label}")
         (folder / f"{silo}.csv").write_text("\n".join(rows) + "\n")
-    letters = [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
-    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *VOCABULARY, *letters]) + "\n")
+    vocabulary(folder, VOCABULARY)
     silos = "".join(
         f'[[silos]]\nname = "{silo}"\ninput = "{silo}.csv"\nformat = "csv"\nclient = "customer"\n' for silo in TEXTS
     )

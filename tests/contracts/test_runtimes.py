@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import environment
+from builders import environment, runtimes
 from builders.cases import (
     COHORT,
     HIDDEN,
@@ -49,19 +49,13 @@ def head() -> Case:
 
 @pytest.fixture(scope="module")
 def local(case: Case) -> Iterator[Any]:
-    from tff_pipeline.runtime.local import LocalRuntime
-    from tff_pipeline.runtime.scripted import ScriptedRuntime
-
-    with ScriptedRuntime(LocalRuntime, case.compiled, case.silos, session="test") as runtime:
+    with runtimes.local(case) as runtime:
         yield runtime
 
 
 @pytest.fixture(scope="module")
 def reference(case: Case) -> Iterator[Any]:
-    from tff_pipeline.runtime.reference import ReferenceRuntime
-    from tff_pipeline.runtime.scripted import ScriptedRuntime
-
-    with ScriptedRuntime(ReferenceRuntime, case.compiled, case.silos) as runtime:
+    with runtimes.reference(case) as runtime:
         yield runtime
 
 

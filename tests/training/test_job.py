@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders.tiny import Row, configured, prepare_all, prepared, quiet, trained_weights
+from builders.tiny import PRIVATE, Row, configured, prepare_all, prepared, quiet, trained_weights
 
 from tff_pipeline.artifacts import Workdir, is_complete, read_json
 from tff_pipeline.config import Config
@@ -216,13 +216,7 @@ def test_a_silo_without_training_clients_takes_no_part(tmp_path):
 
 def test_rounds_nobody_is_sampled_for_are_charged_and_noised(tmp_path):
     """A cohort of 0.001 clients is expected, so nobody comes; the weights still move, by the noise alone."""
-    private = [
-        "privacy.mechanism=gaussian",
-        "privacy.clip_norm=1.0",
-        "privacy.noise_multiplier=1.0",
-        "privacy.delta=1e-3",
-    ]
-    config = prepared(tmp_path, ROWS, changes=["training.clients_per_round=0.001", *private])
+    config = prepared(tmp_path, ROWS, changes=["training.clients_per_round=0.001", *PRIVATE])
 
     run = train(config, progress=quiet())
 
@@ -233,13 +227,7 @@ def test_rounds_nobody_is_sampled_for_are_charged_and_noised(tmp_path):
 
 
 def test_a_budget_that_does_not_suffice_stops_the_run_before_it_starts(tmp_path):
-    private = [
-        "privacy.mechanism=gaussian",
-        "privacy.clip_norm=1.0",
-        "privacy.noise_multiplier=1.0",
-        "privacy.delta=1e-3",
-    ]
-    config = prepared(tmp_path, ROWS, changes=[*private, "privacy.budget_epsilon=0.1"])
+    config = prepared(tmp_path, ROWS, changes=[*PRIVATE, "privacy.budget_epsilon=0.1"])
     with pytest.raises(PrivacyError, match=r"over privacy.budget_epsilon 0\.1 .*rounds left at these settings: 0"):
         train(config, progress=quiet())
     assert not Workdir(config.workdir).ledger("tiny").exists()
