@@ -193,8 +193,12 @@ class Parties:
             state = applied(state, total)
         return state.weights[0]
 
-    def require_sound(self) -> None:
-        """Raises AssertionError unless every file and all that left the silos keep what the rounds promise."""
+    def require_sound(self, *, forged: bool = False) -> None:
+        """Raises AssertionError unless every file and all that left the silos keep what the rounds promise.
+
+        Where requests were `forged`, which a link with certificates rules out, what a silo's line says about the population's is
+        not looked at: it is the coordinator's word.
+        """
         ledgers = {name: self.ledger(name) for name in ("", *NAMES)}
         charged: dict[str, list[str]] = {}
         for owner, ledger in ledgers.items():
@@ -207,7 +211,7 @@ class Parties:
                 assert left.name in charged[""], "the population was not charged"
         lines = ledgers[""].lines()
         for name in NAMES:
-            for entry in ledgers[name].entries():
+            for entry in () if forged else ledgers[name].entries():
                 line = lines[entry["counterpart"]["lines"] - 1]
                 assert line["hash"] == entry["counterpart"]["hash"]
                 assert charge_of(line) == charge_of(entry)
