@@ -127,6 +127,22 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
+def append_synced(handle: int, content: bytes) -> None:
+    """Appends to an open file, on disk when it returns; where that fails, as on a full disk, nothing of `content` is left.
+
+    A disk that becomes full takes a part of what is written, and says so only to the next write.
+    """
+    end = os.fstat(handle).st_size
+    rest = memoryview(content)
+    try:
+        while rest:
+            rest = rest[os.write(handle, rest) :]
+        os.fsync(handle)
+    except BaseException:
+        os.ftruncate(handle, end)
+        raise
+
+
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Writes a file so that `path` holds either what it held before or all of `data`, also after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -69,7 +69,7 @@ class Case:
     weights: Sequence[np.ndarray]
 
 
-def head_case(made: PrivacyPlan | None = None) -> Case:
+def head_case(made: PrivacyPlan | None = None, names: Sequence[str] = tuple(COHORT)) -> Case:
     from tff_pipeline.learning import process as learning
     from tff_pipeline.model.learner import FeatureLearner
     from tff_pipeline.runtime.clients import FeatureClients
@@ -80,7 +80,7 @@ def head_case(made: PrivacyPlan | None = None) -> Case:
     # Unequal on purpose: one example, several batches, an odd last batch.
     starts = np.cumsum([0, 3, 1, 20, 7])
     silos = []
-    for name in COHORT:
+    for name in names:
         features = random.normal(size=(31, HIDDEN)).astype(np.float32)
         silos.append(
             FeatureClients(

@@ -70,7 +70,7 @@ class Consortium:
         account = SiloAccount(self.silo_ledger(name), None, self.plan, run=RUN, draw=self.draws.name)
         noised = self.compiled.noised_slots
         silo = Silo(self.clients[name], self.workers, draws, noised=noised, charges=account)
-        work = TrainingWork(silo, draws, account, noised=noised)
+        work = TrainingWork(silo, draws, account, draw=self.draws.digest, noised=noised)
         member = Membership(name, self.identities[name], self.roster, self.threshold)
         return SiloRounds(member, RUN, work, self.folder / name / "rounds")
 

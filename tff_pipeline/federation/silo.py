@@ -77,7 +77,9 @@ class _Joined:
     compiled: "Compiled"
     draws: SiloDraws
     open: contextlib.ExitStack
+    draw: str = ""
     rounds: "SiloRounds | None" = None
+    rounds_open: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
 
 
 class SiloParty:
@@ -127,6 +129,7 @@ class SiloParty:
     def close(self) -> None:
         """Gives up what is under way. Nothing is lost: the silo goes on from its files."""
         if self._run is not None:
+            self._run.rounds_open.close()
             self._run.open.close()
             self._run = None
 
@@ -246,7 +249,10 @@ class SiloParty:
         self._take_weights(run, base)
         digest = draw_digest(base.origin, base.server, base.silos)
         self._require_key_is_newest(run, digest)
-        if run.rounds is None:
+        if run.rounds is None or run.draw != digest:
+            # The coordinator may have drawn its key anew: what is charged from now on is another draw.
+            run.rounds_open.close()
+            run.rounds, run.draw = None, digest
             run.rounds = self._rounds(run, digest)
         features = training.contents_of(secrets.features_folder(self._workdir, self._identity.name, run.work.id))
         frozen = training.contents_of(secrets.frozen_folder(self._workdir, run.work.id))
@@ -302,7 +308,7 @@ class SiloParty:
         from tff_pipeline.runtime.workers import ClientWorkers
         from tff_pipeline.training.wiring import clients_of
 
-        config, stack = self._config, run.open
+        config, stack = self._config, run.rounds_open
         ledger = self._ledger()
         stack.enter_context(ledger.exclusively())
         account = SiloAccount(ledger, self._policy.budget_epsilon, run.plan, run=run.work.id, draw=draw_name(digest))
@@ -325,7 +331,7 @@ class SiloParty:
                 self._policy.colluding,
             ),
             run.work.id,
-            TrainingWork(silo, run.draws, account, noised=noised),
+            TrainingWork(silo, run.draws, account, draw=digest, noised=noised),
             run.work.folder / "rounds",
         )
         stack.callback(rounds.close)

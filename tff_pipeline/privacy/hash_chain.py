@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tff_pipeline import __version__
-from tff_pipeline.artifacts import canonical_json, now, sync_directory, write_atomic
+from tff_pipeline.artifacts import append_synced, canonical_json, now, sync_directory, write_atomic
 from tff_pipeline.errors import PrivacyError
 
 _START = "0" * 64
@@ -128,11 +128,9 @@ class HashChain(abc.ABC):
         line["hash"] = _hash(line)
         created = not self.path.exists()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
+        with self.path.open("ab", buffering=0) as file:
             file.truncate(_whole_bytes(self.path))
-            file.write(canonical_json(line) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+            append_synced(file.fileno(), canonical_json(line) + b"\n")
         if created:
             sync_directory(self.path.parent)
         self._take(line)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tff_pipeline.artifacts import write_atomic
+from tff_pipeline.artifacts import append_synced, write_atomic
 from tff_pipeline.errors import ArtifactError, PrivacyError
 from tff_pipeline.privacy import randomness
 
@@ -101,10 +101,10 @@ class PartyKey:
             raise PrivacyError(
                 f"{where}: {self.path} was removed while the run was under way; expected it to stay until the run is finished. Nothing was sent. Start the run again: it draws everything anew."
             ) from None
-        with open(handle, "ab") as file:
-            file.write(json.dumps(line, sort_keys=True).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            append_synced(handle, json.dumps(line, sort_keys=True).encode() + b"\n")
+        finally:
+            os.close(handle)
 
     def _read(self) -> tuple[bytes, dict[str, str | None]]:
         try:

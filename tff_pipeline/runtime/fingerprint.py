@@ -1,6 +1,6 @@
 """A digest of what a learning process computes: by it a silo knows again what it has approved.
 
-The digest covers every operation of the three graphs that silos and server run, with its attributes, its constants and what
+The digest covers every operation of the graphs that silos and server run, and of the one that makes the first state, with its attributes, its constants and what
 it is fed from. It does not cover names, which TensorFlow and Keras count up within a process, so that the same process has the
 same digest wherever it is built with the same versions.
 """
@@ -22,6 +22,8 @@ def graph_digest(compiled: Compiled) -> str:
     digest = hashlib.sha256(b"tff-pipeline process\0")
     for part in _PARTS:
         digest.update(_digest_of_graph(getattr(compiled.form, part)).encode())
+    # The state that a run begins with: TFF keeps both optimizers' learning rates there, and broadcasts the clients'.
+    digest.update(_digest_of_graph(compiled.initialize).encode())
     for slot in compiled.slots:
         digest.update(f"{slot.dtype.str}{slot.shape}\0".encode())
     digest.update(f"{compiled.noised_slots}{compiled.shapes}{compiled.layout.names}".encode())

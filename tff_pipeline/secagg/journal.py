@@ -150,8 +150,10 @@ class FileJournal(MemoryJournal):
 
     def _append(self, line: dict[str, object]) -> None:
         end = os.fstat(self._file.fileno()).st_size
+        rest = memoryview(json.dumps(line, sort_keys=True).encode() + b"\n")
         try:
-            self._file.write(json.dumps(line, sort_keys=True).encode() + b"\n")
+            while rest:  # a disk that becomes full takes a part, and says so only to the next write
+                rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
         except OSError:
             self._file.truncate(end)  # a full disk must not leave half a line for the next one to be glued to

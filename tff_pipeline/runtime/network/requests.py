@@ -142,12 +142,23 @@ def to_arrays(sent: Sequence[Array], *, where: str) -> list[np.ndarray]:
     """
     arrays = []
     for array in sent:
-        dtype = np.dtype(array.dtype)
-        needed = dtype.itemsize * math.prod(array.shape)
         content = memoryview(array.content)
-        if content.nbytes != needed:
+        try:
+            dtype = np.dtype(array.dtype)
+            needed = dtype.itemsize * math.prod(array.shape)
+            if content.nbytes != needed:
+                raise ProtocolError(
+                    f"{where}: has {content.nbytes} bytes for an array of shape {_short(array.shape)} and {dtype}; expected {needed}. Nothing was done."
+                )
+            plain = np.frombuffer(content, dtype) if needed else np.zeros(0, dtype)
+            arrays.append(plain.reshape(array.shape))
+        except (TypeError, ValueError):
             raise ProtocolError(
-                f"{where}: has {content.nbytes} bytes for an array of shape {array.shape} and {dtype}; expected {needed}. Nothing was done."
-            )
-        arrays.append(np.frombuffer(content, dtype).reshape(array.shape))
+                f"{where}: has an array of {array.dtype} and shape {_short(array.shape)}; expected a type and a shape that NumPy has. Nothing was done."
+            ) from None
     return arrays
+
+
+def _short(shape: Sequence[int]) -> str:
+    """So that a message cannot fill somebody's log."""
+    return str(tuple(shape))[:100]

@@ -15,6 +15,7 @@ so that no noise is ever under two sums.
 This module and `silo_rounds` do not import each other.
 """
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -94,7 +95,8 @@ class SecureRounds:
         self._link, self._roster, self._threshold, self._session = link, dict(roster), threshold, session
         self._charges, self._patience, self._tell = charges, patience, tell
         self._attempts = folder / "attempts.json"
-        self._rejoin, self._out = rejoin, set[str]()  # silos that have to be brought back
+        self._gone: dict[str, str] = {}  # why a silo is out of the attempt, by its name
+        self._rejoin, self._absent = rejoin, set[str]()  # silos that have to be brought back
         self.bytes_down = self.bytes_up = 0  # of the newest round, to and from the silo with most of them
 
     def sum(self, at: Round, broadcast: Sequence[np.ndarray], slots: Sequence[Slot]) -> Sums:
@@ -107,6 +109,7 @@ class SecureRounds:
         for _ in range(self._patience.attempts):
             asked = self._connected(at)
             attempt = self._next_attempt()
+            self._gone.clear()
             try:
                 return self._attempt(at, attempt, asked, broadcast, slots)
             except RoundLost as lost:
@@ -114,8 +117,8 @@ class SecureRounds:
                 if lost.drawn_anew:
                     raise
         raise TrainingError(
-            f"round {at.number + 1}: {self._patience.attempts} attempts ended with fewer than {self._threshold} silos; expected that many to stay. "
-            "The last good state is kept. Look at what the silos refused, above, and start the run again: it goes on from here."
+            f"round {at.number + 1}: {self._patience.attempts} attempts ended with fewer than {self._threshold} silos; expected that many to stay. {self._turn()} "
+            "The last good state is kept. Start the run again when that is put right: it goes on from here."
         )
 
     def _attempt(
@@ -133,11 +136,12 @@ class SecureRounds:
         up = dict(down)
         positions = self._advertise(secure, at, number, asked, down, up)
         messages = self._finish(secure, at)
-        counterpart = self._charges.charge_population(
-            at, {name: {"lines": positions[name].lines, "hash": positions[name].hash} for name in messages}
-        )
+        with _on_disk(f"round {at.number + 1}: the population's charge"):
+            counterpart = self._charges.charge_population(
+                at, {name: {"lines": positions[name].lines, "hash": positions[name].hash} for name in messages}
+            )
         line = requests.Position(**counterpart)
-        members = tuple(messages)
+        members = self._charges.members(at) or tuple(messages)
         stages: dict[str, Callable[[bytes], bytes]] = {
             "share": lambda message: requests.encode(
                 requests.Charge(counterpart=line, members=members, message=message)
@@ -179,7 +183,7 @@ class SecureRounds:
             try:
                 said = requests.decode(answer, requests.Begun, where=f"round {at.number + 1}: answer of silo {name}")
             except ProtocolError as error:
-                self._tell("silo", str(error), silo=name)
+                self._out(name, str(error), "silo")
                 continue
             if self._take(secure, at, name, said.message):
                 positions[name] = said.position
@@ -205,27 +209,32 @@ class SecureRounds:
                 up[name] += len(outcome.content)
                 yield name, outcome.content
             elif isinstance(outcome, Refusal):
-                self._out.add(name)
-                self._tell(
-                    "refused",
-                    f"silo {name} refused stage {stage} of round {at.number + 1}: {outcome.reason}",
-                    silo=name,
+                self._absent.add(name)
+                self._out(
+                    name, f"silo {name} refused stage {stage} of round {at.number + 1}: {outcome.reason}", "refused"
                 )
             else:
-                self._out.add(name)
-                self._tell(
-                    "lost",
-                    f"silo {name} did not answer stage {stage} of round {at.number + 1} ({outcome.how}); the round goes on without it",
-                    silo=name,
-                )
+                self._absent.add(name)
+                how = f"silo {name} did not answer stage {stage} of round {at.number + 1} ({outcome.how})"
+                self._out(name, f"{how}; the round goes on without it", "lost")
 
     def _take(self, secure: SecureSum, at: Round, name: str, answer: Any) -> bool:
         try:
             secure.take(name, answer)
         except ProtocolError as error:
-            self._tell("silo", str(error), silo=name)
+            self._out(name, str(error), "silo")
             return False
         return True
+
+    def _out(self, name: str, why: str, event: str) -> None:
+        """Tells that a silo is out of the attempt."""
+        self._gone[name] = why
+        self._tell(event, why, silo=name)
+
+    def _turn(self) -> str:
+        """Whose turn it is after an attempt that was lost."""
+        gone = dict.fromkeys(self._roster.keys() - self._link.silos(), "was not connected") | self._gone
+        return f"It is the turn of {', '.join(f'silo {name} ({why[:200]})' for name, why in sorted(gone.items()))}."
 
     def _finish(self, secure: SecureSum, at: Round) -> dict[str, bytes]:
         stage = secure.stage
@@ -233,7 +242,7 @@ class SecureRounds:
             return secure.finish()
         except ProtocolError as error:
             raise RoundLost(
-                f"round {at.number + 1}: the attempt ended in stage {stage}. {error}",
+                f"round {at.number + 1}: the attempt ended in stage {stage}. {error} {self._turn()}",
                 drawn_anew=stage in _MAY_HAVE_SHOWN,
             ) from None
 
@@ -263,15 +272,27 @@ class SecureRounds:
 
     def _in(self, name: str) -> bool:
         """Whether the silo is in the run, or is again."""
-        if name in self._out and self._rejoin(name):
-            self._out.discard(name)
-        return name not in self._out
+        if name in self._absent and self._rejoin(name):
+            self._absent.discard(name)
+        return name not in self._absent
 
     def _next_attempt(self) -> int:
         """A number that no attempt of this run had, on disk before it is used."""
         last = json.loads(self._attempts.read_text())["attempt"] if self._attempts.exists() else -1
-        write_atomic(self._attempts, json.dumps({"attempt": last + 1}).encode() + b"\n")
+        with _on_disk(f"{self._attempts}: the number of the attempt"):
+            write_atomic(self._attempts, json.dumps({"attempt": last + 1}).encode() + b"\n")
         return last + 1
+
+
+@contextlib.contextmanager
+def _on_disk(what: str) -> Iterator[None]:
+    """Says whose disk it is that takes nothing more."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"{what} could not be written ({error.strerror}); expected room on the coordinator's disk. It is the turn of the coordinator, and of no silo. The last good state is kept: make room, and start the run again."
+        ) from error
 
 
 class NetworkRuntime:

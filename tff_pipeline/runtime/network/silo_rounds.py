@@ -121,10 +121,22 @@ class SiloRounds:
             raise Refused(
                 f"the request is of round {at.number + 1} and came as round {number + 1}; expected one number."
             )
-        self.close()
+        current = self._attempt
+        if current is not None and current.at == at:
+            if begin.at.attempt <= current.number:
+                raise Refused(
+                    f"attempt {begin.at.attempt} at round {number + 1} was asked for, and this silo is in attempt {current.number}; expected a later one. The request came twice or late; attempt {current.number} goes on."
+                )
+            self.close()  # both have one journal
         position = self._work.begin(at, begin.known)
-        self._attempt = self._began(at, begin.at.attempt)
-        message = self._attempt.client.advertise()
+        attempt = self._began(at, begin.at.attempt)
+        try:
+            message = attempt.client.advertise()
+        except BaseException:
+            attempt.close()
+            raise
+        self.close()
+        self._attempt = attempt
         return requests.encode(requests.Begun(position=position, message=message))
 
     def _began(self, at: Round, attempt: int) -> "_Attempt":
@@ -150,14 +162,20 @@ class SiloRounds:
         except BaseException:
             journal.close()
             raise
-        return _Attempt(at, client, journal)
+        return _Attempt(at, attempt, client, journal)
 
     def _share(self, number: int, request: bytes | memoryview) -> bytes:
         current = self._current(number, "share")
         charge = requests.decode(request, requests.Charge, where=self._where(number))
         self._require_members(charge.members)
-        self._work.charge(current.at, charge.counterpart, charge.members)
-        return current.client.share_keys(charge.message)
+        # First whether the request is of this attempt: a late one of another draw names another line of the population.
+        answer = current.client.share_keys(charge.message)
+        try:
+            self._work.charge(current.at, charge.counterpart, charge.members)
+        except BaseException:
+            self.close()
+            raise
+        return answer
 
     def _mask(self, number: int, request: bytes | memoryview) -> bytes:
         current = self._current(number, "mask")
@@ -194,6 +212,7 @@ class _Attempt:
     """The attempt that is under way, and the journal that its client writes."""
 
     at: Round
+    number: int
     client: Client
     journal: FileJournal
 
