@@ -94,6 +94,9 @@ def test_keys_that_are_not_signed_or_not_its_own():
         first,
         msgspec.structs.replace(first, silo="bank"),
         signed_keys(attempt.terms, "bank", own.keys.share_key, own.keys.share_key),
+        # Of small order: an insider would end the attempt of all.
+        signed_keys(attempt.terms, "bank", own.keys.share_key, bytes(32)),
+        signed_keys(attempt.terms, "bank", (1).to_bytes(32, "little"), own.keys.mask_key),
     ):
         with pytest.raises(ProtocolError, match="its keys are not signed by it for this attempt, or are not its own"):
             attempt.server.take("bank", messages.encode(msgspec.structs.replace(own, keys=wrong)))

@@ -42,6 +42,15 @@ def well_formed(public_key: bytes) -> bool:
     return int.from_bytes(public_key, "little") < _FIELD
 
 
+def gives_secret(public_key: bytes) -> bool:
+    """Whether an exchange with this X25519 key gives a secret: it is not of small order (RFC 7748, section 6.1)."""
+    try:
+        X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(public_key))
+    except ValueError:
+        return False
+    return True
+
+
 def pair_mask_key(terms: Terms, private: X25519PrivateKey, own: Peer, other: Peer) -> bytes:
     """The key of the mask between two silos, s_uv of figure 4, round 2: the same from both sides.
 

@@ -205,6 +205,8 @@ class Server:
             own.silo != name
             or not identity.verify(self._terms.roster[name], content, own.signature)
             or not all(keys.well_formed(key) and key not in known for key in (own.share_key, own.mask_key))
+            # Passed on, it would end everybody's attempt: each of them refuses it.
+            or not all(keys.gives_secret(key) for key in (own.share_key, own.mask_key))
             or own.share_key == own.mask_key
         ):
             raise ProtocolError(
