@@ -19,7 +19,7 @@ _RUN = {"clients": 12, "expected_cohort": 6.0, "sampling_probability": 0.5, "noi
 PLANS = {
     "gaussian": plan(Gaussian, **_RUN),
     "adaptive": plan(AdaptiveGaussian, **_RUN, quantile=0.5, count_stddev=2.0),
-    "tree": plan(Tree, **{**_RUN, "sampling_probability": None}, rounds_per_tree=2),
+    "tree": plan(Tree, **_RUN, rounds_per_tree=2),
     "silos' noise": plan(DistributedDiscreteGaussian, **_RUN, silos=3, tolerated_silos=1),
     "none": plan(NoPrivacy, clients=12, expected_cohort=6.0, sampling_probability=0.5, delta=None),
 }
