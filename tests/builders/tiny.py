@@ -20,9 +20,8 @@ def vocabulary(folder: Path, words: Sequence[str] = WORDS) -> Path:
     """A file of these words, and of the letters that all others are spelt with."""
     path = folder / "vocab.txt"
     letters = "abcdefghijklmnopqrstuvwxyz"
-    path.write_text(
-        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words, *letters, *(f"##{letter}" for letter in letters)]) + "\n"
-    )
+    spelt = [*(letter for letter in letters if letter not in words), *(f"##{letter}" for letter in letters)]
+    path.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words, *spelt]) + "\n")
     return path
 
 
