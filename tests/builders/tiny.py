@@ -16,12 +16,11 @@ ROWS: dict[str, list[Row]] = {
 PRIVATE = ("privacy.mechanism=gaussian", "privacy.clip_norm=1.0", "privacy.noise_multiplier=1.0", "privacy.delta=1e-3")
 
 
-def vocabulary(folder: Path, words: Sequence[str] = WORDS) -> Path:
-    """A file of these words, and of the letters that all others are spelt with."""
+def vocabulary(folder: Path) -> Path:
     path = folder / "vocab.txt"
     letters = "abcdefghijklmnopqrstuvwxyz"
     path.write_text(
-        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words, *letters, *(f"##{letter}" for letter in letters)]) + "\n"
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, *letters, *(f"##{letter}" for letter in letters)]) + "\n"
     )
     return path
 

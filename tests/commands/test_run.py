@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import environment
-from builders.tiny import vocabulary
 from builders.warm_pipeline import WarmPipeline
 
 TEXTS = {
@@ -45,7 +44,8 @@ def write_inputs(folder: Path) -> Path:
                 label = str(random.choice(sorted(labels)))
                 rows.append(f"{silo}-{client},{random.choice(labels[label])},{label}")
         (folder / f"{silo}.csv").write_text("\n".join(rows) + "\n")
-    vocabulary(folder, VOCABULARY)
+    letters = [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *VOCABULARY, *letters]) + "\n")
     silos = "".join(
         f'[[silos]]\nname = "{silo}"\ninput = "{silo}.csv"\nformat = "csv"\nclient = "customer"\n' for silo in TEXTS
     )
