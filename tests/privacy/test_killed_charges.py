@@ -7,6 +7,7 @@ from tff_pipeline.cli import main
 from tff_pipeline.privacy import charges as account
 
 
+@pytest.mark.parametrize("draw", ["d", "other"])
 @pytest.mark.parametrize("write", range(6))
 def test_a_charge_that_was_killed_between_any_two_files_is_completed(folder, monkeypatch, write, draw):
     """Also where the run comes back with other secrets, or another run comes: the round is charged everywhere or nowhere."""
