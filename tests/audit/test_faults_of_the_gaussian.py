@@ -10,7 +10,7 @@ import pytest
 from builders.audited import attacked
 from builders.faults import (
     COHORT,
-    KEYSTREAM,
+    MASK_KEY,
     WITH_NOISE,
     Planted,
     by_the_clock,
@@ -94,7 +94,7 @@ FAULTS: list[tuple[str, str, Planted, str]] = [
     (
         "the same masks in every round",
         "gaussian",
-        [(Party, "_keystream", lambda self, peer, shared, number: KEYSTREAM(self, peer, shared, 0))],
+        [(Party, "_mask_key", lambda self, peer, shared, number: MASK_KEY(self, peer, shared, 0))],
         "masks repeated",
     ),
     ("noise from the clock in us", "gaussian", by_the_clock(1_000), "noise from the clock"),

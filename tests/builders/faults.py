@@ -52,7 +52,7 @@ GAUSS, DISCRETE, POISSON, TURNS = (
     sampling.cohort_of_tree,
 )
 WITH_NOISE = ServerState.with_noise
-SUM, NORM, MASK, KEYSTREAM = Silo.sum, dp_sum.norm_at_least, Party.mask, Party._keystream
+SUM, NORM, MASK, MASK_KEY = Silo.sum, dp_sum.norm_at_least, Party.mask, Party._mask_key
 
 
 def earlier(at: Round, number: int) -> Round:
