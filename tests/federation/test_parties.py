@@ -68,6 +68,38 @@ def test_a_silo_that_dies_is_left_out_and_comes_back(agreed):
     assert all(weights.size for weights in trained_weights(run))
 
 
+@pytest.mark.parametrize(("stage", "seed"), [("base", 11), ("share", 12), ("mask", 13), ("unmask", 14)])
+def test_a_coordinator_that_was_killed_goes_on_where_it_stopped(agreed, stage, seed):
+    """In the second round, or before the first; the silos stay. Nothing is charged twice."""
+    process = agreed.folder / "process.toml"
+    before = process.read_text()
+    # A run of its own: another seed draws something else, and promises the same, so that nobody is asked again.
+    process.write_text(before.replace("seed = 3", f"seed = {seed}"))
+    charged_before = {name: len(charged(agreed, name)) for name in agreed.silos}
+    try:
+        with agreed.link() as link:
+            ask, died = link.ask, []
+
+            def dying(asked, number, *others):
+                if asked == stage and number == (stage != "base") and not died:
+                    died.append(asked)
+                    raise KeyboardInterrupt
+                return ask(asked, number, *others)
+
+            link.ask = dying
+            with pytest.raises(KeyboardInterrupt):
+                agreed.coordinate(link)
+            run = agreed.coordinate(link)
+    finally:
+        process.write_text(before)
+
+    assert died == [stage]
+    assert is_complete(run)
+    assert {name: len(charged(agreed, name)) - charged_before[name] for name in agreed.silos} == dict.fromkeys(
+        agreed.silos, 3
+    )
+
+
 def test_a_silo_whose_ledger_is_an_older_copy_takes_part_no_more(agreed, tmp_path):
     """The population's ledger says how long it was."""
     folder = agreed.folder / "insurer" / "work" / "silos" / "insurer"
