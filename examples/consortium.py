@@ -2,7 +2,7 @@
 
 It does what docs/consortium.md says, command by command: provisioning, preparation at each silo, a coordinator and three silos
 over mutual TLS at this machine's loopback address, the approval of every data steward (here all of them are you), the
-rounds with the full secure sum, and the export of the model. What a company would type is printed before it is done.
+rounds with the full secure sum, the export of the model, and two questions to it. What a company would type is printed before it is done.
 """
 
 import argparse
@@ -62,8 +62,8 @@ delta = 1e-4
 
 [export]
 name = "consortium"
-examples = ["somebody paid 80 euros with my card at a petrol station", "where is my parcel?"]
 """
+ASKED = ("somebody paid 80 euros with my card at a petrol station", "where is my parcel?")
 
 
 def main() -> int:
@@ -97,6 +97,7 @@ def main() -> int:
     if code:
         return code
     command("export", "--config", folder / "coordinator.toml")
+    command("predict", "--config", folder / "coordinator.toml", *ASKED)
     for name in SILOS:
         command("silo", "status", "--config", folder / "silos" / name / "silo.toml")
     return 0
