@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from tff_pipeline.config import Patience
 from tff_pipeline.privacy.draws import Draws
 from tff_pipeline.privacy.keys import PartyKey
 from tff_pipeline.privacy.ledger import Ledger, charge_of
@@ -23,7 +24,7 @@ from tff_pipeline.privacy.server_draws import ServerDraws
 from tff_pipeline.privacy.silo_draws import SiloDraws
 from tff_pipeline.runtime.base import Broadcast, RoundResult
 from tff_pipeline.runtime.network.loopback import LoopbackLink
-from tff_pipeline.runtime.network.server_rounds import Patience, SecureRounds
+from tff_pipeline.runtime.network.server_rounds import SecureRounds
 from tff_pipeline.runtime.network.silo_rounds import Membership, SiloRounds
 from tff_pipeline.runtime.network.training_work import TrainingWork
 from tff_pipeline.runtime.silo import Silo

@@ -77,8 +77,9 @@ class Consortium:
     @contextlib.contextmanager
     def runtime(self, link: Any = None, **patience: Any) -> Iterator[Any]:
         """The coordinator's runtime, over a loopback link if there is no other."""
+        from tff_pipeline.config import Patience
         from tff_pipeline.runtime.network.loopback import LoopbackLink
-        from tff_pipeline.runtime.network.server_rounds import NetworkRuntime, Patience, SecureRounds
+        from tff_pipeline.runtime.network.server_rounds import NetworkRuntime, SecureRounds
 
         made = link or LoopbackLink(
             {name: lambda name=name: self.service(name) for name in self.clients},

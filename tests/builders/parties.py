@@ -94,8 +94,8 @@ class Parties:
 
     def coordinate(self, link: Any, progress: Any = None, **patience: Any) -> Path:
         """Runs the coordinator to the end."""
+        from tff_pipeline.config import Patience
         from tff_pipeline.federation.coordinator import Consortium, Coordinator
-        from tff_pipeline.runtime.network.server_rounds import Patience
 
         config = settings.coordinator_config(self.coordinator)
         waits = Patience(**{"stage": 5.0, "work": 60.0, "silos": 0.0, **patience})

@@ -62,7 +62,6 @@ def coordinate(path: Path, *, loopback_only: bool, progress: Progress) -> Path:
     from tff_pipeline.federation.coordinator import Consortium, Coordinator
     from tff_pipeline.runtime.network.flare import FlareLink
     from tff_pipeline.runtime.network.roster import RosterFile
-    from tff_pipeline.runtime.network.server_rounds import Patience
     from tff_pipeline.runtime.network.site import ROSTER, read_certificate, read_coordinator
 
     own = configuration.read_coordinator(path)
@@ -74,9 +73,6 @@ def coordinate(path: Path, *, loopback_only: bool, progress: Progress) -> Path:
         raise ConfigError(
             f"{config.path}: silos names {', '.join(strangers)}, which the roster in {own.site} does not admit; expected silos of the consortium: {', '.join(sorted(keys))}."
         )
-    patience = Patience(
-        stage=own.patience.stage, work=own.patience.work, silos=own.patience.silos, attempts=own.patience.attempts
-    )
     roster = RosterFile(Path(own.site) / ROSTER, read_certificate(site.credentials.authority), progress.event)
     who = Consortium({name: keys[name] for name in names}, own.threshold)
 
@@ -91,4 +87,4 @@ def coordinate(path: Path, *, loopback_only: bool, progress: Progress) -> Path:
         loopback_only=loopback_only,
     ) as link:
         progress.event("listening", f"waits for silos at port {site.roster.coordinator.port}", silos=names)
-        return Coordinator(config, who, link, patience, progress).run()
+        return Coordinator(config, who, link, own.patience, progress).run()

@@ -6,6 +6,7 @@ Unknown keys are errors that name the nearest known key. Relative paths are rela
 from tff_pipeline.config.loading import add_arguments, known_labels
 from tff_pipeline.config.parties import (
     CoordinatorFile,
+    Patience,
     Policy,
     SiloFile,
     coordinator_config,
@@ -37,6 +38,7 @@ __all__ = [
     "ExportSection",
     "GatesSection",
     "ModelSection",
+    "Patience",
     "PipelineSection",
     "Policy",
     "PrepareSection",

@@ -53,8 +53,15 @@ class Policy(_Table, frozen=True, kw_only=True):
     max_mb_a_round: Annotated[float, Meta(ge=0)] = 0.0
 
 
-class PatienceTable(_Table, frozen=True, kw_only=True):
-    """How long the coordinator waits, in seconds; see `runtime.network.server_rounds.Patience`."""
+class Patience(_Table, frozen=True, kw_only=True):
+    """How long the coordinator waits, in seconds.
+
+    Attributes:
+      stage: for the answers of a stage in which silos compute little.
+      work: for their masked sums.
+      silos: for enough silos to be connected.
+      attempts: how often a round is begun before the run stops; it goes on from there when it is started again.
+    """
 
     stage: Positive = 30.0
     work: Positive = 3600.0
@@ -82,7 +89,7 @@ class CoordinatorFile(_Table, frozen=True, kw_only=True):
     workdir: str
     site: str
     threshold: Annotated[int, Meta(ge=2)]
-    patience: PatienceTable = PatienceTable()
+    patience: Patience = Patience()
     path: str = ""
 
 

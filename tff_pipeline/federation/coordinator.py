@@ -23,7 +23,7 @@ import numpy as np
 from tff_pipeline import __version__, artifacts
 from tff_pipeline import config as configuration
 from tff_pipeline.artifacts import Workdir, is_complete, read_json
-from tff_pipeline.config import Config
+from tff_pipeline.config import Config, Patience
 from tff_pipeline.data.snapshots import RemoteSnapshot, check_compatible, union_labels
 from tff_pipeline.data.tokenization import Tokenizer
 from tff_pipeline.errors import ArtifactError, ProtocolError, TrainingError
@@ -39,7 +39,7 @@ from tff_pipeline.privacy.server_draws import ServerDraws
 from tff_pipeline.progress import Progress
 from tff_pipeline.runtime.network import requests
 from tff_pipeline.runtime.network.link import Answer, Link, Refusal
-from tff_pipeline.runtime.network.server_rounds import NetworkRuntime, Patience, SecureRounds
+from tff_pipeline.runtime.network.server_rounds import NetworkRuntime, SecureRounds
 from tff_pipeline.training import run as training
 from tff_pipeline.training import secrets
 from tff_pipeline.training.description import announce, describe

@@ -16,7 +16,6 @@ This module and `silo_rounds` do not import each other.
 """
 
 import contextlib
-import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from typing import Any, Self
 import numpy as np
 
 from tff_pipeline.artifacts import write_atomic
+from tff_pipeline.config import Patience
 from tff_pipeline.errors import ProtocolError, RoundLost, TrainingError
 from tff_pipeline.learning.process import Compiled
 from tff_pipeline.learning.state import ServerState
@@ -45,23 +45,6 @@ Tell = Callable[..., None]
 # Stages from which on the silos know a list of survivors.
 _MAY_HAVE_SHOWN = ("consistency", "unmask")
 _POLL_S = 0.5
-
-
-@dataclasses.dataclass(frozen=True)
-class Patience:
-    """How long the coordinator waits, in seconds.
-
-    Attributes:
-      stage: for the answers of a stage in which silos compute little.
-      work: for their masked sums.
-      silos: for enough silos to be connected.
-      attempts: how often a round is begun before the run stops; it goes on from there when it is started again.
-    """
-
-    stage: float = 30.0
-    work: float = 3600.0
-    silos: float = 600.0
-    attempts: int = 5
 
 
 class SecureRounds:

@@ -11,7 +11,7 @@ This module and `server_rounds` do not import each other.
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -21,6 +21,9 @@ from tff_pipeline.privacy.round import Round
 from tff_pipeline.runtime.network import requests
 from tff_pipeline.secagg.client import Client
 from tff_pipeline.secagg.journal import FileJournal
+
+if TYPE_CHECKING:
+    from tff_pipeline.runtime.silo import Contribution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,18 +45,8 @@ class Membership:
     colluding: int = 0
 
 
-class Contribution(Protocol):
-    """What the silo adds to a sum; see `runtime.silo.Contribution`."""
-
-    @property
-    def sums(self) -> Sequence[np.ndarray]: ...
-
-    @property
-    def noise(self) -> Mapping[int, np.ndarray]: ...
-
-
 class SiloWork(Protocol):
-    """What a silo does in the rounds that are summed here: charge, and work. Training is one kind, evaluation another."""
+    """What a silo does in a round: charge, and work; see `training_work`."""
 
     @property
     def noised(self) -> Sequence[int]:
@@ -68,7 +61,7 @@ class SiloWork(Protocol):
         """Charges the round to the silo, on disk before it returns."""
         ...
 
-    def contribution(self, broadcast: Sequence[np.ndarray], at: Round) -> Contribution:
+    def contribution(self, broadcast: Sequence[np.ndarray], at: Round) -> "Contribution":
         """Works on the broadcast."""
         ...
 
@@ -182,7 +175,7 @@ class SiloRounds:
         work = requests.decode(request, requests.Work, where=self._where(number))
         broadcast = requests.to_arrays(work.broadcast, where=self._where(number))
         own = self._work.contribution(broadcast, current.at)
-        return current.client.mask(work.message, list(own.sums), own.noise)
+        return current.client.mask(work.message, own.sums, own.noise)
 
     def _unmask(self, number: int, request: bytes | memoryview) -> bytes:
         answer = self._current(number, "unmask").client.unmask(bytes(request))

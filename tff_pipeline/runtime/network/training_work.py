@@ -8,7 +8,7 @@ from tff_pipeline.errors import Refused
 from tff_pipeline.privacy.party_charges import SiloAccount
 from tff_pipeline.privacy.round import Round
 from tff_pipeline.privacy.silo_draws import SiloDraws
-from tff_pipeline.runtime.base import Broadcast, OnClient
+from tff_pipeline.runtime.base import Broadcast
 from tff_pipeline.runtime.network.requests import Position
 from tff_pipeline.runtime.silo import Contribution, Silo
 
@@ -23,7 +23,6 @@ class TrainingWork:
       draw: the run's, 64 hex digits (`privacy.draws.draw_digest`), as this silo has worked it out. `account` charges rounds of it;
         a round of another would have other noise under the same charge.
       noised: indices of the slots that must not leave without noise.
-      on_client: called as each client's work ends.
     """
 
     def __init__(
@@ -34,11 +33,9 @@ class TrainingWork:
         *,
         draw: str,
         noised: Sequence[int],
-        on_client: OnClient = lambda: None,
     ):
         self.noised = tuple(noised)
-        self._silo, self._draws, self._account, self._on_client = silo, draws, account, on_client
-        self._draw = draw
+        self._silo, self._draws, self._account, self._draw = silo, draws, account, draw
 
     def begin(self, at: Round, known: Position | None) -> Position:
         if at.draw != self._draw:
@@ -55,4 +52,4 @@ class TrainingWork:
         )
 
     def contribution(self, broadcast: Sequence[np.ndarray], at: Round) -> Contribution:
-        return self._silo.contribution(Broadcast(tuple(broadcast)), at, on_client=self._on_client)
+        return self._silo.contribution(Broadcast(tuple(broadcast)), at)
